@@ -1,0 +1,129 @@
+"""The ASE calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from dpa3sim.checkpoints import ModelFile
+from dpa3sim.graph.candidates import complete_cell
+from dpa3sim.graph.edges import Truncation
+from dpa3sim.potential import Dtype, Potential
+from dpa3sim.structure import Structure
+
+
+class DPA3Calculator(Calculator):
+    """Energies, forces and stresses of a DPA3 model, for ASE.
+
+    Args:
+        model: path of a checkpoint (``.pth``, ``.pt``, ``.safetensors``), a registry name, a
+            loaded model or a :class:`Potential`; None is the embedded default model.
+        head: head of a multi-task checkpoint.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:0"`` ...
+        dtype: ``"auto"`` is the checkpoint's own precision; ``"float32"``, ``"float64"``.
+        truncate: ``"deepmd"`` or ``"none"``, see :class:`Potential`.
+
+    Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
+    ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
+    ``virial`` (eV, (3, 3), -dE/dstrain). ``warnings`` says what limits the last ones.
+
+    Charge and spin, for models that take them, come from ``atoms.info["charge_spin"]``.
+
+    Raises:
+        CheckpointError, InputError: see :class:`Potential`; InputError also from calculations
+            of structures that have no answer.
+    """
+
+    implemented_properties = [  # noqa: RUF012 - ASE declares it as an instance variable
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+        "virial",
+    ]
+
+    def __init__(
+        self,
+        model: str | Path | ModelFile | Potential | None = None,
+        *,
+        head: str | None = None,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        truncate: Truncation = "deepmd",
+    ) -> None:
+        super().__init__()
+        if isinstance(model, Potential):
+            self.potential = model
+        else:
+            self.potential = Potential(
+                model, head=head, device=device, dtype=dtype, truncate=truncate
+            )
+        self._key: tuple[Any, ...] | None = None
+        self.warnings: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> ModelFile:
+        """The model in use: ``model.name``, ``model.head``, ``model.sha256`` ..."""
+        return self.potential.model
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation, as far as it matters to the model.
+
+        Charges, magnetic moments, constraints and the cell of a molecule do not; the charge,
+        spin and parameters in ``atoms.info`` do.
+        """
+        changed = self._key is None or Structure.from_atoms(atoms).key() != self._key
+        return list(all_changes) if changed else []
+
+    def reset(self) -> None:
+        """Forget the last results."""
+        super().reset()
+        self._key = None
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Compute all properties of ``atoms`` (ASE calls this)."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        structure = Structure.from_atoms(self.atoms)
+        result = self.potential.evaluate([structure])[0]
+        self._key = structure.key()
+        self.warnings = result.warnings
+        self.results = {
+            "energy": result.energy,
+            "free_energy": result.energy,
+            "energies": result.energies,
+            "forces": result.forces,
+            "virial": result.virial,
+        }
+        if structure.pbc.any():
+            stress = virial_stress(result.virial, structure.cell, structure.pbc)
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        elif "stress" in properties:
+            raise PropertyNotImplementedError("a structure without periodic axes has no stress")
+
+
+def virial_stress(virial: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Stress ``(3, 3)`` in eV/Å^3, positive = tensile, from the virial in eV (spec 1.7).
+
+    Along non-periodic axes the cell vector only sets the reference volume (a slab with its
+    vacuum); a missing one counts as 1 Å.
+    """
+    rank_deficient = abs(np.linalg.det(cell)) < 1e-9
+    volume = abs(np.linalg.det(complete_cell(cell, pbc) if rank_deficient else cell))
+    return -(virial + virial.T) / (2 * volume)

@@ -1,0 +1,105 @@
+"""What every checkpoint reader returns: a checked model, independent of its file format."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dpa3sim.elements import ATOMIC_NUMBERS
+from dpa3sim.errors import CheckpointError
+from dpa3sim.model.config import ModelConfig
+from dpa3sim.model.weights import Weights, check_weights, parameter_count
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A DPA3 model as read from a file: options, tensors and where they come from.
+
+    Attributes:
+        config: the options.
+        weights: the tensors by name (:mod:`dpa3sim.model.weights`), numpy arrays.
+        name: short name for messages and outputs.
+        path: the file that was read.
+        source_format: ``torchscript``, ``training`` or ``native``.
+        sha256: of the file that was read.
+        head: the head that was selected, None for single-task models.
+        heads: all heads of the file, empty for single-task models.
+        head_aliases: other accepted spellings, alias -> head.
+        origin: for converted models, what the original checkpoint was.
+        notes: facts worth telling about the file.
+    """
+
+    config: ModelConfig
+    weights: Weights
+    name: str
+    path: Path
+    source_format: str
+    sha256: str
+    head: str | None = None
+    heads: tuple[str, ...] = ()
+    head_aliases: Mapping[str, str] = field(default_factory=dict)
+    origin: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            check_weights(self.config, self.weights)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.path}: {error}") from None
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable scalars."""
+        return parameter_count(self.weights)
+
+    @property
+    def untrained_types(self) -> tuple[str, ...]:
+        """Types of the map that the training data had no atom of (spec trap T10).
+
+        Their energy bias, fitted to the data, stayed at zero. Empty when no type has a bias.
+        """
+        bias = np.abs(self.weights["out_bias"][0, :, 0])
+        if not bias.any():
+            return ()
+        unseen = bias < 1e-6 * bias.max()
+        return tuple(t for t, u in zip(self.config.type_map, unseen, strict=True) if u)
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Chemical elements of the type map that the model was trained on."""
+        unseen = set(self.untrained_types)
+        return tuple(t for t in self.config.type_map if t in ATOMIC_NUMBERS and t not in unseen)
+
+    def traps(self) -> list[str]:
+        """Known limits of this model that its user should know (spec 1.9)."""
+        descriptor, found = self.config.descriptor, []
+        if descriptor.has_step:
+            found.append(
+                f"non-smooth at {descriptor.a_rcut:g} Å: the energy jumps by some meV whenever a "
+                "pair of atoms crosses that distance"
+            )
+        found.append(
+            f"selection limit: the nearest {descriptor.e_sel} neighbours within "
+            f"{descriptor.e_rcut:g} Å and the nearest {descriptor.a_sel} within "
+            f"{descriptor.a_rcut:g} Å count; in denser structures the energy depends on how "
+            "equal distances are ordered (truncate='none' keeps all)"
+        )
+        activations = (descriptor.activation, self.config.fitting.activation)
+        if any(a.name == "silut" and a.threshold < 5 for a in activations):
+            found.append(
+                "the activation's second derivative jumps at its threshold: Hessians by finite "
+                "differences and analytic ones can differ slightly"
+            )
+        if self.untrained_types:
+            found.append(f"elements never seen in training: {' '.join(self.untrained_types)}")
+        return found
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,120 @@
+"""Our own format: one safetensors file, the configuration as JSON in its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from dpa3sim.checkpoints.model_file import ModelFile
+from dpa3sim.errors import CheckpointError
+from dpa3sim.model.config import ModelConfig
+from dpa3sim.model.weights import Weights
+
+METADATA_KEY = "dpa3sim"
+FORMAT_VERSION = 1
+SUFFIX = ".safetensors"
+
+
+class NativeModel(NamedTuple):
+    """What a native file holds."""
+
+    config: ModelConfig
+    weights: dict[str, np.ndarray]
+    name: str
+    head: str | None
+    origin: dict[str, str]
+
+
+def write_native(model: ModelFile, path: Path) -> None:
+    """Write a model to ``path``, completely or not at all.
+
+    The file records its origin and a checksum over configuration and tensors.
+    """
+    config = model.config.to_dict()
+    # What was converted once keeps the origin that it had.
+    origin = dict(model.origin) or {
+        "file": model.path.name,
+        "sha256": model.sha256,
+        "format": model.source_format,
+    }
+    header = {
+        "format_version": FORMAT_VERSION,
+        "name": model.name,
+        "head": model.head,
+        "origin": origin,
+        "config": config,
+        "content_sha256": content_hash(config, model.weights),
+    }
+    # One entry only: safetensors writes several in random order.
+    metadata = {METADATA_KEY: json.dumps(header, sort_keys=True)}
+    data = save({k: np.ascontiguousarray(v) for k, v in model.weights.items()}, metadata=metadata)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_native(path: Path) -> NativeModel:
+    """Read a file that :func:`write_native` wrote.
+
+    Raises:
+        CheckpointError: not such a file, damaged, or of a newer version.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged or no safetensors file ({error})") from None
+    if METADATA_KEY not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not a dpa3sim model")
+    header = _json_object(path, metadata[METADATA_KEY])
+    if header.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format version {header.get('format_version')}, "
+            f"this dpa3sim reads version {FORMAT_VERSION}"
+        )
+    config, origin = header.get("config"), header.get("origin")
+    if not isinstance(config, dict) or not isinstance(origin, dict):
+        raise CheckpointError(f"{path}: malformed metadata")
+    if header.get("content_sha256") != content_hash(config, weights):
+        raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
+    try:
+        parsed = ModelConfig.from_dict(config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    name, head = str(header.get("name", path.stem)), header.get("head")
+    return NativeModel(parsed, weights, name, str(head) if head else None, origin)
+
+
+def content_hash(config: Mapping[str, Any], weights: Weights) -> str:
+    """SHA-256 over the configuration and all tensors with their names, types and shapes."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        digest.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _json_object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: malformed metadata")
+    return value

@@ -1,0 +1,123 @@
+"""Read frozen deepmd-kit models (``.pth``, TorchScript) without running them (spec 2.2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dpa3sim.checkpoints.archive import Archive, ScriptObject
+from dpa3sim.checkpoints.deepmd import (
+    DESCRIPTOR_FIELDS,
+    FITTING_FIELDS,
+    REPFLOW_FIELDS,
+    REPFLOW_NEUTRAL,
+    read_config,
+    take_weights,
+)
+from dpa3sim.errors import CheckpointError
+from dpa3sim.model.config import ModelConfig
+
+_DEPTH_LIMIT = 64
+
+
+def read_torchscript(archive: Archive) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Configuration and tensors of a frozen model.
+
+    The JSON description inside the file names the options; the attributes of the frozen objects,
+    which is what deepmd-kit really ran, fill in what old descriptions lack and must not
+    contradict them.
+    """
+    root = archive.tree
+    if not isinstance(root, ScriptObject):
+        raise CheckpointError(f"{archive.path}: no TorchScript model")
+    if any(archive.extra_files.values()):
+        raise CheckpointError(
+            f"{archive.path}: contains {', '.join(archive.extra_files)}, which would change the "
+            "model's results; such models are not supported"
+        )
+    try:
+        config = read_config(_description(root))
+        _check_exclusions(config, root)
+        return config, take_weights(config, dict(_tensors(root)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{archive.path}: {error}") from None
+
+
+def _description(root: ScriptObject) -> dict[str, Any]:
+    """The JSON description, completed and cross-checked with the frozen objects."""
+    text = root.state.get("model_def_script")
+    if not isinstance(text, str) or not text:
+        raise CheckpointError(f"frozen object {root.kind} has no model description")
+    try:
+        description = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"the model description is not JSON: {error}") from None
+    if not isinstance(description, dict):
+        raise CheckpointError("the model description is not a JSON object")
+
+    atomic = _child(root, "atomic_model")
+    descriptor = _child(atomic, "descriptor")
+    repflows = _child(descriptor, "repflows")
+    layers = _child(repflows, "layers").state.values()
+    for module in (repflows, *(m for m in layers if isinstance(m, ScriptObject))):
+        for name, neutral in REPFLOW_NEUTRAL.items():
+            value = module.state.get(name, neutral[0])
+            if value not in neutral:
+                raise CheckpointError(f"pre-release option {name} = {value!r} is not supported")
+    section = description.get("descriptor")
+    if isinstance(section, dict):
+        _complete(section, descriptor, DESCRIPTOR_FIELDS)
+        _complete(section.get("repflow"), repflows, REPFLOW_FIELDS)
+    _complete(description.get("fitting_net"), _child(atomic, "fitting_net"), FITTING_FIELDS)
+    return description
+
+
+def _complete(section: Any, module: ScriptObject, names: Iterable[str]) -> None:
+    """Fill ``section`` in place from the attributes of ``module``; they must not disagree."""
+    if not isinstance(section, dict):
+        return  # the reader of the description reports it
+    for name in names:
+        value = module.state.get(name)
+        if not isinstance(value, bool | int | float | str):
+            continue
+        if section.setdefault(name, value) != value:
+            raise CheckpointError(
+                f"option {name} is {section[name]!r} in the description but {value!r} in the model"
+            )
+
+
+def _check_exclusions(config: ModelConfig, root: ScriptObject) -> None:
+    """The frozen type map and atom exclusion must be those of the description."""
+    atomic = _child(root, "atomic_model")
+    if tuple(atomic.state.get("type_map", config.type_map)) != config.type_map:
+        raise CheckpointError("the type map of the frozen model is not that of its description")
+    excluded = _child(atomic, "fitting_net").state.get("exclude_types") or ()
+    if tuple(excluded) != config.atom_exclude_types:
+        raise CheckpointError(f"fitting_net.exclude_types = {excluded} is not supported")
+
+
+def _child(parent: ScriptObject, name: str) -> ScriptObject:
+    child = parent.state.get(name)
+    if not isinstance(child, ScriptObject):
+        raise CheckpointError(f"frozen object {parent.kind} has no part {name!r}")
+    return child
+
+
+def _tensors(node: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors below an object, named by the path of attributes that leads to them."""
+    if depth > _DEPTH_LIMIT:
+        raise CheckpointError("the frozen objects are nested too deeply")
+    children: Iterable[tuple[Any, Any]] = ()
+    if isinstance(node, np.ndarray):
+        yield name, node
+    elif isinstance(node, ScriptObject):
+        children = node.state.items()
+    elif isinstance(node, Mapping):
+        children = node.items()
+    elif isinstance(node, list | tuple):
+        children = enumerate(node)
+    for key, child in children:
+        yield from _tensors(child, f"{name}.{key}" if name else str(key), depth + 1)

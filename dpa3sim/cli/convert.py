@@ -1,0 +1,45 @@
+"""Convert a deepmd-kit checkpoint (.pth or .pt) to one .safetensors file; nothing in it is run."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from dpa3sim.cli.options import Parser
+from dpa3sim.errors import InputError
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim convert``."""
+    parser.add_argument("input", metavar="IN", help="checkpoint file or registry name")
+    parser.add_argument("output", metavar="OUT", help="file to write, ending in .safetensors")
+    parser.add_argument("--head", help="head to take from a multi-task checkpoint")
+    parser.add_argument("--name", help="name that the converted model carries [that of OUT]")
+    parser.add_argument(
+        "--ema", action="store_true", help="take the moving averages of a training checkpoint"
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert."""
+    from dpa3sim.checkpoints import SUFFIX, read_model, write_native
+    from dpa3sim.checkpoints.registry import load_model
+
+    output = Path(args.output)
+    if output.suffix != SUFFIX:
+        raise InputError(f"{output}: the name must end in {SUFFIX}")
+    if output.exists() and not args.force:
+        raise InputError(f"{output}: exists; --force replaces it")
+    if not output.parent.is_dir():
+        raise InputError(f"{output.parent}: no such folder")
+    model = replace(load_model(args.input, args.head, args.ema), name=args.name or output.stem)
+    try:
+        write_native(model, output)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be written ({error.strerror})") from None
+    written = read_model(output)  # what was written can be read
+    print(f"{output}: {written.parameter_count:,} parameters, head {written.head or '-'}")
+    print(f"SHA-256 {written.sha256}")
+    return 0

@@ -1,0 +1,186 @@
+"""Command-line options made from settings, and the options that all commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dpa3sim import settings as options_of
+from dpa3sim.errors import InputError
+from dpa3sim.settings import option, validate
+
+if TYPE_CHECKING:
+    from dpa3sim.potential import Potential
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model computes, and how."""
+
+    model: str | None = option(None, "checkpoint file or registry name [embedded dpa3-openlam]")
+    head: str | None = option(None, "head of a multi-task checkpoint")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 ...")
+    dtype: str = option(
+        "auto",
+        "arithmetic; auto is the checkpoint's own precision",
+        choices=("auto", "float32", "float64"),
+    )
+    truncate: str = option(
+        "deepmd",
+        "apply the model's neighbour limits as deepmd-kit does, or none",
+        choices=("deepmd", "none"),
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def load(self) -> Potential:
+        """Load the model onto its device."""
+        from dpa3sim.potential import Potential
+
+        return Potential(
+            self.model,
+            head=self.head,
+            device=self.device,
+            dtype=self.dtype,  # type: ignore[arg-type]
+            truncate=self.truncate,  # type: ignore[arg-type]
+        )
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without abbreviations, with suggestions, ending with our exit code."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("allow_abbrev", False)
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, exit code 2."""
+        sys.stderr.write(f"{self.prog}: error: {message}\n")
+        raise SystemExit(2)
+
+    def flags(self) -> list[str]:
+        """All long option names, for suggestions."""
+        return [s for a in self._actions for s in a.option_strings if s.startswith("--")]
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def add_settings(parser: Parser, title: str, settings: Any) -> None:
+    """Add one flag for each option of a settings class; absent flags leave no value."""
+    group = parser.add_argument_group(title)
+    defaults = settings()
+    for name, (kind, info) in options_of.options(settings).items():
+        flag = "--" + name.replace("_", "-")
+        default = getattr(defaults, name)
+        text = info.help if default is None else f"{info.help} [{_show(default)}]"
+        text = text.replace("%", "%%")
+        if kind is bool:
+            group.add_argument(
+                flag,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+        else:
+            metavar = info.unit or {int: "N", float: "X"}.get(kind, name.upper())
+            group.add_argument(
+                flag,
+                dest=name,
+                type=kind,
+                default=argparse.SUPPRESS,
+                metavar="|".join(info.choices) if info.choices else metavar,
+                help=text,
+            )
+
+
+def add_config(parser: Parser) -> None:
+    """Add ``--config`` and ``--set``."""
+    group = parser.add_argument_group(
+        "settings from elsewhere (flags win over --set over --config)"
+    )
+    group.add_argument("--config", metavar="FILE", help="YAML file with any of the options above")
+    group.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="one option by name, such as --set fmax=1e-3; may be repeated",
+    )
+
+
+def resolve(args: argparse.Namespace, *classes: Any) -> list[Any]:
+    """Settings of each class from flags, ``--set`` and ``--config``, in this precedence.
+
+    Raises:
+        InputError: unknown option, unreadable value or file.
+    """
+    kinds: dict[str, tuple[type, Any]] = {}
+    for cls in classes:
+        kinds |= options_of.options(cls)
+    values = _read_config(args.config) if args.config else {}
+    for item in args.set:
+        name, separator, text = item.partition("=")
+        if not separator:
+            raise InputError(f"--set {item}: write it as KEY=VALUE")
+        # `relax.fmax` and `fmax` are the same in the command `relax`.
+        values[name.strip().replace("-", "_").rpartition(".")[2]] = text.strip()
+    for name in kinds:
+        if hasattr(args, name):
+            values[name] = getattr(args, name)
+    for name in values:
+        if name not in kinds:
+            raise options_of.unknown_option(name, kinds)
+    resolved = []
+    for cls in classes:
+        mine = {k: v for k, v in values.items() if k in options_of.options(cls)}
+        mine = {k: _typed(cls, k, v) for k, v in mine.items()}
+        resolved.append(options_of.replace_checked(cls(), mine))
+    return resolved
+
+
+def _typed(cls: Any, name: str, value: Any) -> Any:
+    """Text becomes the option's type; ``1e-3``, which YAML takes for text, a number."""
+    kind, _ = options_of.options(cls)[name]
+    if isinstance(value, str) and kind is not str:
+        return options_of.parse(cls, name, value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _read_config(file: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise InputError(f"{file}: must hold options, one 'name: value' a line")
+    return {str(key).replace("-", "_"): value for key, value in data.items()}
+
+
+def unknown_flags(parser: Parser, unknown: Sequence[str]) -> str:
+    """Message for arguments that no option took."""
+    first = unknown[0]
+    return f"unknown option {first}" + options_of.suggestion(first.split("=")[0], parser.flags())
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)

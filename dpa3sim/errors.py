@@ -1,0 +1,31 @@
+"""The errors a user can meet, each with the exit code that the command line gives it."""
+
+from __future__ import annotations
+
+
+class Dpa3simError(Exception):
+    """Base of every error that dpa3sim raises on purpose; its text is meant for the user."""
+
+    exit_code = 2
+
+
+class InputError(Dpa3simError, ValueError):
+    """Bad usage or a structure that cannot be computed; nothing was computed."""
+
+
+class CheckpointError(Dpa3simError):
+    """A model file that is damaged, malformed, malicious or of an unsupported kind."""
+
+
+class DownloadError(Dpa3simError):
+    """A model could not be fetched, or what was fetched is not what was asked for."""
+
+
+class NonFiniteError(Dpa3simError):
+    """The model returned NaN or infinity for a structure that passed the input checks."""
+
+    exit_code = 4
+
+
+class Dpa3simWarning(UserWarning):
+    """A result that is valid but that the user must know something about."""

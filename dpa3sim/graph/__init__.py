@@ -1,0 +1,1 @@
+"""Neighbour lists and the line graph: which pairs and which angles a structure has."""

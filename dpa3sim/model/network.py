@@ -1,0 +1,425 @@
+"""The DPA3 network, written to be read: spec/dpa3.md section 1, line by line.
+
+Everything here is differentiable by autograd, sparse (edges and angles only where they are)
+and batched by concatenation. It is the definition that faster evaluators are tested against.
+Symbols follow the spec: n, e, a are the node, edge and angle features; i, j the centre and the
+neighbour of an edge; q, k two angle-edges of one centre, q the one that receives.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dpa3sim.graph.batch import GraphBatch
+from dpa3sim.model.config import Activation, ModelConfig
+from dpa3sim.model.electrons import econf_rows
+from dpa3sim.model.weights import (
+    CHARGE_EMBEDDING,
+    CHARGE_ROWS,
+    FITTING_LAYERS,
+    REPFLOWS,
+    SPIN_EMBEDDING,
+    SPIN_ROWS,
+    TYPE_EMBEDDING,
+    Weights,
+    has_timestep,
+)
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the layers need to know of the edges and angles besides their features (spec 1.3).
+
+    Attributes:
+        h: ``(n_edges, 3)`` normalised environment vector; switch: ``(n_edges,)`` s^e.
+        weight: ``(n_angles,)`` w = s^a_q s^a_k.
+    """
+
+    h: Tensor
+    switch: Tensor
+    weight: Tensor
+
+
+class Network:
+    """A DPA3 model with its weights on one device.
+
+    The fitting net, which costs next to nothing, and all sums over atoms are float64 always:
+    that halves the rounding error of float32 energies.
+
+    Args:
+        config: the model's options.
+        weights: its tensors by name (:mod:`dpa3sim.model.weights`), already checked.
+        device: where to compute.
+        dtype: precision of the descriptor.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Weights,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config = config
+        self.dtype = dtype
+        self._weights: dict[str, Tensor] = {}
+        for name, array in weights.items():
+            if name == "fitting_net.bias_atom_e":
+                array = array.astype(config.fitting.precision)  # rounded as in training
+            kind = dtype if name.startswith("descriptor.") else torch.float64
+            self._weights[name] = torch.tensor(array, dtype=kind, device=device)
+        self._type_rows = self._make_type_rows(device)
+        included = [t not in config.atom_exclude_types for t in range(config.ntypes)]
+        self._included = torch.tensor(included, dtype=torch.float64, device=device)
+
+    # -- energy ---------------------------------------------------------------------------
+
+    def atomic_energies(self, graph: GraphBatch, vectors: Tensor) -> Tensor:
+        """Energy of every atom, ``(n_atoms,)`` float64, eV.
+
+        Args:
+            graph: the batch.
+            vectors: ``(n_edges, 3)`` float64 edge vectors, Å; differentiate with respect to them.
+        """
+        descriptor = self.descriptor(graph, vectors.to(self.dtype))
+        energies = self._fitting(descriptor.to(torch.float64), graph)
+        energies = energies + self._weights["fitting_net.bias_atom_e"][graph.types, 0]
+        energies = energies + self._weights["out_bias"][0, graph.types, 0]
+        return energies * self._included[graph.types]
+
+    def descriptor(self, graph: GraphBatch, vectors: Tensor) -> Tensor:
+        """The descriptor D_i, ``(n_atoms, output_dim)``."""
+        config = self.config.descriptor
+        geometry, edge, angle = self._embed_geometry(graph, vectors)
+        types = self._type_rows[graph.types]
+        if config.add_chg_spin_ebd:
+            types = types + self._charge_spin_rows(graph)[graph.structure]
+        node = activate(types, config.activation)
+        for layer in range(config.nlayers):
+            if config.sequential_update:
+                node, edge, angle = self._sequential_layer(
+                    layer, graph, geometry, node, edge, angle
+                )
+            else:
+                node, edge, angle = self._parallel_layer(layer, graph, geometry, node, edge, angle)
+        return torch.cat([node, types], dim=1) if config.concat_output_tebd else node
+
+    # -- embeddings: spec 1.3 and 1.4 -------------------------------------------------------
+
+    def _embed_geometry(
+        self, graph: GraphBatch, vectors: Tensor
+    ) -> tuple[Geometry, Tensor, Tensor]:
+        """Switches, normalised vectors, and the initial edge and angle features."""
+        config = self.config.descriptor
+        r = torch.linalg.vector_norm(vectors, dim=1)
+        s_e = switch(r, config.e_rcut_smth, config.e_rcut, config.use_exp_switch)
+        protected = (r + config.env_protection).unsqueeze(1)
+        environment = torch.cat([1 / protected, vectors / protected**2], dim=1) * s_e.unsqueeze(1)
+        centre_types = graph.types[graph.edge_i]
+        mean = self._weights[f"{REPFLOWS}.mean"][centre_types]
+        environment = (environment - mean) / self._weights[f"{REPFLOWS}.stddev"][centre_types]
+
+        if config.edge_init_use_dist:
+            edge = self._linear(f"{REPFLOWS}.edge_embd", r.unsqueeze(1))
+        else:
+            edge = self._linear(f"{REPFLOWS}.edge_embd", environment[:, :1])
+            edge = activate(edge, config.activation)
+
+        r_q = r[graph.angle_edges].unsqueeze(1)
+        direction = vectors[graph.angle_edges] / (r_q + 1e-6)
+        q, k = graph.angle_q, graph.angle_k
+        cosine = (direction[q] * direction[k]).sum(dim=1, keepdim=True) * (1 - 1e-6)
+        angle = cosine / math.sqrt(math.pi) @ self._weights[f"{REPFLOWS}.angle_embd.matrix"]
+        s_a = switch(r_q[:, 0], config.a_rcut_smth, config.a_rcut, config.use_exp_switch)
+        geometry = Geometry(h=environment[:, 1:], switch=s_e, weight=s_a[q] * s_a[k])
+        return geometry, edge, angle
+
+    def _make_type_rows(self, device: torch.device) -> Tensor:
+        """The type table T, ``(ntypes, n_dim)``, hidden identity included (trap T4)."""
+        config = self.config
+        if config.descriptor.use_econf_tebd:
+            rows = econf_rows(config.type_map)
+        else:
+            rows = np.eye(config.ntypes)
+        return self._embedding(TYPE_EMBEDDING, torch.tensor(rows, dtype=self.dtype, device=device))
+
+    def _embedding(self, name: str, rows: Tensor) -> Tensor:
+        """A linear layer with a skip connection wherever the widths allow one."""
+        out = self._linear(name, rows)
+        if out.shape[1] == rows.shape[1]:
+            return out + rows
+        if out.shape[1] == 2 * rows.shape[1]:
+            return out + torch.cat([rows, rows], dim=1)
+        return out
+
+    def _charge_spin_rows(self, graph: GraphBatch) -> Tensor:
+        """act(W_cs [C[charge + 100], P[spin]] + b_cs), ``(n_structures, n_dim)`` (spec 1.4)."""
+        if graph.charge_spin is None:
+            raise ValueError("this model needs charge_spin")
+        charge, spin = graph.charge_spin.unbind(dim=1)
+        charge = functional.one_hot(charge + CHARGE_ROWS // 2, CHARGE_ROWS)
+        spin = functional.one_hot(spin, SPIN_ROWS)
+        charge = self._embedding(CHARGE_EMBEDDING, charge.to(self.dtype))
+        spin = self._embedding(SPIN_EMBEDDING, spin.to(self.dtype))
+        mixed = self._linear("descriptor.mix_cs_mlp", torch.cat([charge, spin], dim=1))
+        return activate(mixed, self.config.descriptor.activation)
+
+    # -- layers: spec 1.5 -------------------------------------------------------------------
+
+    def _parallel_layer(
+        self,
+        layer: int,
+        graph: GraphBatch,
+        geometry: Geometry,
+        node: Tensor,
+        edge: Tensor,
+        angle: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All messages read the features of the start of the layer."""
+        config = self.config.descriptor
+        new_node = self._update_node(layer, graph, geometry, node, edge)
+        if layer == config.nlayers - 1:
+            return new_node, edge, angle  # later edge and angle updates never reach the energy
+        edge_messages = [self._edge_self_message(layer, graph, node, edge)]
+        new_angle = angle
+        if config.update_angle:
+            inputs = self._angle_inputs(layer, node, edge)
+            edge_messages.append(
+                self._edge_angle_message(layer, graph, geometry, angle, edge, inputs)
+            )
+            angle_message = self._angle_message(layer, graph, angle, inputs)
+            new_angle = self._combine(f"{layer}.a_residual", angle, [angle_message])
+        return (
+            new_node,
+            self._combine(f"{layer}.e_residual", edge, edge_messages),
+            new_angle,
+        )
+
+    def _sequential_layer(
+        self,
+        layer: int,
+        graph: GraphBatch,
+        geometry: Geometry,
+        node: Tensor,
+        edge: Tensor,
+        angle: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Each phase reads the newest edges and angles; the nodes change last."""
+        u1 = self._edge_self_message(layer, graph, node, edge)
+        edge = edge + self._layer_weight(f"{layer}.e_residual.0") * u1
+        inputs = self._angle_inputs(layer, node, edge)
+        angle = self._combine(
+            f"{layer}.a_residual", angle, [self._angle_message(layer, graph, angle, inputs)]
+        )
+        u2 = self._edge_angle_message(layer, graph, geometry, angle, edge, inputs)
+        edge = edge + self._layer_weight(f"{layer}.e_residual.1") * u2
+        return self._update_node(layer, graph, geometry, node, edge), edge, angle
+
+    def _update_node(
+        self, layer: int, graph: GraphBatch, geometry: Geometry, node: Tensor, edge: Tensor
+    ) -> Tensor:
+        """Node messages v1, v2, v3 and their combination."""
+        config = self.config.descriptor
+        name = f"{REPFLOWS}.layers.{layer}"
+        v1 = activate(self._linear(f"{name}.node_self_mlp", node), config.activation)
+
+        node_j = node.index_select(0, graph.edge_j)
+        symmetrised = torch.cat(
+            [self._symmetrise(graph, geometry, x) for x in (edge, node_j)], dim=1
+        )
+        v2 = activate(self._linear(f"{name}.node_sym_linear", symmetrised), config.activation)
+
+        message = self._edge_linear(f"{name}.node_edge_linear", graph, node, edge)
+        message = activate(message, config.activation) * geometry.switch.unsqueeze(1)
+        v3 = sum_rows(message, graph.edge_i, graph.n_atoms) / config.edge_divisor
+        chunks = v3.split(config.n_dim, dim=1)
+        return self._combine(f"{layer}.n_residual", node, [v1, v2, *chunks])
+
+    def _symmetrise(self, graph: GraphBatch, geometry: Geometry, x: Tensor) -> Tensor:
+        """sym_i[X], ``(n_atoms, axis_neuron * dim)``, axis-major."""
+        config = self.config.descriptor
+        # The switch enters twice: it is inside h already.
+        outer = geometry.h.unsqueeze(2) * (geometry.switch.unsqueeze(1) * x).unsqueeze(1)
+        psi = sum_rows(outer, graph.edge_i, graph.n_atoms) * config.edge_divisor**-0.5
+        product = psi[:, :, : config.axis_neuron].transpose(1, 2) @ psi / 3
+        return product.flatten(start_dim=1)
+
+    def _edge_self_message(
+        self, layer: int, graph: GraphBatch, node: Tensor, edge: Tensor
+    ) -> Tensor:
+        """u1, ``(n_edges, e_dim)``."""
+        name = f"{REPFLOWS}.layers.{layer}.edge_self_linear"
+        return activate(
+            self._edge_linear(name, graph, node, edge), self.config.descriptor.activation
+        )
+
+    def _edge_linear(self, name: str, graph: GraphBatch, node: Tensor, edge: Tensor) -> Tensor:
+        """``[n_i, n_j, e_ij] @ W + b``, the node parts projected before they are gathered."""
+        n_dim = self.config.descriptor.n_dim
+        w_i, w_j, w_e = self._weights[f"{name}.matrix"].split([n_dim, n_dim, edge.shape[1]])
+        out = torch.addmm(self._weights[f"{name}.bias"], edge, w_e)
+        out = out + (node @ w_i).index_select(0, graph.edge_i)
+        return out + (node @ w_j).index_select(0, graph.edge_j)
+
+    def _angle_inputs(self, layer: int, node: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
+        """The compressed features n'_i and e'_ij that enter the angle maps."""
+        config = self.config.descriptor
+        if not config.a_compress_rate:
+            return node, edge
+        if config.a_compress_use_split:
+            return node[:, : config.node_angle_dim], edge[:, : config.edge_angle_dim]
+        name = f"{REPFLOWS}.layers.{layer}"
+        return (
+            node @ self._weights[f"{name}.a_compress_n_linear.matrix"],
+            edge @ self._weights[f"{name}.a_compress_e_linear.matrix"],
+        )
+
+    def _angle_linear(
+        self, name: str, graph: GraphBatch, angle: Tensor, inputs: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """``[a_qk, n'_i, e'_ik, e'_iq] @ W + b``: the other edge k comes before the receiver q."""
+        node, edge = inputs
+        w_a, w_n, w_k, w_q = self._weights[f"{name}.matrix"].split(
+            [angle.shape[1], node.shape[1], edge.shape[1], edge.shape[1]]
+        )
+        edge = edge.index_select(0, graph.angle_edges)
+        # What depends on the centre or on the receiver alone is added once per angle-edge.
+        per_q = edge @ w_q + (node @ w_n).index_select(0, graph.angle_centres)
+        out = torch.addmm(self._weights[f"{name}.bias"], angle, w_a)
+        out = out + per_q.index_select(0, graph.angle_q)
+        return out + (edge @ w_k).index_select(0, graph.angle_k)
+
+    def _edge_angle_message(
+        self,
+        layer: int,
+        graph: GraphBatch,
+        geometry: Geometry,
+        angle: Tensor,
+        edge: Tensor,
+        inputs: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """u2, ``(n_edges, e_dim)``: the angles of an edge reduced; all edges get a message."""
+        config = self.config.descriptor
+        name = f"{REPFLOWS}.layers.{layer}"
+        message = self._angle_linear(f"{name}.edge_angle_linear1", graph, angle, inputs)
+        message = activate(message, config.activation) * geometry.weight.unsqueeze(1)
+        reduced = sum_rows(message, graph.angle_q, graph.angle_edges.shape[0])
+        reduced = reduced * config.angle_divisor**-0.5
+        # Edges without angles: nothing in smooth models, the edge itself in others (trap T2).
+        others = torch.zeros_like(edge) if config.smooth_edge_update else edge
+        reduced = others.index_copy(0, graph.angle_edges, reduced)
+        return activate(self._linear(f"{name}.edge_angle_linear2", reduced), config.activation)
+
+    def _angle_message(
+        self, layer: int, graph: GraphBatch, angle: Tensor, inputs: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """t, ``(n_angles, a_dim)``."""
+        name = f"{REPFLOWS}.layers.{layer}.angle_self_linear"
+        return activate(
+            self._angle_linear(name, graph, angle, inputs), self.config.descriptor.activation
+        )
+
+    def _combine(self, name: str, x: Tensor, messages: list[Tensor]) -> Tensor:
+        """Add messages to a feature in the model's update style."""
+        style = self.config.descriptor.update_style
+        if style == "res_residual":
+            for index, message in enumerate(messages):
+                x = x + self._layer_weight(f"{name}.{index}") * message
+            return x
+        total = torch.stack(messages).sum(dim=0)
+        if style == "res_avg":
+            return (x + total) / math.sqrt(len(messages) + 1)
+        return x + total / math.sqrt(len(messages))
+
+    # -- fitting net: spec 1.7 --------------------------------------------------------------
+
+    def _fitting(self, descriptor: Tensor, graph: GraphBatch) -> Tensor:
+        """Output of the fitting net, ``(n_atoms,)``."""
+        extra = self._fitting_extra_inputs(graph)
+        energy = self._fitting_net(torch.cat([descriptor, *extra], dim=1))
+        if self.config.fitting.subtract_vacuum:
+            vacuum = torch.cat([torch.zeros_like(descriptor), *extra], dim=1)
+            energy = energy - self._fitting_net(vacuum)
+        return energy
+
+    def _fitting_extra_inputs(self, graph: GraphBatch) -> list[Tensor]:
+        """Normalised fparam, normalised aparam and case embedding, as far as the model has them."""
+        config, extra = self.config.fitting, []
+        if config.numb_fparam:
+            extra.append(self._normalised("fparam", graph.fparam)[graph.structure])
+        if config.numb_aparam and not config.use_aparam_as_mask:
+            extra.append(self._normalised("aparam", graph.aparam))
+        if config.dim_case_embd:
+            extra.append(self._weights["fitting_net.case_embd"].expand(graph.n_atoms, -1))
+        return extra
+
+    def _normalised(self, name: str, values: Tensor) -> Tensor:
+        mean = self._weights[f"fitting_net.{name}_avg"]
+        return (values - mean) * self._weights[f"fitting_net.{name}_inv_std"]
+
+    def _fitting_net(self, y: Tensor) -> Tensor:
+        config = self.config.fitting
+        for index, width in enumerate(config.neuron):
+            name, width_in = f"{FITTING_LAYERS}.{index}", y.shape[1]
+            z = activate(self._linear(name, y), config.activation)
+            if has_timestep(width_in, width, config.resnet_dt):
+                z = z * self._weights[f"{name}.idt"]
+            if width == width_in:
+                z = z + y
+            elif width == 2 * width_in:
+                z = z + torch.cat([y, y], dim=1)
+            y = z
+        return self._linear(f"{FITTING_LAYERS}.{len(config.neuron)}", y)[:, 0]
+
+    # -- helpers ----------------------------------------------------------------------------
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        out = x @ self._weights[f"{name}.matrix"]
+        bias = self._weights.get(f"{name}.bias")
+        return out if bias is None else out + bias
+
+    def _layer_weight(self, name: str) -> Tensor:
+        return self._weights[f"{REPFLOWS}.layers.{name}"]
+
+
+def switch(r: Tensor, start: float, end: float, exponential: bool) -> Tensor:
+    """The switch functions of spec 1.3: 1 below ``start``, (almost) 0 at ``end``."""
+    if exponential:
+        return torch.exp(-torch.exp(20 / start * (r.clamp(max=end) - start)))
+    u = ((r - start) / (end - start)).clamp(0.0, 1.0)
+    return u**3 * (-6 * u**2 + 15 * u - 10) + 1
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Apply an activation function (spec 1.6)."""
+    if activation.name == "silut":
+        t = activation.threshold
+        sigma = 1 / (1 + math.exp(-t))
+        alpha, beta = sigma + t * sigma * (1 - sigma), t * sigma
+        return torch.where(x < t, functional.silu(x), torch.tanh(alpha * (x - t)) + beta)
+    if activation.name in ("gelu", "gelu_tf"):
+        return functional.gelu(x, approximate="tanh")
+    if activation.name == "linear":
+        return x
+    function = {
+        "relu": torch.relu,
+        "tanh": torch.tanh,
+        "relu6": functional.relu6,
+        "softplus": functional.softplus,
+        "sigmoid": torch.sigmoid,
+        "silu": functional.silu,
+    }[activation.name]
+    return function(x)
+
+
+def sum_rows(x: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sum the rows of ``x`` that share an index: ``(size, *x.shape[1:])``."""
+    return x.new_zeros((size, *x.shape[1:])).index_add(0, index, x)

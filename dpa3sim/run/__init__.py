@@ -1,0 +1,1 @@
+"""Run directories: where a command keeps its results, its state and what it was."""

@@ -1,0 +1,182 @@
+"""A run directory: one calculation, resumable, with everything about it in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dpa3sim.errors import InputError
+
+RESULT = "result.json"
+PROVENANCE = "provenance.json"
+CHECKPOINT = "checkpoint.json"
+CONFIG = "config.resolved.yaml"
+LOG = "run.log"
+SCHEMA_VERSION = 1
+
+# Endings of keys that carry a unit, longest first where one contains another.
+_UNITS = {
+    "_eV_per_A": "eV/Å",
+    "_per_atom_eV": "eV/atom",
+    "_GPa": "GPa",
+    "_eV": "eV",
+    "_A3": "Å^3",
+    "_A": "Å",
+    "_deg": "degree",
+    "_THz": "THz",
+    "_K": "K",
+    "_s": "s",
+}
+
+
+class RunDirectory:
+    """A directory that belongs to one calculation, identified by a fingerprint.
+
+    Opening it again with the same fingerprint continues the calculation; with another one it is
+    refused, so that results of different calculations never mix.
+
+    Args:
+        path: the directory; made if it does not exist.
+        fingerprint: hash of everything that decides the result.
+        summary: readable form of the same, stored, and compared to name what differs.
+        force: empty a directory of another calculation instead of refusing it.
+
+    Raises:
+        InputError: the directory holds another calculation, or something else, or cannot be made.
+    """
+
+    def __init__(
+        self, path: Path, fingerprint: str, summary: Mapping[str, Any], force: bool = False
+    ) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            occupied = any(path.iterdir())
+        except OSError as error:
+            raise InputError(
+                f"{path}: cannot be used as run directory ({error.strerror})"
+            ) from None
+        known = self._read(PROVENANCE)
+        if occupied and known is None:
+            raise InputError(f"{path}: is not empty and no run directory; choose another --out")
+        if known is not None and (force or known.get("fingerprint") != fingerprint):
+            if not force:
+                raise InputError(
+                    f"{path}: holds a different calculation ({_difference(known, summary)}); "
+                    "choose another --out, or --force to replace it"
+                )
+            self._clear()
+        self.resumed = known is not None and not force
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The stored result of a finished calculation, else None."""
+        return self._read(RESULT)
+
+    @property
+    def checkpoint(self) -> dict[str, Any] | None:
+        """State of an unfinished calculation, else None."""
+        return self._read(CHECKPOINT)
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Save state to continue from; the last one stays whole if this is interrupted."""
+        atomic_write(self.path / CHECKPOINT, json.dumps(state))
+
+    def write_result(self, result: Mapping[str, Any], final: bool) -> None:
+        """Save the result with schema version and units; a final one needs no state any more."""
+        atomic_write(self.path / RESULT, to_json(with_units(result)))
+        if final:
+            (self.path / CHECKPOINT).unlink(missing_ok=True)
+
+    def write_provenance(self, provenance: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
+        """Save where the calculation came from; keeps the sessions of a resumed one."""
+        known = self._read(PROVENANCE) or {}
+        sessions = [*known.get("sessions", []), dict(provenance)]
+        data = {"fingerprint": self.fingerprint, "calculation": dict(summary), "sessions": sessions}
+        atomic_write(self.path / PROVENANCE, to_json(data))
+
+    def end_session(self, exit_code: int) -> None:
+        """Note when and how this session ended."""
+        known = self._read(PROVENANCE)
+        if known and known.get("sessions"):
+            known["sessions"][-1] |= {"ended": timestamp(), "exit_code": exit_code}
+            atomic_write(self.path / PROVENANCE, to_json(known))
+
+    def log(self, message: str) -> None:
+        """Append a line to the log."""
+        with (self.path / LOG).open("a", encoding="utf-8") as file:
+            file.write(f"{timestamp()} {message}\n")
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            data = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path / name}: cannot be read ({error})") from None
+        return data if isinstance(data, dict) else None
+
+    def _clear(self) -> None:
+        """Remove the files of the run; anything that is a folder is not ours and stays."""
+        for item in self.path.iterdir():
+            if item.is_file():
+                item.unlink()
+
+
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is either the old one or the complete new one."""
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def fingerprint(summary: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON form."""
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()
+
+
+def with_units(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result with ``schema_version`` first and the unit of every dimensional key last."""
+    units = {key: unit for key in result if (unit := unit_of(key)) is not None}
+    return {"schema_version": SCHEMA_VERSION, **result, "units": units}
+
+
+def unit_of(key: str) -> str | None:
+    """Unit that a key's ending names, None for dimensionless ones."""
+    return next((unit for ending, unit in _UNITS.items() if key.endswith(ending)), None)
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """Indented JSON with a final newline; NaN is refused, since it is no JSON."""
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def timestamp() -> str:
+    """Local time with offset, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def _difference(known: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Name the first few entries that differ between two calculations."""
+    old = known.get("calculation") or {}
+    # Through JSON, as the stored one was.
+    new = json.loads(json.dumps(summary))
+    changes = []
+    for key in sorted(set(old) | set(new)):
+        if old.get(key) != new.get(key):
+            a, b = str(old.get(key)), str(new.get(key))
+            changes.append(f"{key}: {a} -> {b}" if len(a) + len(b) < 60 else f"other {key}")
+    return ", ".join(changes[:4]) or "other input"

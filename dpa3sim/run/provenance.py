@@ -1,0 +1,50 @@
+"""What a calculation was made with: versions, model, machine, command line."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import dpa3sim
+from dpa3sim.run.directory import timestamp
+
+if TYPE_CHECKING:
+    from dpa3sim.checkpoints import ModelFile
+    from dpa3sim.potential import Potential
+
+_PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors")
+
+
+def session(potential: Potential, command: list[str]) -> dict[str, Any]:
+    """Facts about one run of a command, JSON-ready."""
+    return {
+        "started": timestamp(),
+        "command": command,
+        "dpa3sim": dpa3sim.__version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "device": str(potential.device),
+        "model": model_facts(potential.model),
+    }
+
+
+def model_facts(model: ModelFile) -> dict[str, Any]:
+    """Which model exactly: name, file, checksum, head and origin."""
+    return {
+        "name": model.name,
+        "file": str(model.path),
+        "sha256": model.sha256,
+        "head": model.head,
+        "source_format": model.source_format,
+        "origin": dict(model.origin),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

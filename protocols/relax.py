@@ -1,0 +1,388 @@
+"""Relax atoms and cell to a minimum of energy (or of enthalpy, under pressure).
+
+A relaxation has converged when the largest force and the largest stress that the cell could
+still give way to are both below their thresholds (spec/protocols.md 2.3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpa3sim import settings as options_of
+from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
+from dpa3sim.settings import option
+
+# ASE takes most of a second to import; `dpa3sim relax --help` needs only the settings.
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.filters import Filter
+    from ase.optimize.optimize import Optimizer
+
+    from dpa3sim.potential import Potential
+
+CELL_MODES = ("fixed", "full", "shape", "volume", "iso")
+OPTIMIZERS = (
+    "auto",
+    "LBFGS",
+    "BFGS",
+    "FIRE",
+    "FIRE2",
+    "BFGSLineSearch",
+    "LBFGSLineSearch",
+    "MDMin",
+)
+GPA = 1.0 / 160.21766208  # eV/Å^3 per GPa
+# "auto" uses the robust FIRE above this force (eV/Å) and the faster L-BFGS below it.
+FIRE_UNTIL = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a relaxation."""
+
+    cell: str = option(
+        "fixed",
+        "what of the cell may change: nothing (fixed), everything (full), the shape at constant "
+        "volume (shape), or the volume at constant shape (volume, also called iso)",
+        choices=CELL_MODES,
+    )
+    pressure: float = option(0.0, "external pressure", unit="GPa")
+    fmax: float = option(0.01, "largest force of a converged structure", unit="eV/Å", minimum=0)
+    smax: float = option(
+        0.05, "largest stress component, less the pressure, of one", unit="GPa", minimum=0
+    )
+    steps: int = option(1000, "largest number of optimizer steps", minimum=0)
+    optimizer: str = option(
+        "auto",
+        "ASE optimizer; auto is FIRE while a force exceeds 1 eV/Å, then LBFGS",
+        choices=OPTIMIZERS,
+    )
+    fix_symmetry: bool = option(False, "keep the space group of the initial structure")
+    symprec: float = option(0.01, "tolerance for finding symmetry", unit="Å", minimum=1e-8)
+
+    def __post_init__(self) -> None:
+        options_of.validate(self)
+        if self.pressure and self.cell in ("fixed", "shape"):
+            raise InputError(
+                f"a pressure has no effect with cell={self.cell}; use cell=full or iso"
+            )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One point of the optimizer's path.
+
+    Attributes:
+        index: number of steps before it.
+        energy_eV: potential energy.
+        enthalpy_eV: energy plus pressure times volume; the energy for a fixed cell.
+        fmax_eV_per_A: largest force on an atom, constraints applied.
+        smax_GPa: largest stress deviation that the cell may give way to; None for a fixed cell.
+        volume_A3: cell volume; None for a structure without three cell vectors.
+    """
+
+    index: int
+    energy_eV: float
+    enthalpy_eV: float
+    fmax_eV_per_A: float
+    smax_GPa: float | None
+    volume_A3: float | None
+
+
+Progress = Callable[[Step, "Atoms"], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A relaxed structure and how it was reached. ``atoms`` carries its energy and forces."""
+
+    settings: Settings
+    atoms: Atoms
+    initial: Atoms
+    converged: bool
+    reasons: tuple[str, ...]
+    steps: tuple[Step, ...]
+    stress_GPa: np.ndarray | None
+    spacegroup_initial: str | None
+    spacegroup_final: str | None
+    conventional_cell: tuple[float, ...] | None
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready summary; every key with a dimension ends in its unit."""
+        last, natoms = self.steps[-1], len(self.atoms)
+        initial, final = self.initial.cell.cellpar(), self.atoms.cell.cellpar()
+        has_cell = self.atoms.cell.rank == 3
+        return {
+            "converged": self.converged,
+            "reasons": list(self.reasons),
+            "warnings": list(self.warnings),
+            "n_atoms": natoms,
+            "formula": self.atoms.get_chemical_formula(),
+            "n_steps": last.index,
+            "energy_eV": last.energy_eV,
+            "energy_per_atom_eV": last.energy_eV / natoms,
+            "energy_initial_eV": self.steps[0].energy_eV,
+            "enthalpy_eV": last.enthalpy_eV,
+            "fmax_eV_per_A": last.fmax_eV_per_A,
+            "smax_GPa": last.smax_GPa,
+            "stress_GPa": None if self.stress_GPa is None else self.stress_GPa.tolist(),
+            "volume_A3": last.volume_A3,
+            "volume_initial_A3": self.steps[0].volume_A3,
+            "cell_lengths_A": final[:3].tolist() if has_cell else None,
+            "cell_angles_deg": final[3:].tolist() if has_cell else None,
+            "cell_lengths_initial_A": initial[:3].tolist() if has_cell else None,
+            "cell_angles_initial_deg": initial[3:].tolist() if has_cell else None,
+            "conventional_lengths_A": _part(self.conventional_cell, 0, 3),
+            "conventional_angles_deg": _part(self.conventional_cell, 3, 6),
+            "spacegroup_initial": self.spacegroup_initial,
+            "spacegroup_final": self.spacegroup_final,
+            "settings": options_of.to_dict(self.settings),
+        }
+
+
+def run(
+    atoms: Atoms,
+    potential: Potential,
+    settings: Settings | None = None,
+    *,
+    progress: Progress | None = None,
+    initial: Atoms | None = None,
+    history: Sequence[Step] = (),
+) -> Result:
+    """Relax ``atoms``; the argument itself is not changed.
+
+    Args:
+        atoms: start structure; its constraints are honoured.
+        potential: the resident model.
+        settings: options, defaults where None.
+        progress: called after every step with the step and the structure of that moment.
+        initial, history: to continue an earlier run: where that one started, and the steps it
+            did, the last of which belongs to ``atoms``.
+
+    Raises:
+        InputError: settings and structure do not fit, or the structure has no energy.
+        NonFiniteError: the optimizer left the region where the model has an answer.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from dpa3sim.calculator import DPA3Calculator
+
+    settings = settings or Settings()
+    start = atoms.copy()
+    initial = start if initial is None else initial.copy()
+    atoms = atoms.copy()
+    check(atoms, settings)
+    free = _free_strains(atoms, settings)
+    calculator = DPA3Calculator(potential)
+    atoms.calc = calculator
+    if settings.fix_symmetry:
+        _fix_symmetry(atoms, initial, settings)
+
+    steps = list(history)
+    path = _path(atoms, settings, free, steps[-1].index if steps else None)
+    try:
+        for step in path:
+            steps.append(step)
+            if progress:
+                progress(step, atoms)
+    except Dpa3simError as error:
+        if not steps:
+            raise
+        raise NonFiniteError(
+            f"the relaxation went astray after step {steps[-1].index}: {error}"
+        ) from None
+
+    reasons = _reasons(steps[-1], settings)
+    done = "forces and stress are below" if free is not None else "forces are below"
+    final = start.copy()  # without the symmetry constraint
+    final.positions, final.cell = atoms.positions, atoms.cell
+    results = {k: calculator.results[k] for k in ("energy", "forces", "energies")}
+    stress = calculator.results.get("stress")
+    if stress is not None:
+        results["stress"] = stress
+    final.calc = SinglePointCalculator(final, **results)
+    return Result(
+        settings=settings,
+        atoms=final,
+        initial=initial,
+        converged=not reasons,
+        reasons=tuple(reasons) or (f"{done} the threshold",),
+        steps=tuple(steps),
+        stress_GPa=None if stress is None else stress / GPA,
+        spacegroup_initial=spacegroup(initial, settings.symprec),
+        spacegroup_final=spacegroup(final, settings.symprec),
+        conventional_cell=conventional_cell(final, settings.symprec),
+        warnings=calculator.warnings,
+    )
+
+
+def _path(
+    atoms: Atoms, settings: Settings, free: np.ndarray | None, done: int | None
+) -> Iterator[Step]:
+    """Optimize ``atoms`` in place, yielding every step until one has converged.
+
+    ``done`` is the index of the step that ``atoms`` stands at, None before the first.
+    """
+    target = _filter(atoms, settings, free)
+    step = _measure(atoms, settings, free, done or 0)
+    if done is None:
+        yield step
+    while _reasons(step, settings) and step.index < settings.steps:
+        name = settings.optimizer
+        switching = False
+        if name == "auto":
+            switching = _largest(target.get_forces()) > FIRE_UNTIL
+            name = "FIRE" if switching else "LBFGS"
+        moves = _optimizer(name, target).irun(fmax=0.0, steps=settings.steps - step.index)
+        next(moves)  # where it starts, which is known
+        start = step.index
+        for _ in moves:
+            step = _measure(atoms, settings, free, step.index + 1)
+            yield step
+            if not _reasons(step, settings):
+                return
+            if switching and _largest(target.get_forces()) <= FIRE_UNTIL:
+                break
+        if step.index == start:
+            return  # no force at all, and yet not converged: a constraint holds it
+
+
+def _measure(atoms: Atoms, settings: Settings, free: np.ndarray | None, index: int) -> Step:
+    energy = float(atoms.get_potential_energy())
+    volume = float(atoms.get_volume()) if atoms.cell.rank == 3 else None
+    enthalpy, smax = energy, None
+    if free is not None and volume is not None:
+        enthalpy += settings.pressure * GPA * volume
+        stress = atoms.get_stress(voigt=False) + settings.pressure * GPA * np.eye(3)
+        smax = float(np.abs(_relevant(stress, settings.cell)[free]).max() / GPA)
+    return Step(index, energy, enthalpy, _largest(atoms.get_forces()), smax, volume)
+
+
+def _relevant(stress: np.ndarray, cell: str) -> np.ndarray:
+    """The part of the stress, ``(3, 3)``, that the cell may give way to."""
+    mean = np.trace(stress) / 3 * np.eye(3)
+    if cell == "shape":
+        return stress - mean
+    return mean if cell in ("volume", "iso") else stress
+
+
+def _largest(forces: np.ndarray) -> float:
+    return float(np.sqrt((np.asarray(forces) ** 2).sum(axis=1)).max())
+
+
+def _reasons(step: Step, settings: Settings) -> list[str]:
+    """Why a step has not converged; empty when it has."""
+    reasons = []
+    if step.fmax_eV_per_A > settings.fmax:
+        reasons.append(f"largest force {step.fmax_eV_per_A:.3g} > {settings.fmax:g} eV/Å")
+    if step.smax_GPa is not None and step.smax_GPa > settings.smax:
+        reasons.append(f"largest stress {step.smax_GPa:.3g} > {settings.smax:g} GPa")
+    return reasons
+
+
+def check(atoms: Atoms, settings: Settings) -> None:
+    """Raise InputError if ``settings`` cannot be applied to ``atoms``."""
+    _free_strains(atoms, settings)
+    if settings.fix_symmetry and not atoms.pbc.all():
+        raise InputError("fix_symmetry needs a structure that is periodic along all three axes")
+
+
+def _free_strains(atoms: Atoms, settings: Settings) -> np.ndarray | None:
+    """Which strain components may change, ``(3, 3)`` bool; None for a fixed cell.
+
+    Raises:
+        InputError: the cell cannot be relaxed in the wanted way.
+    """
+    if settings.cell == "fixed":
+        return None
+    pbc = np.asarray(atoms.pbc)
+    if not pbc.any():
+        raise InputError(f"cell={settings.cell} needs a periodic structure; this one is a molecule")
+    if atoms.cell.rank < 3:
+        raise InputError(
+            f"cell={settings.cell} needs three cell vectors, also along non-periodic axes"
+        )
+    if pbc.all():
+        return np.ones((3, 3), dtype=bool)
+    if settings.cell != "full":
+        raise InputError(
+            f"cell={settings.cell} needs three periodic axes; use cell=full, which relaxes the "
+            "periodic ones"
+        )
+    # Strains within the periodic vectors only, which must then span coordinate axes.
+    normal = atoms.cell.complete()[~pbc]
+    periodic = atoms.cell[pbc]
+    spanned = np.abs(periodic).max(axis=0) > 1e-8
+    if spanned.sum() != pbc.sum() or np.abs(normal[:, spanned]).max() > 1e-8:
+        raise InputError(
+            "to relax the cell of a partly periodic structure, its periodic vectors must lie "
+            "along coordinate axes or planes, and the other vectors across them"
+        )
+    return np.outer(spanned, spanned)
+
+
+def _filter(atoms: Atoms, settings: Settings, free: np.ndarray | None) -> Atoms | Filter:
+    """What the optimizer moves: the atoms, or atoms and cell."""
+    from ase.filters import FrechetCellFilter
+
+    if free is None:
+        return atoms
+    return FrechetCellFilter(
+        atoms,
+        mask=free.astype(float),
+        hydrostatic_strain=settings.cell in ("volume", "iso"),
+        constant_volume=settings.cell == "shape",
+        scalar_pressure=settings.pressure * GPA,
+    )
+
+
+def _optimizer(name: str, target: Atoms | Filter) -> Optimizer:
+    import ase.optimize
+    from ase.optimize.fire2 import FIRE2
+
+    cls: Any = FIRE2 if name == "FIRE2" else getattr(ase.optimize, name)
+    optimizer: Optimizer = cls(target, logfile=None)
+    return optimizer
+
+
+def _fix_symmetry(atoms: Atoms, initial: Atoms, settings: Settings) -> None:
+    """Constrain ``atoms`` to the space group of ``initial``."""
+    from ase.constraints import FixSymmetry
+
+    constraint = FixSymmetry(initial, symprec=settings.symprec)
+    atoms.set_constraint([*atoms.constraints, constraint])
+
+
+def spacegroup(atoms: Atoms, symprec: float) -> str | None:
+    """International symbol and number, such as ``Fd-3m (227)``; None where there is none."""
+    dataset = _symmetry(atoms, symprec)
+    return None if dataset is None else f"{dataset.international} ({dataset.number})"
+
+
+def conventional_cell(atoms: Atoms, symprec: float) -> tuple[float, ...] | None:
+    """a, b, c (Å) and angles (degrees) of the conventional cell; None where there is none."""
+    from ase.geometry import cell_to_cellpar
+
+    dataset = _symmetry(atoms, symprec)
+    return None if dataset is None else tuple(map(float, cell_to_cellpar(dataset.std_lattice)))
+
+
+def _symmetry(atoms: Atoms, symprec: float) -> Any:
+    import spglib
+
+    if not atoms.pbc.all():
+        return None
+    cell = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
+    try:
+        return spglib.get_symmetry_dataset(cell, symprec=symprec)
+    except getattr(spglib, "SpglibError", ()):  # newer versions raise, older ones return None
+        return None
+
+
+def _part(values: tuple[float, ...] | None, start: int, stop: int) -> list[float] | None:
+    return None if values is None else list(values[start:stop])

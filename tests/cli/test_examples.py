@@ -1,0 +1,66 @@
+"""The examples give the output that they promise, and the README's files exist."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ase.io import read
+from tests_support import EXAMPLES
+
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+STRUCTURES = [p for p in sorted(EXAMPLES.iterdir()) if p.suffix not in (".py", ".md", "")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_script_prints_what_it_says(script, tmp_path):
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    docstring = ast.get_docstring(ast.parse(script.read_text()))
+    promised = docstring.split("Prints:\n")[1].splitlines()
+    assert [line.strip() for line in promised] == done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("path", [*STRUCTURES, EXAMPLES / "POSCAR"], ids=lambda p: p.name)
+def test_structure_can_be_evaluated(path, embedded):
+    embedded.check(read(path))
+
+
+def test_readme_of_the_examples_lists_every_file():
+    text = (EXAMPLES / "README.md").read_text()
+    for path in EXAMPLES.iterdir():
+        if path.name not in ("README.md", "__pycache__"):
+            assert path.name in text
+
+
+def test_readme_shows_the_real_output(tmp_path):
+    """What does not depend on rounding in the output that README.md shows."""
+    root = EXAMPLES.parent
+    readme = (root / "README.md").read_text()
+    relax = [sys.executable, "-m", "dpa3sim", "relax", "examples/POSCAR", "--cell", "full"]
+    out = ["--no-plot", "--out", str(tmp_path / "POSCAR.relax")]
+    done = subprocess.run([*relax, *out], capture_output=True, text=True, cwd=root, check=True)
+    shown = readme.split("--cell full\n```\n\n```\n")[1].split("```")[0].splitlines()
+    printed = done.stdout.splitlines()
+
+    def stable(line):
+        return re.sub(r"\d+\.\d+", lambda m: f"{float(m.group()):.1f}", line)
+
+    for line in shown[2:4]:  # the first steps
+        assert stable(line) in [stable(p) for p in printed]
+    assert shown[0] == printed[0]
+    assert shown[-2] == printed[-2]  # the space groups
+    for path in re.findall(r"\]\(([^)h#][^)]*)\)", readme):
+        assert (root / path).exists(), path
+
+
+def test_readme_python_block_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(EXAMPLES.parent)
+    readme = Path("README.md").read_text()
+    block = readme.split("```python\n")[1].split("```")[0]
+    namespace: dict[str, object] = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    assert namespace["result"].converged

@@ -1,0 +1,86 @@
+"""Run directories: one calculation each, complete files only."""
+
+import json
+
+import pytest
+
+from dpa3sim.errors import InputError
+from dpa3sim.run import directory as rundir
+from dpa3sim.run.directory import RunDirectory
+
+SUMMARY = {"fmax": 0.01, "cell": "full"}
+
+
+def make(path, summary=SUMMARY, **kwargs):
+    run = RunDirectory(path, rundir.fingerprint(summary), summary, **kwargs)
+    run.write_provenance({"command": ["x"]}, summary)
+    return run
+
+
+def test_same_calculation_is_found_again(tmp_path):
+    run = make(tmp_path / "a")
+    assert not run.resumed
+    run.write_checkpoint({"step": 3})
+    again = make(tmp_path / "a")
+    assert again.resumed
+    assert again.checkpoint == {"step": 3}
+    again.write_result({"energy_eV": 1.5, "n_steps": 3}, final=True)
+    assert again.checkpoint is None
+    assert again.result == {
+        "schema_version": 1,
+        "energy_eV": 1.5,
+        "n_steps": 3,
+        "units": {"energy_eV": "eV"},
+    }
+    sessions = json.loads((tmp_path / "a" / rundir.PROVENANCE).read_text())["sessions"]
+    assert len(sessions) == 2
+
+
+def test_another_calculation_is_refused_and_named(tmp_path):
+    make(tmp_path / "a").write_result({"n": 1}, final=True)
+    other = SUMMARY | {"fmax": 0.001}
+    with pytest.raises(InputError, match=r"fmax: 0\.01 -> 0\.001"):
+        make(tmp_path / "a", other)
+    replaced = make(tmp_path / "a", other, force=True)
+    assert replaced.result is None
+
+
+def test_foreign_directory_is_refused_even_with_force(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for force in (False, True):
+        with pytest.raises(InputError, match="no run directory"):
+            make(tmp_path, force=force)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_impossible_directory(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot be used"):
+        make(tmp_path / "file" / "run")
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    target = tmp_path / "x"
+    rundir.atomic_write(target, "old")
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(rundir.os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        rundir.atomic_write(target, "new")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_units_follow_from_the_keys():
+    assert rundir.unit_of("elastic_tensor_GPa") == "GPa"
+    assert rundir.unit_of("fmax_eV_per_A") == "eV/Å"
+    assert rundir.unit_of("energy_per_atom_eV") == "eV/atom"
+    assert rundir.unit_of("volume_A3") == "Å^3"
+    assert rundir.unit_of("n_steps") is None
+
+
+def test_results_are_strict_json(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        make(tmp_path / "a").write_result({"x": float("nan")}, final=True)
