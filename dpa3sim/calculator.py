@@ -13,6 +13,7 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
+from ase.outputs import Properties
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa3sim.checkpoints import ModelFile
@@ -90,6 +91,10 @@ class DPA3Calculator(Calculator):
         """Forget the last results."""
         super().reset()
         self._key = None
+
+    def export_properties(self) -> Properties:
+        """The results that ASE has a name for, which ``virial`` is not among."""
+        return Properties({k: v for k, v in self.results.items() if k != "virial"})
 
     def calculate(
         self,

@@ -75,7 +75,6 @@ def read_model(path: str | Path, head: str | None = None, ema: bool = False) -> 
         sha256,
         head=found.head,
         heads=found.heads,
-        head_aliases=found.aliases,
         notes=notes,
     )
 

@@ -100,6 +100,9 @@ class Archive:
         }
         try:
             self.tree = _Unpickler(members[pickles[0]], members, f"{root}data/").load()
+            if self.is_torchscript:  # not needed, but nothing hidden in it may pass
+                constants = members[f"{root}constants.pkl"]
+                _Unpickler(constants, members, f"{root}constants/").load()
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
         except RecursionError:

@@ -28,7 +28,6 @@ class ModelFile:
         sha256: of the file that was read.
         head: the head that was selected, None for single-task models.
         heads: all heads of the file, empty for single-task models.
-        head_aliases: other accepted spellings, alias -> head.
         origin: for converted models, what the original checkpoint was.
         notes: facts worth telling about the file.
     """
@@ -41,7 +40,6 @@ class ModelFile:
     sha256: str
     head: str | None = None
     heads: tuple[str, ...] = ()
-    head_aliases: Mapping[str, str] = field(default_factory=dict)
     origin: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -22,7 +22,6 @@ class TrainingModel(NamedTuple):
     weights: dict[str, np.ndarray]
     head: str | None
     heads: tuple[str, ...]
-    aliases: dict[str, str]
     has_ema: bool
 
 
@@ -60,12 +59,11 @@ def _read(tree: Any, head: str | None, ema: bool) -> TrainingModel:
     if heads is None:
         if head is not None and head.lower() != SINGLE_TASK.lower():
             raise CheckpointError(f"no head {head!r}: this is a single-task model without heads")
-        chosen, names, aliases, section = None, (), {}, params
+        chosen, names, section = None, (), params
     else:
         if not isinstance(heads, Mapping) or not heads:
             raise CheckpointError("the model description names no heads")
-        aliases = _aliases(heads)
-        chosen = select_head(heads, head, aliases)
+        chosen = select_head(heads, head, _aliases(heads))
         names, section = tuple(sorted(heads)), heads[chosen]
     if not isinstance(section, Mapping):
         raise CheckpointError("the model description is malformed")
@@ -76,7 +74,7 @@ def _read(tree: Any, head: str | None, ema: bool) -> TrainingModel:
     if ema and averages is not None:
         selected |= _with_prefix(averages, f"{chosen}." if chosen else "")
     weights = take_weights(config, selected)
-    return TrainingModel(config, weights, chosen, names, aliases, averages is not None)
+    return TrainingModel(config, weights, chosen, names, averages is not None)
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -72,7 +72,6 @@ class RunDirectory:
                     "choose another --out, or --force to replace it"
                 )
             self._clear()
-        self.resumed = known is not None and not force
 
     @property
     def result(self) -> dict[str, Any] | None:

@@ -1,15 +1,18 @@
 """The ASE calculator: properties, units, when it computes again, and its errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_stress
+from ase.io import read, write
 from tests_support import DATA
 
-from dpa3sim import DPA3Calculator, Potential
-from dpa3sim.errors import Dpa3simWarning, InputError
+from dpa3sim import DPA3Calculator, Potential, load_model
+from dpa3sim.errors import Dpa3simWarning, InputError, NonFiniteError
 
 
 @pytest.fixture
@@ -36,6 +39,25 @@ def test_all_properties_and_their_units(silicon, embedded64):
     np.testing.assert_allclose(
         silicon.get_stress(voigt=False), -(result.virial + result.virial.T) / 2 / volume
     )
+
+
+@pytest.mark.parametrize("name", ["a.traj", "a.extxyz", "a.json"])
+def test_results_can_be_written_and_read_by_ase(silicon, name, tmp_path):
+    silicon.get_stress()
+    write(tmp_path / name, silicon)
+    again = read(tmp_path / name)
+    assert again.get_potential_energy() == pytest.approx(silicon.get_potential_energy(), abs=1e-7)
+    np.testing.assert_allclose(again.get_forces(), silicon.get_forces(), atol=1e-7)
+    assert "virial" not in silicon.calc.export_properties()
+
+
+def test_results_that_are_not_finite_are_an_error():
+    model = load_model(DATA / "variants/act_softplus/model.pt")
+    huge = ("layers.0.node_self_mlp.matrix", "networks.0.layers.0.matrix")
+    weights = {k: v * (1e200 if k.endswith(huge) else 1) for k, v in model.weights.items()}
+    potential = Potential(replace(model, weights=weights))
+    with pytest.raises(NonFiniteError, match=r"structure 0: .*not finite"):
+        potential.evaluate([molecule("H2O")])
 
 
 def test_stress_is_the_derivative_that_ase_takes_it_for(silicon):

@@ -180,11 +180,12 @@ def test_malicious_training_checkpoint_is_refused_and_does_nothing(kind, tmp_pat
     assert not mark.exists()
 
 
-def test_malicious_frozen_model_is_refused_and_does_nothing(tmp_path, capsys):
+@pytest.mark.parametrize("member", ["/data.pkl", "/constants.pkl"])
+def test_malicious_frozen_model_is_refused_and_does_nothing(member, tmp_path, capsys):
     mark = tmp_path / "created"
 
     def inject(name, data):
-        if name.endswith("/data.pkl"):
+        if name.endswith(member):
             payload = pickle.dumps(Harmful(mark), protocol=2)
             # The payload runs first; its result is dropped and the model follows.
             return payload[:-1] + pickle.POP + data[2:]
@@ -195,7 +196,7 @@ def test_malicious_frozen_model_is_refused_and_does_nothing(tmp_path, capsys):
     assert not mark.exists()
     # The payload is real: a careless reader runs it.
     with zipfile.ZipFile(path) as file:
-        stream = next(file.read(n) for n in file.namelist() if n.endswith("/data.pkl"))
+        stream = next(file.read(n) for n in file.namelist() if n.endswith(member))
     with contextlib.suppress(ModuleNotFoundError):  # it stops at __torch__, too late
         pickle.loads(stream)
     assert mark.exists()

@@ -19,10 +19,8 @@ def make(path, summary=SUMMARY, **kwargs):
 
 def test_same_calculation_is_found_again(tmp_path):
     run = make(tmp_path / "a")
-    assert not run.resumed
     run.write_checkpoint({"step": 3})
     again = make(tmp_path / "a")
-    assert again.resumed
     assert again.checkpoint == {"step": 3}
     again.write_result({"energy_eV": 1.5, "n_steps": 3}, final=True)
     assert again.checkpoint is None
