@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from safetensors.numpy import save
 
 from dpa3sim.checkpoints.model_file import ModelFile
 from dpa3sim.errors import CheckpointError
+from dpa3sim.files import atomic_write
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import Weights
 
@@ -56,15 +56,7 @@ def write_native(model: ModelFile, path: Path) -> None:
     # One entry only: safetensors writes several in random order.
     metadata = {METADATA_KEY: json.dumps(header, sort_keys=True)}
     data = save({k: np.ascontiguousarray(v) for k, v in model.weights.items()}, metadata=metadata)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    atomic_write(path, data)
 
 
 def read_native(path: Path) -> NativeModel:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, resolve
 from dpa3sim.cli.structures import Source, read_structures
 from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.files import atomic_write
 from dpa3sim.protocols import relax
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
@@ -267,7 +268,7 @@ class _Job:
             "truncate": self.potential.truncate,
         }
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        rundir.atomic_write(self.directory.path / rundir.CONFIG, text)
+        atomic_write(self.directory.path / rundir.CONFIG, text)
 
     # -- results ------------------------------------------------------------------------------
 

@@ -28,14 +28,21 @@ class Source:
     Attributes:
         label: short name, unique among the structures of a command; names its outputs.
         origin: the file (with frame) as the user gave it.
-        sha256: of the file's content.
         atoms: the structure.
     """
 
     label: str
     origin: str
-    sha256: str
     atoms: Atoms
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the structure: what decides its energy, and its constraints."""
+        from dpa3sim.structure import Structure
+
+        constraints = [c.todict() for c in self.atoms.constraints]
+        content = (Structure.from_atoms(self.atoms).key(), constraints)
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def read_structures(arguments: list[str]) -> list[Source | InputError]:
@@ -65,7 +72,6 @@ def _read(argument: str) -> list[Source]:
         data, name = _content(Path(path)), Path(path).stem
     if not data.strip():
         raise InputError(f"{path}: the file is empty")
-    digest = hashlib.sha256(data).hexdigest()
     frames = _parse(path, data, last_only=index is None)
     if index is None:
         chosen = {name: (argument, frames[-1])}
@@ -77,7 +83,7 @@ def _read(argument: str) -> list[Source]:
     sources = []
     for label, (origin, atoms) in chosen.items():
         _check(origin, atoms)
-        sources.append(Source(label, origin, digest, atoms))
+        sources.append(Source(label, origin, atoms))
     return sources
 
 

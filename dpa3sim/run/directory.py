@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dpa3sim.errors import InputError
+from dpa3sim.files import atomic_write
 
 RESULT = "result.json"
 PROVENANCE = "provenance.json"
@@ -126,20 +126,6 @@ class RunDirectory:
         for item in self.path.iterdir():
             if item.is_file():
                 item.unlink()
-
-
-def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either the old one or the complete new one."""
-    data = content.encode() if isinstance(content, str) else content
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def fingerprint(summary: Mapping[str, Any]) -> str:

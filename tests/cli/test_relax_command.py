@@ -170,6 +170,9 @@ def test_frames_of_a_file(capsys):
     assert main(["relax", "many.extxyz@1:", "--no-plot", "--quiet", "--out", "o"]) == 0
     assert {p.name for p in Path("o").iterdir()} == {"many-1.relax", "many-2.relax"}
     assert capsys.readouterr().out == ""
+    # Another frame is another calculation, whatever the directory is called.
+    assert main(["relax", "many.extxyz@0", "--no-plot", "--quiet", "--out", "one"]) == 0
+    assert "different calculation" in errors_of(capsys, "many.extxyz@1", "--out", "one")
     assert "no such frame" in errors_of(capsys, "many.extxyz@7")
     assert "no frame index" in errors_of(capsys, "many.extxyz@first")
 

@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests_support import DATA
 
+from dpa3sim import Potential
 from dpa3sim.errors import CheckpointError
+from dpa3sim.model import network
 from dpa3sim.model.config import ACTIVATIONS, Activation
 from dpa3sim.model.electrons import econf_rows, occupations
 from dpa3sim.model.network import activate, sum_rows, switch
@@ -81,6 +84,16 @@ def test_sum_rows():
     total = sum_rows(x, torch.tensor([2, 0, 2, 2]), 4)
     torch.testing.assert_close(total[2], x[0] + x[2] + x[3])
     assert not total[1].any()
+
+
+@pytest.mark.parametrize("variant", ["linear", "sequential"])
+def test_recomputing_layers_changes_nothing(variant, water, monkeypatch):
+    potential = Potential(DATA / "variants" / variant / "model.pt")
+    kept = potential.evaluate([water])[0]
+    monkeypatch.setattr(network, "RECOMPUTE_ABOVE", 0)
+    again = potential.evaluate([water])[0]
+    assert again.energy == kept.energy
+    np.testing.assert_array_equal(again.forces, kept.forces)
 
 
 def test_electron_configurations():

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from dpa3sim import files
 from dpa3sim.errors import InputError
+from dpa3sim.files import atomic_write
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 
@@ -59,14 +61,14 @@ def test_impossible_directory(tmp_path):
 
 def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     target = tmp_path / "x"
-    rundir.atomic_write(target, "old")
+    atomic_write(target, "old")
 
     def fail(descriptor):
         raise OSError("disk full")
 
-    monkeypatch.setattr(rundir.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        rundir.atomic_write(target, "new")
+        atomic_write(target, "new")
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
