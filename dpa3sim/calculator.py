@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,16 @@ from dpa3sim.graph.edges import Truncation
 from dpa3sim.potential import Dtype, Potential
 from dpa3sim.structure import Structure
 
+_log = logging.getLogger(__name__)
+
 
 class DPA3Calculator(Calculator):
     """Energies, forces and stresses of a DPA3 model, for ASE.
 
     Args:
         model: path of a checkpoint (``.pth``, ``.pt``, ``.safetensors``), a registry name, a
-            loaded model or a :class:`Potential`; None is the embedded default model.
+            loaded model or a :class:`Potential`; None is the embedded default model, which a
+            message of the logger ``dpa3sim.calculator`` tells.
         head: head of a multi-task checkpoint.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:0"`` ...
         dtype: ``"auto"`` is the checkpoint's own precision; ``"float32"``, ``"float64"``.
@@ -70,6 +74,8 @@ class DPA3Calculator(Calculator):
             self.potential = Potential(
                 model, head=head, device=device, dtype=dtype, truncate=truncate
             )
+        if model is None:
+            _log.warning("no model named, using the embedded one: %s", self.potential)
         self._key: tuple[Any, ...] | None = None
         self.warnings: tuple[str, ...] = ()
 

@@ -93,6 +93,10 @@ class Potential:
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
 
+    def __repr__(self) -> str:
+        head = f", head {self.model.head}" if self.model.head else ""
+        return f"{self.model.name}{head}; {self.dtype} on {self.device}"
+
     def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
         """Evaluate any mix of structures as one batch.
 

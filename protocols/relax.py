@@ -197,7 +197,7 @@ def run(
             f"the relaxation went astray after step {steps[-1].index}: {error}"
         ) from None
 
-    reasons = _reasons(steps[-1], settings)
+    reasons = unmet(steps[-1], settings)
     done = "forces and stress are below" if free is not None else "forces are below"
     final = start.copy()  # without the symmetry constraint
     final.positions, final.cell = atoms.positions, atoms.cell
@@ -232,7 +232,7 @@ def _path(
     step = _measure(atoms, settings, free, done or 0)
     if done is None:
         yield step
-    while _reasons(step, settings) and step.index < settings.steps:
+    while unmet(step, settings) and step.index < settings.steps:
         name = settings.optimizer
         switching = False
         if name == "auto":
@@ -244,7 +244,7 @@ def _path(
         for _ in moves:
             step = _measure(atoms, settings, free, step.index + 1)
             yield step
-            if not _reasons(step, settings):
+            if not unmet(step, settings):
                 return
             if switching and _largest(target.get_forces()) <= FIRE_UNTIL:
                 break
@@ -275,8 +275,8 @@ def _largest(forces: np.ndarray) -> float:
     return float(np.sqrt((np.asarray(forces) ** 2).sum(axis=1)).max())
 
 
-def _reasons(step: Step, settings: Settings) -> list[str]:
-    """Why a step has not converged; empty when it has."""
+def unmet(step: Step, settings: Settings) -> list[str]:
+    """Which criteria of convergence a step does not meet; empty when it has converged."""
     reasons = []
     if step.fmax_eV_per_A > settings.fmax:
         reasons.append(f"largest force {step.fmax_eV_per_A:.3g} > {settings.fmax:g} eV/Å")

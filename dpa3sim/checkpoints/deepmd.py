@@ -22,9 +22,8 @@ from dpa3sim.model.weights import REPFLOWS
 _MODEL_IGNORED = frozenset(
     (
         "type data_stat_nbatch data_stat_protect data_bias_nsample preset_out_bias "
-        "srtab_add_bias min_nbor_dist info model_branch_alias finetune_head compress "
-        "type_embedding bridging_r_inner bridging_r_outer resuming new_type_map "
-        "use_srtab_add_bias"
+        "srtab_add_bias min_nbor_dist info model_branch_alias finetune_head type_embedding "
+        "hessian_mode bridging_r_inner bridging_r_outer"
     ).split()
 )
 _REPFLOW_IGNORED = frozenset(
@@ -50,7 +49,7 @@ _MODEL_NEUTRAL: dict[str, Any] = {
     "sw_rmax": (None, 0.0),
     "spin": (None,),
     "modifier": (None,),
-    "hessian_mode": (False, None),
+    "compress": (None, {}, False),
     "enable_eval_descriptor_hook": (False,),
 }
 REPFLOW_NEUTRAL: dict[str, Any] = {

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,12 +113,8 @@ def _out(args: argparse.Namespace, source: Source, count: int) -> Path:
 
 
 def _announce(console: Console, potential: Potential) -> None:
-    model = potential.model
-    which = "embedded model" if model.path.parent.name == "embedded" else "model"
-    head = f", head {model.head}" if model.head else ""
-    console.print(
-        f"{which} {model.name}{head}; {potential.dtype} on {potential.device}", style="dim"
-    )
+    which = "embedded model" if potential.model.path.parent.name == "embedded" else "model"
+    console.print(f"{which} {potential}", style="dim")
 
 
 class _Job:
@@ -135,6 +132,7 @@ class _Job:
         self.source, self.potential, self.settings = source, potential, settings
         self.args, self.console = args, console
         self._live: Live | None = None
+        self._began, self._computed = 0.0, 0
         model = potential.model
         self.summary = {
             "protocol": "relax",
@@ -200,8 +198,10 @@ class _Job:
 
     @contextmanager
     def _live_line(self) -> Iterator[None]:
-        """On a terminal, show the current step in one line that renews itself."""
+        """On a terminal, show below the steps how far and how fast it goes."""
         from rich.live import Live
+
+        self._began = time.monotonic()
 
         if not self.console.is_terminal or self.console.quiet:
             yield
@@ -210,6 +210,13 @@ class _Job:
             self._live = live
             yield
         self._live = None
+
+    def _status(self, step: relax.Step) -> str:
+        """The live line: how many steps, how fast, what is still missing."""
+        self._computed += 1
+        pace = (time.monotonic() - self._began) / self._computed
+        missing = "; ".join(relax.unmet(step, self.settings)) or "converged"
+        return f"step {step.index} of at most {self.settings.steps}, {pace:.2g} s each: {missing}"
 
     # -- state --------------------------------------------------------------------------------
 
@@ -233,10 +240,9 @@ class _Job:
         )
         line = step_line(step)
         self.directory.log(line)
+        self.console.print(line)
         if self._live is not None:
-            self._live.update(line, refresh=True)
-        else:
-            self.console.print(line)
+            self._live.update(self._status(step), refresh=True)
 
     def _restore(self) -> tuple[Atoms, list[relax.Step]]:
         """The last saved structure and the steps so far; the start where there are none."""

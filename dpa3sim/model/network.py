@@ -184,10 +184,9 @@ class Network:
         if graph.charge_spin is None:
             raise ValueError("this model needs charge_spin")
         charge, spin = graph.charge_spin.unbind(dim=1)
-        charge = functional.one_hot(charge + CHARGE_ROWS // 2, CHARGE_ROWS)
-        spin = functional.one_hot(spin, SPIN_ROWS)
-        charge = self._embedding(CHARGE_EMBEDDING, charge.to(self.dtype))
-        spin = self._embedding(SPIN_EMBEDDING, spin.to(self.dtype))
+        charge_row = one_hot(charge + CHARGE_ROWS // 2, CHARGE_ROWS, self.dtype)
+        charge = self._embedding(CHARGE_EMBEDDING, charge_row)
+        spin = self._embedding(SPIN_EMBEDDING, one_hot(spin, SPIN_ROWS, self.dtype))
         mixed = self._linear("descriptor.mix_cs_mlp", torch.cat([charge, spin], dim=1))
         return activate(mixed, self.config.descriptor.activation)
 
@@ -424,6 +423,11 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
         "silu": functional.silu,
     }[activation.name]
     return function(x)
+
+
+def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Rows of the identity, ``(len(index), size)``; unlike torch's, without looking at values."""
+    return (index.unsqueeze(1) == torch.arange(size, device=index.device)).to(dtype)
 
 
 def sum_rows(x: Tensor, index: Tensor, size: int) -> Tensor:

@@ -363,7 +363,7 @@ def test_damaged_state_is_reported(capsys):
 
 
 def test_progress_on_a_terminal():
-    """On a terminal the steps share one line, which renews itself."""
+    """On a terminal a last line, which renews itself, tells pace and progress."""
     import pty
 
     write("POSCAR", strained(), format="vasp")
@@ -389,5 +389,7 @@ def test_progress_on_a_terminal():
     assert process.wait(10) == 0
     text = output.decode()
     assert "step    1" in text
+    assert "step 1 of at most 1000" in text
+    assert "largest force" in text
     assert "\x1b[2K" in text  # the line was erased and written again
     assert "converged after" in text

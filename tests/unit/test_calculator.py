@@ -60,6 +60,17 @@ def test_results_that_are_not_finite_are_an_error():
         potential.evaluate([molecule("H2O")])
 
 
+def test_says_which_model_it_took(caplog):
+    DPA3Calculator()
+    assert caplog.messages == [
+        "no model named, using the embedded one: "
+        "dpa3-openlam, head MP_traj_v024_alldata_mixu; float32 on cpu"
+    ]
+    caplog.clear()
+    DPA3Calculator("dpa3-openlam")
+    assert caplog.messages == []
+
+
 def test_stress_is_the_derivative_that_ase_takes_it_for(silicon):
     expected = calculate_numerical_stress(silicon, 1e-5)
     np.testing.assert_allclose(silicon.get_stress(), expected, atol=1e-9)

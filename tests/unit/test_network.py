@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from tests_support import DATA
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpa3sim import Potential
 from dpa3sim.errors import CheckpointError
+from dpa3sim.graph.batch import make_batch
 from dpa3sim.model import network
 from dpa3sim.model.config import ACTIVATIONS, Activation
 from dpa3sim.model.electrons import econf_rows, occupations
@@ -94,6 +96,60 @@ def test_recomputing_layers_changes_nothing(variant, water, monkeypatch):
     again = potential.evaluate([water])[0]
     assert again.energy == kept.energy
     np.testing.assert_array_equal(again.forces, kept.forces)
+
+
+class NoHostAccess(TorchDispatchMode):
+    """Fails on operations that make the host wait for the device or ask it for a value."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "unique", "masked_select")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        assert not any(f in name for f in self.FORBIDDEN), name
+        if "index.Tensor" in name or "index_put" in name:
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), name
+        return func(*args, **(kwargs or {}))
+
+
+def _batch(potential, atoms, device):
+    return make_batch([potential._graph_input(atoms)], torch.device(device))
+
+
+MODELS = ["variants/sequential", "variants/fparam_aparam", "models/charge_spin", "variants/excl"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_network_never_waits_for_the_device(name, water):
+    potential = Potential(DATA / name / "model.pt")
+    water.info |= {"fparam": [0.1, 0.2], "aparam": np.zeros((len(water), 1))}
+    batch = _batch(potential, water, "cpu")
+    with NoHostAccess():
+        energies = potential._network.atomic_energies(batch, batch.vectors.requires_grad_(True))
+        (gradient,) = torch.autograd.grad(energies.sum(), batch.vectors)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_network_lives_on_one_device(name, water):
+    """On the meta device, any tensor made elsewhere is an error."""
+    potential = Potential(DATA / name / "model.pt")
+    water.info |= {"fparam": [0.1, 0.2], "aparam": np.zeros((len(water), 1))}
+    model = potential.model
+    meta = network.Network(model.config, model.weights, torch.device("meta"), torch.float32)
+    batch = _batch(potential, water, "meta")
+    energies = meta.atomic_energies(batch, batch.vectors)
+    assert energies.device.type == "meta"
+    assert energies.shape == (len(water),)
+    assert energies.dtype == torch.float64
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_what_the_cpu_gives(water):
+    path = DATA / "models/dynamic/model.pt"
+    cpu = Potential(path, device="cpu").evaluate([water])[0]
+    gpu = Potential(path, device="cuda").evaluate([water])[0]
+    assert gpu.energy == pytest.approx(cpu.energy, abs=1e-9)
+    np.testing.assert_allclose(gpu.forces, cpu.forces, atol=1e-9)
 
 
 def test_electron_configurations():
