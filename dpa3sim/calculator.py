@@ -18,6 +18,7 @@ from ase.outputs import Properties
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa3sim.checkpoints import ModelFile
+from dpa3sim.errors import InputError
 from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import Truncation
 from dpa3sim.potential import Dtype, Potential
@@ -69,6 +70,8 @@ class DPA3Calculator(Calculator):
     ) -> None:
         super().__init__()
         if isinstance(model, Potential):
+            if (head, device, dtype, truncate) != (None, "auto", "auto", "deepmd"):
+                raise InputError("head, device, dtype and truncate are those of the Potential")
             self.potential = model
         else:
             self.potential = Potential(

@@ -76,6 +76,8 @@ class Potential:
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
         if truncate not in get_args(Truncation):
             raise InputError(f"truncate {truncate!r} is not one of 'deepmd', 'none'")
+        if isinstance(model, ModelFile) and head not in (None, model.head):
+            raise InputError(f"head {head!r} asked for, but the model is loaded with {model.head}")
         self.model = model if isinstance(model, ModelFile) else load_model(model, head)
         self.device = _resolve_device(device)
         config = self.model.config

@@ -228,6 +228,14 @@ def installed_path(entry: RegistryModel) -> Path:
     return path
 
 
+def reference(model: ModelFile) -> str:
+    """What names this model to :func:`load_model`: its registry name, else its absolute path."""
+    entry = find_entry(model.name)
+    if entry is not None and is_installed(entry) and installed_path(entry) == model.path:
+        return entry.name
+    return str(model.path.resolve())
+
+
 def pull(
     entry: RegistryModel,
     *,

@@ -266,9 +266,11 @@ class _Job:
     def _write_config(self) -> None:
         import yaml
 
+        from dpa3sim.checkpoints.registry import reference
+
         model = self.potential.model
         config = asdict(self.settings) | {
-            "model": str(model.path),
+            "model": reference(model),
             "head": model.head,
             "dtype": self.potential.dtype,
             "truncate": self.potential.truncate,

@@ -35,7 +35,7 @@ def model_facts(model: ModelFile) -> dict[str, Any]:
     """Which model exactly: name, file, checksum, head and origin."""
     return {
         "name": model.name,
-        "file": str(model.path),
+        "file": str(model.path.resolve()),
         "sha256": model.sha256,
         "head": model.head,
         "source_format": model.source_format,

@@ -99,6 +99,7 @@ def test_resolved_config_repeats_the_run(capsys):
     values = yaml.safe_load(config.read_text())
     assert values["cell"] == "iso"
     assert values["fmax"] == 0.02
+    assert values["model"] == "dpa3-openlam"
     assert main(["relax", "POSCAR", "--config", str(config), "--out", "again", "--no-plot"]) == 0
     first, again = result_of("POSCAR.relax"), result_of("again")
     assert first["energy_eV"] == again["energy_eV"]

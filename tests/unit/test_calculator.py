@@ -244,6 +244,13 @@ def test_bad_arguments(arguments, message):
         DPA3Calculator(DATA / "models/dynamic/model.pt", **arguments)
 
 
+def test_options_that_a_loaded_model_cannot_follow(smooth):
+    with pytest.raises(InputError, match="are those of the Potential"):
+        DPA3Calculator(smooth, dtype="float32")
+    with pytest.raises(InputError, match="head 'Omat24' asked for"):
+        Potential(smooth.model, head="Omat24")
+
+
 def test_warns_of_unseen_elements_and_of_truncation():
     potential = Potential()
     with pytest.warns(Dpa3simWarning, match="never saw Po in training"):
