@@ -76,7 +76,8 @@ class Structure:
         arrays = (self.numbers, self.positions, cell, self.pbc)
         return (
             *(a.tobytes() for a in arrays),
-            *(None if e is None else np.asarray(e, dtype=np.float64).tobytes() for e in extra),
+            # Whatever a file may hold there; whether it is of use is checked elsewhere.
+            *(repr(e.tolist() if isinstance(e, np.ndarray) else e) for e in extra),
         )
 
 

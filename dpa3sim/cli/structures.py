@@ -38,9 +38,11 @@ class Source:
     @property
     def sha256(self) -> str:
         """Hash of the structure: what decides its energy, and its constraints."""
+        from ase.io.jsonio import encode
+
         from dpa3sim.structure import Structure
 
-        constraints = [c.todict() for c in self.atoms.constraints]
+        constraints = encode([c.todict() for c in self.atoms.constraints])
         content = (Structure.from_atoms(self.atoms).key(), constraints)
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
@@ -145,8 +147,10 @@ def _formats(path: str) -> tuple[str, ...]:
 def _check(argument: str, atoms: Atoms) -> None:
     if len(atoms) == 0:
         raise InputError(f"{argument}: the structure has no atoms")
-    occupancy = atoms.info.get("occupancy") or {}
-    if any(sum(site.values()) < 1 or len(site) > 1 for site in occupancy.values()):
+    occupancy = atoms.info.get("occupancy")
+    # ASE's CIF reader puts a dictionary there; other files may have anything of that name.
+    sites = occupancy.values() if isinstance(occupancy, dict) else ()
+    if any(sum(site.values()) < 1 or len(site) > 1 for site in sites):
         raise InputError(
             f"{argument}: has partially occupied sites; make an ordered structure of it first"
         )

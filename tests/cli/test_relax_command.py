@@ -249,6 +249,19 @@ def test_impossible_structures(atoms, message, capsys):
     assert not Path("x.relax").exists()
 
 
+@pytest.mark.parametrize("name", ["charge_spin", "fparam", "aparam", "occupancy"])
+@pytest.mark.parametrize("value", ["unknown", 0.5, [1, [2, 3]]])
+def test_meaningless_values_beside_the_structure(name, value, capsys):
+    """What the model does not ask for is not looked at; what it asks for is checked."""
+    atoms = molecule("H2O")
+    atoms.info[name] = value
+    write("x.traj", atoms)
+    assert main(["relax", "x.traj", "--no-plot", "--quiet"]) == 0
+    if name == "charge_spin":
+        model = str(DATA / "models/charge_spin/model.pt")
+        assert "charge_spin" in errors_of(capsys, "x.traj", "--model", model, "--out", "o")
+
+
 def test_no_atoms(capsys):
     Path("x.xyz").write_text("0\n\n")
     assert errors_of(capsys, "x.xyz")
