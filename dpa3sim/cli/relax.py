@@ -113,7 +113,9 @@ def _out(args: argparse.Namespace, source: Source, count: int) -> Path:
 
 
 def _announce(console: Console, potential: Potential) -> None:
-    which = "embedded model" if potential.model.path.parent.name == "embedded" else "model"
+    from dpa3sim.checkpoints.registry import embedded_path
+
+    which = "embedded model" if potential.model.path == embedded_path() else "model"
     console.print(f"{which} {potential}", style="dim")
 
 
@@ -199,13 +201,12 @@ class _Job:
     @contextmanager
     def _live_line(self) -> Iterator[None]:
         """On a terminal, show below the steps how far and how fast it goes."""
-        from rich.live import Live
-
-        self._began = time.monotonic()
-
         if not self.console.is_terminal or self.console.quiet:
             yield
             return
+        from rich.live import Live
+
+        self._began = time.monotonic()
         with Live(console=self.console, transient=True, auto_refresh=False) as live:
             self._live = live
             yield

@@ -68,13 +68,11 @@ def _read(argument: str) -> list[Source]:
         path, _, index = argument.rpartition("@")
         if not re.fullmatch(r"-?\d*(:-?\d*){0,2}", index) or not index:
             raise InputError(f"{argument}: {index!r} is no frame index")
-    if path == "-":
-        data, name = sys.stdin.buffer.read(), "stdin"
-    else:
-        data, name = _content(Path(path)), Path(path).stem
-    if not data.strip():
-        raise InputError(f"{path}: the file is empty")
-    frames = _parse(path, data, last_only=index is None)
+    name = "stdin" if path == "-" else Path(path).stem
+    text = _standard_input() if path == "-" else None
+    if text is None:
+        _check_readable(Path(path))
+    frames = _parse(path, text, last_only=index is None)
     if index is None:
         chosen = {name: (argument, frames[-1])}
     else:
@@ -98,19 +96,36 @@ def _frame_numbers(index: str, count: int) -> list[int]:
     return [number % count] if -count <= number < count else []
 
 
-def _content(path: Path) -> bytes:
+def _standard_input() -> str:
+    data = sys.stdin.buffer.read()
+    if not data.strip():
+        raise InputError("-: the file is empty")
     try:
-        return path.read_bytes()
+        return data.decode()
+    except UnicodeDecodeError:
+        raise InputError("-: no structure that ASE can read (not a text)") from None
+
+
+def _check_readable(path: Path) -> None:
+    """Raise InputError for a file that is absent, closed to us, or blank."""
+    try:
+        with path.open("rb") as file:
+            blank = not any(line.strip() for line in file)  # stops at the first that is not
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a structure file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if blank:
+        raise InputError(f"{path}: the file is empty")
 
 
-def _parse(path: str, data: bytes, last_only: bool) -> list[Atoms]:
-    """Frames of a structure file, whose format ASE takes from name and content."""
+def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
+    """Frames of a structure file, or of the ``text`` that came instead of one.
+
+    ASE takes the format of a file from its name and content.
+    """
     from ase.io import read
 
     errors: list[str] = []
@@ -118,7 +133,7 @@ def _parse(path: str, data: bytes, last_only: bool) -> list[Atoms]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                source = path if path != "-" else io.StringIO(data.decode())
+                source = path if text is None else io.StringIO(text)
                 frames = read(source, index=slice(-1, None) if last_only else ":", format=kind)
             # ASE's readers raise whatever their parsing runs into.
             except Exception as error:

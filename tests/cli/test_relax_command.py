@@ -189,6 +189,14 @@ def test_standard_input(kind, monkeypatch):
     assert result_of("stdin.relax")["formula"] == "Cu"
 
 
+@pytest.mark.parametrize("data", [b"", b" \n", bytes(range(256)) * 4])
+def test_nonsense_on_standard_input(data, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    err = errors_of(capsys, "-")
+    assert "-: " in err
+    assert len(err.splitlines()) == 1
+
+
 def test_json_output_is_only_json(capsys):
     write("POSCAR", bulk("Cu"), format="vasp")
     assert main(["relax", "POSCAR", "--json", "--no-plot"]) == 0
