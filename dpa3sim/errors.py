@@ -27,5 +27,9 @@ class NonFiniteError(Dpa3simError):
     exit_code = 4
 
 
+class OutOfMemoryError(Dpa3simError):
+    """A single structure needs more memory than there is, even in the most frugal way."""
+
+
 class Dpa3simWarning(UserWarning):
     """A result that is valid but that the user must know something about."""

@@ -6,20 +6,27 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
+from dpa3sim.batches import BatchEvaluator, BatchItem, ItemResult
 from dpa3sim.checkpoints import ModelFile
 from dpa3sim.checkpoints.registry import load_model
-from dpa3sim.errors import Dpa3simWarning, InputError, NonFiniteError
-from dpa3sim.graph.batch import GraphBatch, GraphInput, make_batch
+from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError, NonFiniteError
+from dpa3sim.graph.batch import GraphInput, make_batch
+from dpa3sim.graph.candidates import check_geometry
 from dpa3sim.graph.edges import EdgeRules, Truncation, find_edges
-from dpa3sim.model.network import DTYPES, Network
+from dpa3sim.graph.lists import Counters
+from dpa3sim.graph.resident import Member
+from dpa3sim.model.network import DTYPES, Network, hessian
 from dpa3sim.structure import AtomsLike, Structure, extra_inputs, type_indices
 
 Dtype = Literal["auto", "float32", "float64"]
+DEFAULT_SKIN = 0.5
+MAX_SKIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,9 @@ class Evaluation:
 class Potential:
     """A DPA3 model that stays on its device.
 
+    Neighbour lists are kept between calls, with a skin, and renewed exactly when needed; alike
+    structures share them. Several threads may use one potential.
+
     Args:
         model: registry name, path of a checkpoint, or a loaded model; None is the embedded one.
         head: head of a multi-task checkpoint.
@@ -58,9 +68,14 @@ class Potential:
             fitted and summed in float64 always.
         truncate: ``"deepmd"`` applies the model's neighbour limits as deepmd-kit does,
             ``"none"`` keeps every neighbour inside the cutoffs.
+        skin: how much further than the cutoff neighbours are searched, Å; 0 searches every time.
+        max_memory: GiB that evaluations may use; None is what is free, with some margin.
+
+    Attributes:
+        counters: what the incremental graph did so far.
 
     Raises:
-        CheckpointError: the model cannot be read. InputError: bad device, dtype or truncate.
+        CheckpointError: the model cannot be read. InputError: a bad argument.
     """
 
     def __init__(
@@ -71,11 +86,17 @@ class Potential:
         device: str | torch.device = "auto",
         dtype: Dtype = "auto",
         truncate: Truncation = "deepmd",
+        skin: float = DEFAULT_SKIN,
+        max_memory: float | None = None,
     ) -> None:
         if dtype not in get_args(Dtype):
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
         if truncate not in get_args(Truncation):
             raise InputError(f"truncate {truncate!r} is not one of 'deepmd', 'none'")
+        if not 0 <= skin <= MAX_SKIN:
+            raise InputError(f"skin {skin!r} must be between 0 and {MAX_SKIN:g} Å")
+        if max_memory is not None and not max_memory > 0:
+            raise InputError(f"max_memory {max_memory!r} must be positive (GiB)")
         if isinstance(model, ModelFile) and head not in (None, model.head):
             raise InputError(f"head {head!r} asked for, but the model is loaded with {model.head}")
         self.model = model if isinstance(model, ModelFile) else load_model(model, head)
@@ -83,6 +104,7 @@ class Potential:
         config = self.model.config
         self.dtype = config.descriptor.precision if dtype == "auto" else dtype
         self.truncate: Truncation = truncate
+        self.counters = Counters()
         self._rules = EdgeRules(
             e_rcut=config.descriptor.e_rcut,
             a_rcut=config.descriptor.a_rcut,
@@ -94,104 +116,117 @@ class Potential:
         self._network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
+        self._batches = BatchEvaluator(
+            self._network, self._rules, skin, max_memory, self._identity(), self.counters
+        )
+        self._lock = RLock()
+
+    def _identity(self) -> str:
+        return f"{self.model.sha256} {self.model.head} {self.dtype}"
 
     def __repr__(self) -> str:
         head = f", head {self.model.head}" if self.model.head else ""
         return f"{self.model.name}{head}; {self.dtype} on {self.device}"
 
     def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
-        """Evaluate any mix of structures as one batch.
+        """Evaluate any mix of structures, as few batches as memory allows.
 
         Raises:
             InputError: a structure that cannot be computed, named by its index.
             NonFiniteError: the model's answer is not finite.
+            OutOfMemoryError: one structure alone is too large.
         """
-        if not structures:
-            return []
-        inputs = []
+        results = self.evaluate_each(structures)
+        for index, result in enumerate(results):
+            if isinstance(result, Dpa3simError):
+                if len(results) == 1:
+                    raise result
+                raise type(result)(f"structure {index}: {result}")
+        return results  # type: ignore[return-value]
+
+    def evaluate_each(
+        self, structures: Sequence[AtomsLike | Structure]
+    ) -> list[Evaluation | Dpa3simError]:
+        """Like :meth:`evaluate`, with the error of a bad structure in place of its result."""
+        inputs: dict[int, BatchItem] = {}
+        results: dict[int, Evaluation | Dpa3simError] = {}
         for index, structure in enumerate(structures):
             try:
-                inputs.append(self._graph_input(structure))
+                inputs[index] = self._item(structure)
             except InputError as error:
-                if len(structures) == 1:
-                    raise
-                raise InputError(f"structure {index}: {error}") from None
-        batch = make_batch(inputs, self.device)
-        energies, gradient = self._differentiate(batch)
-        return self._collect(inputs, batch, energies, gradient)
+                results[index] = error
+        with self._lock:
+            outputs = self._batches.evaluate(list(inputs.values()))
+        for (index, item), output in zip(inputs.items(), outputs, strict=True):
+            if isinstance(output, ItemResult):
+                results[index] = self._evaluation(item, output)
+            else:
+                results[index] = output
+        return [results[index] for index in range(len(structures))]
 
     def check(self, structure: AtomsLike | Structure) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
         self._graph_input(structure)
 
+    def hessian(self, structure: AtomsLike | Structure) -> np.ndarray:
+        """Second derivatives d2E/dx_i dx_j, ``(3n, 3n)``, eV/Å^2, always in float64.
+
+        Analytic: the readable network is differentiated twice, once per coordinate, so that
+        time and memory limit this to some tens of atoms. Where the energy is not smooth (spec
+        traps T1 and T2) it is the curvature on this side of the step.
+
+        Raises:
+            InputError: a structure that cannot be computed.
+        """
+        structure = _as_structure(structure)
+        batch = make_batch([self._graph_input(structure)], self.device)
+        network = self._network
+        if self.dtype != "float64":
+            network = Network(self.model.config, self.model.weights, self.device, torch.float64)
+        with self._lock:
+            return hessian(network, batch)
+
     def _graph_input(self, structure: AtomsLike | Structure) -> GraphInput:
-        if not isinstance(structure, Structure):
-            structure = Structure.from_atoms(structure)
+        """The graph from a fresh search, without skin: what the resident one must equal."""
+        structure = _as_structure(structure)
         types = type_indices(structure, self.model.config)
         fparam, aparam, charge_spin = extra_inputs(structure, self.model.config)
         edges = find_edges(structure.positions, structure.cell, structure.pbc, types, self._rules)
         vectors = edges.vectors(structure.positions, structure.cell)
         return GraphInput(types, vectors, edges, fparam, aparam, charge_spin)
 
-    def _differentiate(self, batch: GraphBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Atomic energies ``(n_atoms,)`` and dE/dd_ij ``(n_edges, 3)``, float64."""
-        vectors = batch.vectors.requires_grad_(True)
-        with torch.enable_grad():
-            energies = self._network.atomic_energies(batch, vectors)
-            total = energies.sum()
-            if not total.requires_grad:  # no edge reaches the energy: isolated atoms
-                return energies, torch.zeros_like(vectors)
-            (gradient,) = torch.autograd.grad(total, vectors, allow_unused=True)
-        return energies.detach(), torch.zeros_like(vectors) if gradient is None else gradient
+    def _item(self, structure: AtomsLike | Structure) -> BatchItem:
+        structure = _as_structure(structure)
+        types = type_indices(structure, self.model.config)
+        member = Member(types, *extra_inputs(structure, self.model.config))
+        check_geometry(structure.positions, structure.cell, structure.pbc)
+        return BatchItem(structure.positions, structure.cell, structure.pbc, member)
 
-    def _collect(
-        self,
-        inputs: list[GraphInput],
-        batch: GraphBatch,
-        energies: torch.Tensor,
-        gradient: torch.Tensor,
-    ) -> list[Evaluation]:
-        """Forces and virials from the edge gradients, split by structure (spec 1.7)."""
-        forces = gradient.new_zeros((batch.n_atoms, 3))
-        forces.index_add_(0, batch.edge_i, gradient)
-        forces.index_add_(0, batch.edge_j, gradient, alpha=-1)
-        per_edge = -(gradient.unsqueeze(2) * batch.vectors.detach().unsqueeze(1))
-        virials = gradient.new_zeros((batch.n_structures, 3, 3))
-        virials.index_add_(0, batch.structure[batch.edge_i], per_edge)
-        energies_np, forces_np = energies.cpu().numpy(), forces.cpu().numpy()
-        virials_np = virials.cpu().numpy()
+    def _evaluation(self, item: BatchItem, output: ItemResult) -> Evaluation | NonFiniteError:
+        energy = float(output.energies.sum())
+        if not (np.isfinite(energy) and np.isfinite(output.forces).all()):
+            return NonFiniteError("the model returned a value that is not finite")
+        return Evaluation(
+            energy=energy,
+            energies=output.energies,
+            forces=output.forces,
+            virial=output.virial,
+            n_edges=output.n_edges,
+            n_angles=output.n_angles,
+            n_cut_edges=output.n_cut_edges,
+            n_cut_angle_edges=output.n_cut_angle_edges,
+            warnings=self._limits(item.member.types, output),
+        )
 
-        results, start = [], 0
-        for index, item in enumerate(inputs):
-            atoms = slice(start, start + len(item.types))
-            start = atoms.stop
-            result = Evaluation(
-                energy=float(energies_np[atoms].sum()),
-                energies=energies_np[atoms].copy(),
-                forces=forces_np[atoms].copy(),
-                virial=virials_np[index].copy(),
-                n_edges=len(item.edges.i),
-                n_angles=int((item.edges.n_angle_edges**2).sum()),
-                n_cut_edges=item.edges.n_cut_edges,
-                n_cut_angle_edges=item.edges.n_cut_angle_edges,
-                warnings=self._limits(item),
-            )
-            if not (np.isfinite(result.energy) and np.isfinite(result.forces).all()):
-                raise NonFiniteError(
-                    f"structure {index}: the model returned a value that is not finite"
-                )
-            results.append(result)
-        return results
-
-    def _limits(self, item: GraphInput) -> tuple[str, ...]:
+    def _limits(self, types: np.ndarray, output: ItemResult) -> tuple[str, ...]:
         """What limits a result: elements never trained, neighbours cut. Warns of each once."""
         messages = []
-        symbols = {self.model.config.type_map[t] for t in np.unique(item.types)}
+        symbols = {self.model.config.type_map[t] for t in np.unique(types)}
         unseen = ", ".join(sorted(symbols & self._untrained))
         if unseen:
             messages.append(f"model {self.model.name} never saw {unseen} in training")
         descriptor = self.model.config.descriptor
-        if item.edges.n_cut_edges or item.edges.n_cut_angle_edges:
+        if output.n_cut_edges or output.n_cut_angle_edges:
             messages.append(
                 f"neighbours beyond the model's selection limit are ignored (the nearest "
                 f"{descriptor.e_sel} within {descriptor.e_rcut:g} Å, {descriptor.a_sel} within "
@@ -201,8 +236,12 @@ class Potential:
         for message in messages:
             if message not in self._warned:
                 self._warned.add(message)
-                warnings.warn(message, Dpa3simWarning, stacklevel=4)
+                warnings.warn(message, Dpa3simWarning, stacklevel=5)
         return tuple(messages)
+
+
+def _as_structure(structure: AtomsLike | Structure) -> Structure:
+    return structure if isinstance(structure, Structure) else Structure.from_atoms(structure)
 
 
 def _resolve_device(device: str | torch.device) -> torch.device:

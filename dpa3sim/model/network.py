@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from dpa3sim.graph.batch import GraphBatch
-from dpa3sim.model.config import Activation, ModelConfig
+from dpa3sim.graph.blocks import BlockGraph
+from dpa3sim.model.activations import activate
+from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.electrons import econf_rows
 from dpa3sim.model.weights import (
     CHARGE_EMBEDDING,
@@ -36,6 +37,7 @@ from dpa3sim.model.weights import (
 # Graphs with more angles keep only the features between layers for the backward pass and compute
 # the rest again: a third of the memory (1000 silicon atoms: 4.4 GB instead of 14) for little time.
 RECOMPUTE_ABOVE = 100_000
+AnyGraph = GraphBatch | BlockGraph
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -87,15 +89,15 @@ class Network:
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self._weights: dict[str, Tensor] = {}
+        self.weights: dict[str, Tensor] = {}
         for name, array in weights.items():
             if name == "fitting_net.bias_atom_e":
                 array = array.astype(config.fitting.precision)  # rounded as in training
             kind = dtype if name.startswith("descriptor.") else torch.float64
-            self._weights[name] = torch.tensor(array, dtype=kind, device=device)
+            self.weights[name] = torch.tensor(array, dtype=kind, device=device)
         self._type_rows = self._make_type_rows(device)
         included = [t not in config.atom_exclude_types for t in range(config.ntypes)]
-        self._included = torch.tensor(included, dtype=torch.float64, device=device)
+        self.included = torch.tensor(included, dtype=torch.float64, device=device)
 
     # -- energy ---------------------------------------------------------------------------
 
@@ -108,18 +110,16 @@ class Network:
         """
         descriptor = self.descriptor(graph, vectors.to(self.dtype))
         energies = self._fitting(descriptor.to(torch.float64), graph)
-        energies = energies + self._weights["fitting_net.bias_atom_e"][graph.types, 0]
-        energies = energies + self._weights["out_bias"][0, graph.types, 0]
-        return energies * self._included[graph.types]
+        energies = energies + self.weights["fitting_net.bias_atom_e"][graph.types, 0]
+        energies = energies + self.weights["out_bias"][0, graph.types, 0]
+        return energies * self.included[graph.types]
 
     def descriptor(self, graph: GraphBatch, vectors: Tensor) -> Tensor:
         """The descriptor D_i, ``(n_atoms, output_dim)``."""
         config = self.config.descriptor
         geometry, edge, angle = self._embed_geometry(graph, vectors)
-        types = self._type_rows[graph.types]
-        if config.add_chg_spin_ebd:
-            types = types + self._charge_spin_rows(graph)[graph.structure]
-        features = Features(activate(types, config.activation), edge, angle)
+        node, types = self.node_start(graph)
+        features = Features(node, edge, angle)
         update = self._sequential_layer if config.sequential_update else self._parallel_layer
         recompute = graph.angle_q.shape[0] > RECOMPUTE_ABOVE
         for layer in range(config.nlayers):
@@ -143,8 +143,8 @@ class Network:
         protected = (r + config.env_protection).unsqueeze(1)
         environment = torch.cat([1 / protected, vectors / protected**2], dim=1) * s_e.unsqueeze(1)
         centre_types = graph.types[graph.edge_i]
-        mean = self._weights[f"{REPFLOWS}.mean"][centre_types]
-        environment = (environment - mean) / self._weights[f"{REPFLOWS}.stddev"][centre_types]
+        mean = self.weights[f"{REPFLOWS}.mean"][centre_types]
+        environment = (environment - mean) / self.weights[f"{REPFLOWS}.stddev"][centre_types]
 
         if config.edge_init_use_dist:
             edge = self._linear(f"{REPFLOWS}.edge_embd", r.unsqueeze(1))
@@ -156,7 +156,7 @@ class Network:
         direction = vectors[graph.angle_edges] / (r_q + 1e-6)
         q, k = graph.angle_q, graph.angle_k
         cosine = (direction[q] * direction[k]).sum(dim=1, keepdim=True) * (1 - 1e-6)
-        angle = cosine / math.sqrt(math.pi) @ self._weights[f"{REPFLOWS}.angle_embd.matrix"]
+        angle = cosine / math.sqrt(math.pi) @ self.weights[f"{REPFLOWS}.angle_embd.matrix"]
         s_a = switch(r_q[:, 0], config.a_rcut_smth, config.a_rcut, config.use_exp_switch)
         geometry = Geometry(h=environment[:, 1:], switch=s_e, weight=s_a[q] * s_a[k])
         return geometry, edge, angle
@@ -179,7 +179,15 @@ class Network:
             return out + torch.cat([rows, rows], dim=1)
         return out
 
-    def _charge_spin_rows(self, graph: GraphBatch) -> Tensor:
+    def node_start(self, graph: AnyGraph) -> tuple[Tensor, Tensor]:
+        """Node features n^0 and the embedding T before the activation, ``(n_atoms, n_dim)``."""
+        config = self.config.descriptor
+        types = self._type_rows.index_select(0, graph.types)
+        if config.add_chg_spin_ebd:
+            types = types + self._charge_spin_rows(graph).index_select(0, graph.structure)
+        return activate(types, config.activation), types
+
+    def _charge_spin_rows(self, graph: AnyGraph) -> Tensor:
         """act(W_cs [C[charge + 100], P[spin]] + b_cs), ``(n_structures, n_dim)`` (spec 1.4)."""
         if graph.charge_spin is None:
             raise ValueError("this model needs charge_spin")
@@ -269,8 +277,8 @@ class Network:
     def _edge_linear(self, name: str, graph: GraphBatch, node: Tensor, edge: Tensor) -> Tensor:
         """``[n_i, n_j, e_ij] @ W + b``, the node parts projected before they are gathered."""
         n_dim = self.config.descriptor.n_dim
-        w_i, w_j, w_e = self._weights[f"{name}.matrix"].split([n_dim, n_dim, edge.shape[1]])
-        out = torch.addmm(self._weights[f"{name}.bias"], edge, w_e)
+        w_i, w_j, w_e = self.weights[f"{name}.matrix"].split([n_dim, n_dim, edge.shape[1]])
+        out = torch.addmm(self.weights[f"{name}.bias"], edge, w_e)
         out = out + (node @ w_i).index_select(0, graph.edge_i)
         return out + (node @ w_j).index_select(0, graph.edge_j)
 
@@ -283,8 +291,8 @@ class Network:
             return node[:, : config.node_angle_dim], edge[:, : config.edge_angle_dim]
         name = f"{REPFLOWS}.layers.{layer}"
         return (
-            node @ self._weights[f"{name}.a_compress_n_linear.matrix"],
-            edge @ self._weights[f"{name}.a_compress_e_linear.matrix"],
+            node @ self.weights[f"{name}.a_compress_n_linear.matrix"],
+            edge @ self.weights[f"{name}.a_compress_e_linear.matrix"],
         )
 
     def _angle_linear(
@@ -292,13 +300,13 @@ class Network:
     ) -> Tensor:
         """``[a_qk, n'_i, e'_ik, e'_iq] @ W + b``: the other edge k comes before the receiver q."""
         node, edge = inputs
-        w_a, w_n, w_k, w_q = self._weights[f"{name}.matrix"].split(
+        w_a, w_n, w_k, w_q = self.weights[f"{name}.matrix"].split(
             [angle.shape[1], node.shape[1], edge.shape[1], edge.shape[1]]
         )
         edge = edge.index_select(0, graph.angle_edges)
         # What depends on the centre or on the receiver alone is added once per angle-edge.
         per_q = edge @ w_q + (node @ w_n).index_select(0, graph.angle_centres)
-        out = torch.addmm(self._weights[f"{name}.bias"], angle, w_a)
+        out = torch.addmm(self.weights[f"{name}.bias"], angle, w_a)
         out = out + per_q.index_select(0, graph.angle_q)
         return out + (edge @ w_k).index_select(0, graph.angle_k)
 
@@ -348,14 +356,14 @@ class Network:
 
     def _fitting(self, descriptor: Tensor, graph: GraphBatch) -> Tensor:
         """Output of the fitting net, ``(n_atoms,)``."""
-        extra = self._fitting_extra_inputs(graph)
+        extra = self.fitting_extra_inputs(graph)
         energy = self._fitting_net(torch.cat([descriptor, *extra], dim=1))
         if self.config.fitting.subtract_vacuum:
             vacuum = torch.cat([torch.zeros_like(descriptor), *extra], dim=1)
             energy = energy - self._fitting_net(vacuum)
         return energy
 
-    def _fitting_extra_inputs(self, graph: GraphBatch) -> list[Tensor]:
+    def fitting_extra_inputs(self, graph: AnyGraph) -> list[Tensor]:
         """Normalised fparam, normalised aparam and case embedding, as far as the model has them."""
         config, extra = self.config.fitting, []
         if config.numb_fparam:
@@ -363,12 +371,12 @@ class Network:
         if config.numb_aparam and not config.use_aparam_as_mask:
             extra.append(self._normalised("aparam", graph.aparam))
         if config.dim_case_embd:
-            extra.append(self._weights["fitting_net.case_embd"].expand(graph.n_atoms, -1))
+            extra.append(self.weights["fitting_net.case_embd"].expand(graph.n_atoms, -1))
         return extra
 
     def _normalised(self, name: str, values: Tensor) -> Tensor:
-        mean = self._weights[f"fitting_net.{name}_avg"]
-        return (values - mean) * self._weights[f"fitting_net.{name}_inv_std"]
+        mean = self.weights[f"fitting_net.{name}_avg"]
+        return (values - mean) * self.weights[f"fitting_net.{name}_inv_std"]
 
     def _fitting_net(self, y: Tensor) -> Tensor:
         config = self.config.fitting
@@ -376,7 +384,7 @@ class Network:
             name, width_in = f"{FITTING_LAYERS}.{index}", y.shape[1]
             z = activate(self._linear(name, y), config.activation)
             if has_timestep(width_in, width, config.resnet_dt):
-                z = z * self._weights[f"{name}.idt"]
+                z = z * self.weights[f"{name}.idt"]
             if width == width_in:
                 z = z + y
             elif width == 2 * width_in:
@@ -387,12 +395,12 @@ class Network:
     # -- helpers ----------------------------------------------------------------------------
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        out = x @ self._weights[f"{name}.matrix"]
-        bias = self._weights.get(f"{name}.bias")
+        out = x @ self.weights[f"{name}.matrix"]
+        bias = self.weights.get(f"{name}.bias")
         return out if bias is None else out + bias
 
     def _layer_weight(self, name: str) -> Tensor:
-        return self._weights[f"{REPFLOWS}.layers.{name}"]
+        return self.weights[f"{REPFLOWS}.layers.{name}"]
 
 
 def switch(r: Tensor, start: float, end: float, exponential: bool) -> Tensor:
@@ -403,28 +411,6 @@ def switch(r: Tensor, start: float, end: float, exponential: bool) -> Tensor:
     return u**3 * (-6 * u**2 + 15 * u - 10) + 1
 
 
-def activate(x: Tensor, activation: Activation) -> Tensor:
-    """Apply an activation function (spec 1.6)."""
-    if activation.name == "silut":
-        t = activation.threshold
-        sigma = 1 / (1 + math.exp(-t))
-        alpha, beta = sigma + t * sigma * (1 - sigma), t * sigma
-        return torch.where(x < t, functional.silu(x), torch.tanh(alpha * (x - t)) + beta)
-    if activation.name in ("gelu", "gelu_tf"):
-        return functional.gelu(x, approximate="tanh")
-    if activation.name == "linear":
-        return x
-    function = {
-        "relu": torch.relu,
-        "tanh": torch.tanh,
-        "relu6": functional.relu6,
-        "softplus": functional.softplus,
-        "sigmoid": torch.sigmoid,
-        "silu": functional.silu,
-    }[activation.name]
-    return function(x)
-
-
 def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Rows of the identity, ``(len(index), size)``; unlike torch's, without looking at values."""
     return (index.unsqueeze(1) == torch.arange(size, device=index.device)).to(dtype)
@@ -433,3 +419,29 @@ def one_hot(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
 def sum_rows(x: Tensor, index: Tensor, size: int) -> Tensor:
     """Sum the rows of ``x`` that share an index: ``(size, *x.shape[1:])``."""
     return x.new_zeros((size, *x.shape[1:])).index_add(0, index, x)
+
+
+def hessian(network: Network, graph: GraphBatch) -> np.ndarray:
+    """Second derivatives of a structure's energy, ``(3n, 3n)``, eV/Å^2.
+
+    Differentiates twice with respect to displacements of the atoms, which enter the edge
+    vectors linearly: row by row, a Hessian-vector product each.
+    """
+    n = graph.n_atoms
+    displacement = torch.zeros((n, 3), dtype=torch.float64, device=graph.types.device)
+    with torch.enable_grad():
+        displacement.requires_grad_(True)
+        ends = (
+            displacement.index_select(0, graph.edge_j),
+            displacement.index_select(0, graph.edge_i),
+        )
+        energies = network.atomic_energies(graph, graph.vectors + ends[0] - ends[1])
+        if not energies.requires_grad:  # isolated atoms
+            return np.zeros((3 * n, 3 * n))
+        (gradient,) = torch.autograd.grad(energies.sum(), displacement, create_graph=True)
+        rows = []
+        for component in gradient.flatten():
+            (row,) = torch.autograd.grad(component, displacement, retain_graph=True)
+            rows.append(row.flatten())
+    matrix: np.ndarray = torch.stack(rows).cpu().numpy()
+    return matrix

@@ -1,0 +1,310 @@
+"""Batches sized from the memory there is, over lists and graphs that stay from call to call."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dpa3sim.errors import Dpa3simError, InputError, OutOfMemoryError
+from dpa3sim.graph.blocks import BlockLimits, Layout
+from dpa3sim.graph.candidates import complete_cell
+from dpa3sim.graph.edges import MIN_DISTANCE, EdgeRules, find_edges
+from dpa3sim.graph.lists import Counters, ListCache
+from dpa3sim.graph.resident import Member, ResidentGraph
+from dpa3sim.memory import UNLIMITED, MemoryModel, free_bytes
+from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.model.network import Network
+from dpa3sim.session import Session
+
+# Pre-activations of the angles of a block: what fits the caches of a core or two, and what
+# keeps an accelerator busy.
+CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 4 * 2**20, 2**28
+# Work in angles that costs as much as the operations of another block.
+CPU_WASTE, DEVICE_WASTE_FRACTION = 400, 0.15
+# Pre-activations are kept up to here: beyond, writing and reading them gains little.
+KEEP_BYTES = 2**29
+# Below this no memory model is needed.
+SMALL_BYTES = 2**27
+MAX_SESSIONS = 8
+# Larger batches gain nothing, and their candidates take memory too.
+MAX_BATCH_ATOMS = 2**14
+# Room beyond the present counts where shapes have to stay (spec/engine.md 1.6).
+DEVICE_MARGIN = 0.08
+
+
+@dataclass(frozen=True)
+class BatchItem:
+    """A structure that was checked: what of it can change, and what cannot.
+
+    Attributes:
+        positions: ``(n_atoms, 3)``, Å; cell: ``(3, 3)``, Å; pbc: ``(3,)`` bool.
+        member: types and extra inputs.
+    """
+
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    member: Member
+
+    @property
+    def list_key(self) -> bytes:
+        """Equal for structures that may share a candidate list."""
+        return self.pbc.tobytes() + self.member.types.tobytes()
+
+    @property
+    def key(self) -> tuple[bytes, ...]:
+        """Equal for structures that differ in positions and cell only."""
+        member = self.member
+        charge_spin = b"" if member.charge_spin is None else member.charge_spin.tobytes()
+        return self.list_key, member.fparam.tobytes(), member.aparam.tobytes(), charge_spin
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What the model says of one structure, on the host; see :class:`Evaluation`."""
+
+    energies: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
+    n_edges: int
+    n_angles: int
+    n_cut_edges: int
+    n_cut_angle_edges: int
+
+
+class BatchEvaluator:
+    """Evaluates checked structures on one device.
+
+    Args:
+        network: the model.
+        rules: cutoffs and limits.
+        skin: Å.
+        max_memory: GiB; None is what is free.
+        identity: name of the model and its precision for the memory model's cache.
+        counters: where the work is counted.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        rules: EdgeRules,
+        skin: float,
+        max_memory: float | None,
+        identity: str,
+        counters: Counters,
+    ) -> None:
+        self._config = network.config
+        self._rules = rules
+        self._device = network.weights["out_bias"].device
+        self._on_host = self._device.type == "cpu"
+        self._max_memory = max_memory
+        self._counters = counters
+        self._itemsize = network.dtype.itemsize
+        self._evaluator = Evaluator(network, sparse=self._on_host)
+        self._memory = MemoryModel(self._evaluator, self._config, self._device, identity)
+        self._lists = ListCache(rules.e_rcut, skin, counters)
+        self._sessions: OrderedDict[tuple[bool, tuple[tuple[bytes, ...], ...]], Session] = (
+            OrderedDict()
+        )
+
+    def evaluate(
+        self, items: Sequence[BatchItem], frugal: bool = False
+    ) -> list[ItemResult | Dpa3simError]:
+        """Evaluate any mix of structures; errors stand in the place of results.
+
+        Args:
+            items: the structures.
+            frugal: use as little memory as possible from the start.
+        """
+        if not items:
+            return []
+        limit = MAX_BATCH_ATOMS if len(items) > 1 else UNLIMITED
+        if sum(len(x.positions) for x in items) > limit:
+            return self._in_halves(items, [len(x.positions) for x in items])
+        try:
+            session = self._session(items, frugal)
+            statistics = self._measure(session, items)
+            overlapping = np.flatnonzero(statistics[:, 1] < MIN_DISTANCE)
+            if len(overlapping):
+                return self._without(items, overlapping)
+            policy = self._frugal() if frugal else self._policy(session.layout)
+            if policy is None and len(items) > 1:
+                return self._in_halves(items, statistics[:, 3].tolist())
+            step = session.evaluate(policy or self._frugal(), statistics)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            memory_ran_out = True
+        else:
+            memory_ran_out = False
+        if memory_ran_out:  # outside the handler, which would keep the memory of its frames
+            return self._after_out_of_memory(items, frugal)
+        self._counters.batches += 1
+        self._counters.evaluations += len(items)
+        results: list[ItemResult | Dpa3simError] = []
+        for index, (start, size) in enumerate(
+            zip(session.graph.starts, session.graph.sizes, strict=True)
+        ):
+            atoms = slice(start, start + size)
+            counts = statistics[index, 2:].astype(int).tolist()
+            results.append(
+                ItemResult(
+                    step.energies[atoms].copy(),
+                    step.forces[atoms].copy(),
+                    step.virials[index].copy(),
+                    *counts,
+                )
+            )
+        return results
+
+    # -- lists and sessions ----------------------------------------------------------------------
+
+    def _session(self, items: Sequence[BatchItem], frugal: bool) -> Session:
+        """The session of an alike batch, or a new one."""
+        key = frugal, tuple(item.key for item in items)
+        session = self._sessions.get(key)
+        if session is None:
+            lists = [self._lists.find(x.list_key, x.positions, x.cell, x.pbc) for x in items]
+            graph = ResidentGraph(
+                lists,
+                [x.member for x in items],
+                self._rules,
+                self._config.descriptor.update_angle,
+                self._device,
+            )
+            session = Session(
+                graph, self._evaluator, self._limits(frugal), self._on_host, self._counters
+            )
+            self._sessions[key] = session
+            if len(self._sessions) > MAX_SESSIONS:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(key)
+        return session
+
+    def _measure(self, session: Session, items: Sequence[BatchItem]) -> np.ndarray:
+        """Statistics of the batch, after renewing the lists that have expired."""
+        positions = [x.positions for x in items]
+        cells = [complete_cell(x.cell, x.pbc) for x in items]
+        statistics = session.measure(positions, cells)
+        expired = statistics[:, 0] > 0
+        if expired.any():
+            lists = list(session.graph.lists)
+            for index in np.flatnonzero(expired).tolist():
+                item, last = items[index], lists[index]
+                lists[index] = self._lists.find(
+                    item.list_key, item.positions, item.cell, item.pbc, last
+                )
+            session.replace_lists(lists)
+            statistics = session.measure(positions, cells)
+        return statistics
+
+    def _without(
+        self, items: Sequence[BatchItem], bad: np.ndarray
+    ) -> list[ItemResult | Dpa3simError]:
+        """Evaluate the other structures; overlapping ones get the error of a fresh search."""
+        results: dict[int, ItemResult | Dpa3simError] = {}
+        for index in bad.tolist():
+            x = items[index]
+            try:
+                find_edges(x.positions, x.cell, x.pbc, x.member.types, self._rules)
+                results[index] = InputError(f"atoms are closer than {MIN_DISTANCE} Å")
+            except InputError as error:
+                results[index] = error
+        good = [index for index in range(len(items)) if index not in results]
+        outputs = self.evaluate([items[index] for index in good])
+        results |= dict(zip(good, outputs, strict=True))
+        return [results[index] for index in range(len(items))]
+
+    # -- memory ------------------------------------------------------------------------------------
+
+    def _limits(self, frugal: bool) -> BlockLimits:
+        """Blocks whose temporaries fit the caches, or a share of the memory."""
+        d = self._config.descriptor
+        per_angle = self._itemsize * (d.e_dim + d.a_dim)
+        per_edge = self._itemsize * (d.e_dim + d.n_multi_edge_message * d.n_dim)
+        size = CPU_BLOCK_BYTES if self._on_host else min(DEVICE_BLOCK_BYTES, self._budget() // 32)
+        if frugal:
+            size //= 16
+        return BlockLimits(
+            angles=max(1, size // per_angle),
+            edges=max(1, size // per_edge),
+            waste=CPU_WASTE if self._on_host else 0.0,
+            waste_fraction=0.0 if self._on_host else DEVICE_WASTE_FRACTION,
+            # Work per edge and per angle, spec 6.3.
+            edge_cost=3 * d.n_dim / d.a_dim,
+            margin=0.0 if self._on_host else DEVICE_MARGIN,
+        )
+
+    def _budget(self) -> int:
+        if self._max_memory is not None:
+            return int(self._max_memory * 2**30)
+        return free_bytes(self._device) + self._evaluator.workspace.nbytes
+
+    def _policy(self, layout: Layout) -> MemoryPolicy | None:
+        """The fastest way that fits into the memory; None if there is none."""
+        d = self._config.descriptor
+        per_layer = layout.n_angles * (d.e_dim + d.a_dim) + layout.n_edges * (
+            d.e_dim + d.n_multi_edge_message * d.n_dim
+        )
+        features = layout.n_angles * d.a_dim + layout.n_edges * d.e_dim
+        kept = self._itemsize * d.nlayers * (per_layer + features)
+        keeps_all = MemoryPolicy("preactivations")
+        if kept <= SMALL_BYTES:
+            return keeps_all
+        budget = self._budget()
+        if kept <= KEEP_BYTES and self._memory.estimate(layout, keeps_all) <= budget:
+            return keeps_all
+        for policy in (MemoryPolicy(), self._frugal()):
+            if self._memory.estimate(layout, policy) <= budget:
+                return policy
+        return None
+
+    def _frugal(self) -> MemoryPolicy:
+        return MemoryPolicy(every=max(1, round(math.sqrt(self._config.descriptor.nlayers))))
+
+    def _in_halves(
+        self, items: Sequence[BatchItem], costs: Sequence[float]
+    ) -> list[ItemResult | Dpa3simError]:
+        """Evaluate in two batches of about the same cost, large structures apart from small."""
+        order = np.argsort(np.asarray(costs), kind="stable")
+        total = np.cumsum(np.asarray(costs)[order] + 1.0)
+        cut = int(np.clip(np.searchsorted(total, total[-1] / 2), 1, len(items) - 1))
+        results: dict[int, ItemResult | Dpa3simError] = {}
+        for part in (order[:cut].tolist(), order[cut:].tolist()):
+            outputs = self.evaluate([items[index] for index in part])
+            results |= dict(zip(part, outputs, strict=True))
+        return [results[index] for index in range(len(items))]
+
+    def _after_out_of_memory(
+        self, items: Sequence[BatchItem], frugal: bool
+    ) -> list[ItemResult | Dpa3simError]:
+        """Free what can be freed and try with less at a time."""
+        self._counters.retries += 1
+        self._sessions.clear()
+        self._evaluator.workspace.release()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(items) > 1:
+            return self._in_halves(items, [len(x.positions) for x in items])
+        if not frugal:
+            return self.evaluate(items, frugal=True)
+        n = len(items[0].positions)
+        where = "this machine" if self._on_host else str(self._device)
+        return [
+            OutOfMemoryError(
+                f"{n} atoms need more memory than {where} has; use a smaller cell, or a device "
+                "with more memory"
+            )
+        ]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "not enough memory" in text or "can't allocate memory" in text

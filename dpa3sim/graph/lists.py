@@ -1,0 +1,106 @@
+"""Candidate lists of many structures: kept, shared between alike ones, renewed when needed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from dpa3sim.graph.skin import SkinList
+
+# Lists tried for a structure besides the one that it had last.
+TRIES = 4
+MAX_LISTS = 512
+MAX_PAIRS = 20_000_000
+
+
+@dataclass
+class Counters:
+    """What the incremental graph did so far.
+
+    Attributes:
+        evaluations: structures evaluated; batches: in so many batches.
+        rebuilds: neighbour searches; row_updates: searches for a few moved atoms only.
+        shared_lists: structures that took the list of another one.
+        reused_edges, reused_angles: batches whose edges, or whose angles, were those of the last.
+        layouts: arrangements into blocks; retries: batches split or repeated for lack of memory.
+    """
+
+    evaluations: int = 0
+    batches: int = 0
+    rebuilds: int = 0
+    row_updates: int = 0
+    shared_lists: int = 0
+    reused_edges: int = 0
+    reused_angles: int = 0
+    layouts: int = 0
+    retries: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain form."""
+        return asdict(self)
+
+
+class ListCache:
+    """Finds a valid candidate list for a structure, searching only when there is none.
+
+    Structures with the same atoms and periodicity (displaced or strained supercells, beads,
+    images of a path) share a list as long as its exact test allows it.
+
+    Args:
+        cutoff: Å; skin: Å, how much further candidates are searched.
+        counters: where the work is counted.
+    """
+
+    def __init__(self, cutoff: float, skin: float, counters: Counters) -> None:
+        self.cutoff, self.skin = cutoff, skin
+        self._counters = counters
+        self._lists: OrderedDict[bytes, list[SkinList]] = OrderedDict()
+
+    def find(
+        self,
+        key: bytes,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+        last: SkinList | None = None,
+    ) -> SkinList:
+        """A list that holds every pair within the cutoff.
+
+        Args:
+            key: what structures that may share a list have in common.
+            positions: ``(n_atoms, 3)``, Å; cell: ``(3, 3)``, Å; pbc: ``(3,)`` bool.
+            last: the list that the structure had, if it is known to be invalid by now.
+        """
+        known = self._lists.setdefault(key, [])
+        self._lists.move_to_end(key)
+        for candidate in reversed(known[-TRIES:]):
+            if candidate is not last and candidate.deformation(positions, cell).valid:
+                self._counters.shared_lists += 1
+                return candidate
+        renewed = None
+        if last is not None:
+            renewed = last.with_moved_atoms(positions, last.deformation(positions, cell))
+        if renewed is not None:
+            self._counters.row_updates += 1
+        else:
+            self._counters.rebuilds += 1
+            renewed = SkinList.search(positions, cell, pbc, self.cutoff, self.skin)
+        self._lists[key] = [x for x in known if x is not last] + [renewed]
+        self._evict()
+        return renewed
+
+    def _evict(self) -> None:
+        """Forget the structures not seen for longest, and of the last one the oldest lists."""
+        while True:
+            lists = [x for known in self._lists.values() for x in known]
+            if len(lists) <= MAX_LISTS and sum(x.neighbour.size for x in lists) <= MAX_PAIRS:
+                return
+            oldest = next(iter(self._lists))
+            if len(self._lists) > 1:
+                del self._lists[oldest]
+            elif len(self._lists[oldest]) > 1:
+                self._lists[oldest].pop(0)
+            else:
+                return

@@ -1,0 +1,352 @@
+"""The graph of a batch on its device: updated in place from new positions and cells.
+
+Three levels (spec/engine.md 1.6). Candidates with a skin are searched on the host and stay on
+the device as padded rows. At every step their distances decide which are edges and which
+angle-edges, exactly; nothing of the skin reaches the model. Rows are then compacted into the
+slots of the layout's blocks, with angle-edges first and otherwise in the order of the candidates,
+so that the result depends on the structure alone and not on the history of the lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpa3sim.graph.blocks import BlockGraph, Layout
+from dpa3sim.graph.edges import EdgeRules
+from dpa3sim.graph.skin import SkinList
+
+STATISTICS = ("moved", "nearest", "n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One structure of a batch: what does not change from step to step.
+
+    Attributes:
+        types: ``(n_atoms,)`` index into the model's type map.
+        fparam: ``(numb_fparam,)``; aparam: ``(n_atoms, numb_aparam)``.
+        charge_spin: ``(2,)`` or None.
+    """
+
+    types: np.ndarray
+    fparam: np.ndarray
+    aparam: np.ndarray
+    charge_spin: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Distances and decisions of one step, candidates as rows of the original atoms.
+
+    Attributes:
+        vectors: ``(n_atoms, width, 3)`` float64, Å.
+        edge, angle_edge: ``(n_atoms, width)`` bool.
+        n_edges, n_angle_edges: ``(n_atoms,)`` counts.
+        statistics: ``(n_structures, 6)`` float64, columns :data:`STATISTICS`; "moved" is how far
+            the two most displaced atoms went beyond what the list allows, Å.
+    """
+
+    vectors: Tensor
+    edge: Tensor
+    angle_edge: Tensor
+    n_edges: Tensor
+    n_angle_edges: Tensor
+    statistics: Tensor
+
+
+class ResidentGraph:
+    """Device state of a batch of structures.
+
+    Args:
+        lists: candidate list of each structure; displaced copies may share one.
+        members: the structures.
+        rules: cutoffs and limits of the model.
+        with_angles: whether the model has angles at all.
+        device: where the state lives.
+    """
+
+    def __init__(
+        self,
+        lists: Sequence[SkinList],
+        members: Sequence[Member],
+        rules: EdgeRules,
+        with_angles: bool,
+        device: torch.device,
+    ) -> None:
+        self._rules = rules
+        self._with_angles = with_angles
+        self.device = device
+        self.sizes = np.array([len(m.types) for m in members])
+        self.starts = np.cumsum(self.sizes) - self.sizes
+        self.n_atoms = int(self.sizes.sum())
+        self.n_structures = len(members)
+        self._member_types = [m.types for m in members]
+        self._slots: _Slots | None = None
+        self._width = 0
+        self._upload_members(members)
+        self._input = torch.empty(self._input_size, dtype=torch.float64, device=device)
+        self.set_lists(lists)
+
+    # -- what is uploaded once -----------------------------------------------------------------
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _upload_members(self, members: Sequence[Member]) -> None:
+        self.types = self._tensor(np.concatenate([m.types for m in members]))
+        self.structure = self._tensor(np.repeat(np.arange(len(members)), self.sizes))
+        self.structure_starts = self._tensor(self.starts)
+        self.fparam = self._tensor(np.stack([m.fparam for m in members]))
+        self._aparam = self._tensor(np.concatenate([m.aparam for m in members]))
+        charge_spin = [m.charge_spin for m in members if m.charge_spin is not None]
+        self.charge_spin = self._tensor(np.stack(charge_spin)) if charge_spin else None
+
+    def set_lists(self, lists: Sequence[SkinList]) -> None:
+        """Use other candidates, one list for each structure."""
+        self.lists = list(lists)
+        n, width = self.n_atoms, max(1, *(x.neighbour.shape[1] for x in lists))
+        neighbour = np.repeat(np.arange(n)[:, None], width, axis=1)
+        shifts = np.zeros((n, width, 3))
+        listed = np.zeros((n, width), dtype=bool)
+        excluded = np.zeros((n, width), dtype=bool)
+        can_be_cut = False
+        for x, types, start in zip(self.lists, self._member_types, self.starts, strict=True):
+            rows = slice(start, start + len(types))
+            own = x.neighbour.shape[1]
+            neighbour[rows, :own] = x.neighbour + start
+            shifts[rows, :own] = x.shifts
+            listed[rows, :own] = np.arange(own) < x.count[:, None]
+            for a, b in self._rules.excluded_pairs:
+                excluded[rows, :own] |= (types[:, None] == a) & (types[x.neighbour] == b)
+            can_be_cut |= bool(x.count.max(initial=0) > min(self._rules.a_sel, self._rules.e_sel))
+        self._neighbour = self._tensor(neighbour)
+        self._shifts = self._tensor(shifts)
+        self._listed = self._tensor(listed)
+        self._excluded = self._tensor(excluded) if self._rules.excluded_pairs else None
+        self._ranked = can_be_cut and self._rules.truncate == "deepmd"
+        self._reference = self._tensor(np.concatenate([x.positions for x in self.lists]))
+        pbc = np.repeat([x.pbc for x in self.lists], self.sizes, axis=0)
+        self._pbc = self._tensor(pbc.astype(np.float64))
+        if self._slots is not None and width != self._width:
+            self._slots = _Slots(self._slots.layout, self.device, width)
+        self._width = width
+
+    # -- every step ----------------------------------------------------------------------------
+
+    @property
+    def _input_size(self) -> int:
+        return 3 * self.n_atoms + 28 * self.n_structures
+
+    def pack(self, positions: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> np.ndarray:
+        """Positions and what follows from the cells, as one array for one transfer.
+
+        Args:
+            positions: ``(n_atoms, 3)`` of each structure, wrapped or not, Å.
+            cells: completed ``(3, 3)`` of each.
+        """
+        strains = [x.strain(cell) for x, cell in zip(self.lists, cells, strict=True)]
+        stacked = np.stack(cells)
+        return np.concatenate(
+            [
+                np.concatenate(positions).ravel(),
+                stacked.ravel(),
+                np.linalg.inv(stacked).ravel(),
+                np.stack([gradient for gradient, _ in strains]).ravel(),
+                np.array([budget for _, budget in strains]),
+            ]
+        )
+
+    def upload(self, packed: np.ndarray) -> None:
+        """Send a packed step to the device, into the same memory every time."""
+        self._input.copy_(torch.from_numpy(packed))
+
+    def measure(self) -> Measured:
+        """Distances of all candidates, and which of them are edges and angle-edges."""
+        rules, b = self._rules, self.n_structures
+        x, *cells, budget = self._input.split([3 * self.n_atoms, 9 * b, 9 * b, 9 * b, b])
+        x = x.view(-1, 3)
+        cell, inverse, gradient = (m.view(b, 3, 3).index_select(0, self.structure) for m in cells)
+        u = x - _row_times(self._reference, gradient)
+        images = torch.round(_row_times(u, inverse)) * self._pbc
+        moved = torch.linalg.vector_norm(u - _row_times(images, cell), dim=1)
+
+        flat = self._neighbour.flatten()
+        shifts = self._shifts - (images.index_select(0, flat).view(self._shifts.shape))
+        shifts = shifts + images.unsqueeze(1)
+        # The image first, as deepmd-kit does: it decides which of two equal distances is nearer.
+        offset = sum(shifts[:, :, k : k + 1] * cell[:, None, k] for k in range(3))
+        vectors = (x.index_select(0, flat).view(self._shifts.shape) + offset) - x.unsqueeze(1)
+        r = torch.linalg.vector_norm(vectors, dim=2)
+        r = torch.where(self._listed, r, torch.inf)
+        edge, angle_edge = r <= rules.e_rcut, r < rules.a_rcut
+        cut = r.new_zeros((2, self.n_atoms))
+        if self._ranked:
+            # Ties go to the lower neighbour, then to the lower shift: the candidates' order.
+            rank = r.argsort(dim=1, stable=True).argsort(dim=1)
+            kept, kept_angle = edge & (rank < rules.e_sel), angle_edge & (rank < rules.a_sel)
+            cut[0] = (edge & ~kept).sum(dim=1)
+            cut[1] = (angle_edge & ~kept_angle).sum(dim=1)
+            edge, angle_edge = kept, kept_angle
+        if self._excluded is not None:
+            edge, angle_edge = edge & ~self._excluded, angle_edge & ~self._excluded
+        n_edges, n_angle_edges = edge.sum(dim=1), angle_edge.sum(dim=1)
+        columns = torch.stack([n_edges, n_angle_edges**2, *cut.to(torch.int64)], dim=1)
+        counts = columns.new_zeros((b, 4)).index_add_(0, self.structure, columns)
+        if not self._with_angles:
+            angle_edge, n_angle_edges = angle_edge & False, n_angle_edges * 0
+        statistics = torch.cat(
+            [
+                (self._sum_of_two_largest(moved) - budget).unsqueeze(1),
+                self._smallest(r.amin(dim=1)).unsqueeze(1),
+                counts.to(torch.float64),
+            ],
+            dim=1,
+        )
+        return Measured(vectors, edge, angle_edge, n_edges, n_angle_edges, statistics)
+
+    def _smallest(self, values: Tensor) -> Tensor:
+        start = values.new_full((self.n_structures,), torch.inf)
+        return start.scatter_reduce_(0, self.structure, values, "amin")
+
+    def _sum_of_two_largest(self, values: Tensor) -> Tensor:
+        zero = values.new_zeros(self.n_structures)
+        first = zero.scatter_reduce(0, self.structure, values, "amax")
+        is_first = values == first.index_select(0, self.structure)
+        rest = torch.where(is_first, 0.0, values)
+        second = zero.scatter_reduce(0, self.structure, rest, "amax")
+        how_many = zero.index_add(0, self.structure, is_first.to(values.dtype))
+        return first + torch.where(how_many > 1, first, second)
+
+    def set_layout(self, layout: Layout) -> None:
+        """Decide which centre goes where; until the next call, shapes do not change."""
+        self._slots = _Slots(layout, self.device, self._width)
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout in use."""
+        return self._slots.layout if self._slots else None
+
+    def overflow(self, measured: Measured) -> Tensor:
+        """Number of centres that have no room in the layout, a scalar tensor."""
+        assert self._slots is not None
+        too_many = measured.n_edges > self._slots.k_room
+        too_many |= measured.n_angle_edges > self._slots.m_room
+        return too_many.sum()
+
+    def arrange(self, measured: Measured) -> Arrangement:
+        """Put candidates into slots: angle-edges first, otherwise in their own order."""
+        assert self._slots is not None
+        slots, width = self._slots, self._width
+        category = 2 - measured.edge.to(torch.int8) - measured.angle_edge.to(torch.int8)
+        order = category.argsort(dim=1, stable=True)
+        first = slots.atom * width
+        candidate = first + order.flatten().index_select(0, first + slots.column)
+        mask = slots.number < measured.n_edges.index_select(0, slots.atom)
+        angle_atom = slots.atom.index_select(0, slots.angle_slots)
+        angle_number = slots.number.index_select(0, slots.angle_slots)
+        angle_mask = angle_number < measured.n_angle_edges.index_select(0, angle_atom)
+        neighbour = self._neighbour.flatten().index_select(0, candidate)
+        edge_j = torch.where(mask, slots.row_of.index_select(0, neighbour), slots.edge_i)
+        incoming_j, incoming = edge_j.sort(stable=True)
+        rows = torch.arange(self.n_atoms, device=self.device)
+        starts = torch.searchsorted(incoming_j, rows)
+        return Arrangement(candidate, mask, angle_mask, edge_j, incoming, starts)
+
+    def graph(self, measured: Measured, arrangement: Arrangement) -> BlockGraph:
+        """What the layers run on."""
+        assert self._slots is not None
+        slots = self._slots
+        vectors = measured.vectors.flatten(0, 1).index_select(0, arrangement.candidate)
+        vectors = torch.where(arrangement.mask.unsqueeze(1), vectors, slots.dummy)
+        return BlockGraph(
+            layout=slots.layout,
+            n_structures=self.n_structures,
+            types=self.types.index_select(0, slots.order),
+            structure=self.structure.index_select(0, slots.order),
+            edge_i=slots.edge_i,
+            edge_j=arrangement.edge_j,
+            vectors=vectors,
+            edge_mask=arrangement.mask,
+            angle_slots=slots.angle_slots,
+            angle_edge_mask=arrangement.angle_mask,
+            incoming=arrangement.incoming,
+            incoming_start=arrangement.incoming_start,
+            fparam=self.fparam,
+            aparam=self._aparam.index_select(0, slots.order),
+            charge_spin=self.charge_spin,
+        )
+
+    def sum_structures(self, rows: Tensor) -> Tensor:
+        """Sum block rows ``(n_atoms, width)`` over the atoms of each structure, in their order."""
+        assert self._slots is not None
+        total: Tensor = torch.nn.functional.embedding_bag(
+            self._slots.row_of, rows, self.structure_starts, mode="sum"
+        )
+        return total
+
+    def to_atoms(self, rows: Tensor) -> Tensor:
+        """Reorder from block rows to the order of the atoms."""
+        assert self._slots is not None
+        return rows.index_select(0, self._slots.row_of)
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """Which candidate is in which slot (see :class:`BlockGraph` for the last four).
+
+    Attributes:
+        candidate: ``(n_slots,)`` flat index of the candidate.
+    """
+
+    candidate: Tensor
+    mask: Tensor
+    angle_mask: Tensor
+    edge_j: Tensor
+    incoming: Tensor
+    incoming_start: Tensor
+
+
+class _Slots:
+    """Index tensors that follow from a layout.
+
+    Attributes:
+        order: ``(n_atoms,)`` atom of each row; row_of: its inverse.
+        atom, number: ``(n_edges,)`` centre of a slot and its number within the centre;
+            column: the number, where it exists among the candidates.
+        edge_i: ``(n_edges,)`` row of the centre.
+        angle_slots: ``(n_angle_edges,)`` edge slots with room for an angle-edge.
+        k_room, m_room: ``(n_atoms,)`` room of each atom.
+        dummy: ``(1, 3)`` vector of empty slots.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, width: int) -> None:
+        self.layout = layout
+        n_rows = len(layout.order)
+        k_room, m_room = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
+        for block in layout.blocks:
+            k_room[block.rows], m_room[block.rows] = block.k_room, block.m_room
+        rows = np.repeat(np.arange(n_rows), k_room)
+        number = np.arange(len(rows)) - (np.cumsum(k_room) - k_room)[rows]
+        row_of = np.empty(n_rows, dtype=np.int64)
+        row_of[layout.order] = np.arange(n_rows)
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+        self.order, self.row_of = tensor(layout.order), tensor(row_of)
+        self.edge_i, self.number = tensor(rows), tensor(number)
+        self.atom = tensor(layout.order[rows])
+        self.column = tensor(np.minimum(number, width - 1))
+        self.angle_slots = tensor(np.flatnonzero(number < m_room[rows]))
+        self.k_room, self.m_room = tensor(k_room[row_of]), tensor(m_room[row_of])
+        self.dummy = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64, device=device)
+
+
+def _row_times(rows: Tensor, matrices: Tensor) -> Tensor:
+    """``(n, 3)`` rows, each times its own ``(3, 3)`` matrix."""
+    return (rows.unsqueeze(1) @ matrices).squeeze(1)

@@ -1,0 +1,196 @@
+"""Candidate lists with a skin: searched rarely, valid exactly as long as no pair can be missing.
+
+A list made at positions x0 in cell H0 with radius rc + s serves positions x in cell H as long as
+
+    u(1) + u(2) <= sigma_min(F) (rc + s) - rc,    F = H0^-1 H,    u_i = |x_i - x0_i F|
+
+where u(1) and u(2) are the two largest displacements left after removing the homogeneous strain
+and sigma_min the smallest singular value (spec/engine.md 1.5). This is exact, does not depend on
+the size of the cell, and lets displaced or strained copies of a structure share one list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpa3sim.graph.candidates import candidates, complete_cell
+
+# Rounding of the test itself, Å; candidates are found with a larger margin than this.
+SLACK = 1e-7
+# A few atoms that moved far are searched again alone; more of them are a new search.
+MAX_MOVED_FRACTION = 0.1
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """How a structure differs from the reference of a candidate list.
+
+    Attributes:
+        cell: ``(3, 3)`` completed cell H.
+        gradient: ``(3, 3)`` F.
+        budget: Å that the two most displaced atoms may move together.
+        displacements: ``(n_atoms,)`` u, Å, unwrapped.
+    """
+
+    cell: np.ndarray
+    gradient: np.ndarray
+    budget: float
+    displacements: np.ndarray
+
+    @property
+    def valid(self) -> bool:
+        """Whether the list still holds every pair within the cutoff."""
+        return _two_largest(self.displacements) <= self.budget
+
+
+@dataclass(frozen=True)
+class SkinList:
+    """All pairs within ``cutoff + skin`` of one structure, as padded rows.
+
+    Attributes:
+        positions: ``(n_atoms, 3)`` reference positions x0, Å; cell: ``(3, 3)`` completed H0.
+        pbc: ``(3,)`` bool.
+        cutoff, skin: Å.
+        neighbour: ``(n_atoms, width)`` int64, the row's own index where there is none.
+        shifts: ``(n_atoms, width, 3)`` float64 lattice shifts, relative to x0.
+        count: ``(n_atoms,)`` candidates of each centre; they are sorted by (j, S).
+    """
+
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    cutoff: float
+    skin: float
+    neighbour: np.ndarray
+    shifts: np.ndarray
+    count: np.ndarray
+
+    @classmethod
+    def search(
+        cls, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float, skin: float
+    ) -> SkinList:
+        """Find all pairs anew."""
+        i, j, shifts = candidates(positions, cell, pbc, cutoff + skin)
+        return cls._from_pairs(positions, complete_cell(cell, pbc), pbc, cutoff, skin, i, j, shifts)
+
+    @classmethod
+    def _from_pairs(
+        cls,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+        cutoff: float,
+        skin: float,
+        i: np.ndarray,
+        j: np.ndarray,
+        shifts: np.ndarray,
+    ) -> SkinList:
+        order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i))
+        i, j, shifts = i[order], j[order], shifts[order]
+        n = len(positions)
+        count = np.bincount(i, minlength=n)
+        column = np.arange(len(i)) - (np.cumsum(count) - count)[i]
+        width = int(count.max(initial=0))
+        neighbour = np.repeat(np.arange(n)[:, None], width, axis=1)
+        neighbour[i, column] = j
+        padded = np.zeros((n, width, 3))
+        padded[i, column] = shifts
+        return cls(
+            positions.copy(), cell.copy(), pbc.copy(), cutoff, skin, neighbour, padded, count
+        )
+
+    def deformation(self, positions: np.ndarray, cell: np.ndarray) -> Deformation:
+        """Compare a structure, wrapped or not, with the reference."""
+        full = complete_cell(cell, self.pbc)
+        gradient, budget = self.strain(full)
+        left = positions - self.positions @ gradient
+        left = left - self._images(left, full) @ full
+        return Deformation(full, gradient, budget, np.linalg.norm(left, axis=1))
+
+    def strain(self, cell: np.ndarray) -> tuple[np.ndarray, float]:
+        """F ``(3, 3)`` and the budget for displacements, Å, of a completed cell."""
+        if (cell == self.cell).all():
+            return np.eye(3), self.skin - SLACK
+        gradient = np.linalg.solve(self.cell, cell)
+        smallest = np.linalg.svd(gradient, compute_uv=False)[-1]
+        return gradient, float(smallest * (self.cutoff + self.skin) - self.cutoff - SLACK)
+
+    def _images(self, displacement: np.ndarray, cell: np.ndarray) -> np.ndarray:
+        """Lattice vectors by which atoms were wrapped since the search, ``(n_atoms, 3)``."""
+        if not self.pbc.any():
+            return np.zeros_like(displacement)
+        images: np.ndarray = np.rint(displacement @ np.linalg.inv(cell)) * self.pbc
+        return images
+
+    def with_moved_atoms(self, positions: np.ndarray, state: Deformation) -> SkinList | None:
+        """The same list with the rows of a few far-moved atoms searched again.
+
+        For hops, insertions and Monte Carlo moves: the other atoms keep their reference. The
+        pairs of the moved atoms are found in the reference cell, by distance to all atoms.
+
+        Returns:
+            None if a new search is the better way: too many atoms moved, or the strain is large.
+        """
+        order = np.argsort(-state.displacements, kind="stable")
+        limit = max(1, int(MAX_MOVED_FRACTION * len(order)))
+        moved = None
+        for n_moved in range(1, min(limit, len(order)) + 1):
+            # Leave half of the budget, or the next step would need another update.
+            if _two_largest(state.displacements[order[n_moved:]]) <= 0.5 * state.budget:
+                moved = order[:n_moved]
+                break
+        if moved is None or state.budget <= 0:
+            return None
+        reference = self.positions.copy()
+        reference[moved] = positions[moved] @ np.linalg.inv(state.gradient)
+        centre, neighbour, shifts = self._pairs_of(moved, reference)
+        is_moved = np.zeros(len(reference), dtype=bool)
+        is_moved[moved] = True
+        i, column = np.nonzero(np.arange(self.neighbour.shape[1]) < self.count[:, None])
+        j, old_shifts = self.neighbour[i, column], self.shifts[i, column]
+        kept = ~(is_moved[i] | is_moved[j])
+        # Each pair of a moved atom is listed from both its ends, pairs of two moved atoms already.
+        back = ~is_moved[neighbour]
+        return self._from_pairs(
+            reference,
+            self.cell,
+            self.pbc,
+            self.cutoff,
+            self.skin,
+            np.concatenate([i[kept], centre, neighbour[back]]),
+            np.concatenate([j[kept], neighbour, centre[back]]),
+            np.concatenate([old_shifts[kept], shifts, -shifts[back]]),
+        )
+
+    def _pairs_of(
+        self, moved: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All pairs of the atoms ``moved`` within the list's radius, by trying every image."""
+        radius = (self.cutoff + self.skin) * (1 + 1e-9)
+        inverse = np.linalg.inv(self.cell)
+        # An atom within the radius is at most this many cells away along each axis.
+        reach = radius * np.linalg.norm(inverse, axis=0)
+        fractional = positions @ inverse
+        delta = fractional[None, :, :] - fractional[moved][:, None, :]
+        low = np.floor((-reach - delta).min(axis=(0, 1))) * self.pbc
+        high = np.ceil((reach - delta).max(axis=(0, 1))) * self.pbc
+        axes = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
+        images = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+        centres, neighbours, shifts = [], [], []
+        for atom in moved:
+            vectors = positions[None] + (images @ self.cell)[:, None] - positions[atom]
+            found = np.einsum("ijk,ijk->ij", vectors, vectors) <= radius**2
+            found[(images == 0).all(axis=1), atom] = False
+            image, j = np.nonzero(found)
+            centres.append(np.full(len(j), atom))
+            neighbours.append(j)
+            shifts.append(images[image])
+        return np.concatenate(centres), np.concatenate(neighbours), np.concatenate(shifts)
+
+
+def _two_largest(displacements: np.ndarray) -> float:
+    if len(displacements) <= 2:
+        return float(displacements.sum())
+    return float(np.partition(displacements, -2)[-2:].sum())
