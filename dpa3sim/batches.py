@@ -16,7 +16,7 @@ from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import MIN_DISTANCE, EdgeRules, find_edges
 from dpa3sim.graph.lists import Counters, ListCache
 from dpa3sim.graph.resident import Member, ResidentGraph
-from dpa3sim.memory import UNLIMITED, MemoryModel, free_bytes
+from dpa3sim.memory import UNLIMITED, MemoryModel, free_bytes, memory_share
 from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.network import Network
 from dpa3sim.session import Session
@@ -24,13 +24,15 @@ from dpa3sim.session import Session
 # Pre-activations of the angles of a block: what fits the caches of a core or two, and what
 # keeps an accelerator busy.
 CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 4 * 2**20, 2**28
-# Work in angles that costs as much as the operations of another block.
-CPU_WASTE, DEVICE_WASTE_FRACTION = 400, 0.15
+# Work in angles that takes as long as starting the operations of another block (on the CPU
+# measured: 1600 with the 9-layer, 4100 with the 24-layer model; a GPU is far faster at angles).
+CPU_OVERHEAD, DEVICE_OVERHEAD = 2500.0, 2.0e5
 # Pre-activations are kept up to here: beyond, writing and reading them gains little.
 KEEP_BYTES = 2**29
 # Below this no memory model is needed.
 SMALL_BYTES = 2**27
-MAX_SESSIONS = 8
+# Batches whose state is kept, and how many atoms they may have together.
+MAX_SESSIONS, MAX_SESSION_ATOMS = 64, 2**15
 # Larger batches gain nothing, and their candidates take memory too.
 MAX_BATCH_ATOMS = 2**14
 # Room beyond the present counts where shapes have to stay (spec/engine.md 1.6).
@@ -126,24 +128,35 @@ class BatchEvaluator:
         limit = MAX_BATCH_ATOMS if len(items) > 1 else UNLIMITED
         if sum(len(x.positions) for x in items) > limit:
             return self._in_halves(items, [len(x.positions) for x in items])
+        memory_ran_out = False
         try:
-            session = self._session(items, frugal)
-            statistics = self._measure(session, items)
-            overlapping = np.flatnonzero(statistics[:, 1] < MIN_DISTANCE)
-            if len(overlapping):
-                return self._without(items, overlapping)
-            policy = self._frugal() if frugal else self._policy(session.layout)
-            if policy is None and len(items) > 1:
-                return self._in_halves(items, statistics[:, 3].tolist())
-            step = session.evaluate(policy or self._frugal(), statistics)
+            outcome = self._attempt(items, frugal)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
             memory_ran_out = True
-        else:
-            memory_ran_out = False
         if memory_ran_out:  # outside the handler, which would keep the memory of its frames
             return self._after_out_of_memory(items, frugal)
+        return outcome
+
+    def _attempt(self, items: Sequence[BatchItem], frugal: bool) -> list[ItemResult | Dpa3simError]:
+        """Evaluate as one batch, or in parts if some structures are bad or all are too much."""
+        session = self._session(items, frugal)
+        positions = [x.positions for x in items]
+        cells = [complete_cell(x.cell, x.pbc) for x in items]
+        step = session.repeat(positions, cells)
+        if step is None:
+            statistics = self._measure(session, items, positions, cells)
+            overlapping = np.flatnonzero(statistics[:, 1] < MIN_DISTANCE)
+            if len(overlapping):
+                return self._without(items, overlapping)
+            policy = self._policy(session.layout, frugal)
+            if policy is None:
+                session.forget()
+                if len(items) > 1:
+                    return self._in_halves(items, statistics[:, 3].tolist())
+                return [self._too_large(items[0])] if frugal else self.evaluate(items, frugal=True)
+            step = session.evaluate(policy)
         self._counters.batches += 1
         self._counters.evaluations += len(items)
         results: list[ItemResult | Dpa3simError] = []
@@ -151,13 +164,12 @@ class BatchEvaluator:
             zip(session.graph.starts, session.graph.sizes, strict=True)
         ):
             atoms = slice(start, start + size)
-            counts = statistics[index, 2:].astype(int).tolist()
             results.append(
                 ItemResult(
                     step.energies[atoms].copy(),
                     step.forces[atoms].copy(),
                     step.virials[index].copy(),
-                    *counts,
+                    *step.statistics[index, 2:].astype(int).tolist(),
                 )
             )
         return results
@@ -181,15 +193,27 @@ class BatchEvaluator:
                 graph, self._evaluator, self._limits(frugal), self._on_host, self._counters
             )
             self._sessions[key] = session
-            if len(self._sessions) > MAX_SESSIONS:
-                self._sessions.popitem(last=False)
+            self._evict()
         self._sessions.move_to_end(key)
         return session
 
-    def _measure(self, session: Session, items: Sequence[BatchItem]) -> np.ndarray:
+    def _evict(self) -> None:
+        """Forget the batches not seen for longest."""
+        atoms = sum(session.graph.n_atoms for session in self._sessions.values())
+        while len(self._sessions) > 1 and (
+            len(self._sessions) > MAX_SESSIONS or atoms > MAX_SESSION_ATOMS
+        ):
+            _, oldest = self._sessions.popitem(last=False)
+            atoms -= oldest.graph.n_atoms
+
+    def _measure(
+        self,
+        session: Session,
+        items: Sequence[BatchItem],
+        positions: Sequence[np.ndarray],
+        cells: Sequence[np.ndarray],
+    ) -> np.ndarray:
         """Statistics of the batch, after renewing the lists that have expired."""
-        positions = [x.positions for x in items]
-        cells = [complete_cell(x.cell, x.pbc) for x in items]
         statistics = session.measure(positions, cells)
         expired = statistics[:, 0] > 0
         if expired.any():
@@ -233,19 +257,20 @@ class BatchEvaluator:
         return BlockLimits(
             angles=max(1, size // per_angle),
             edges=max(1, size // per_edge),
-            waste=CPU_WASTE if self._on_host else 0.0,
-            waste_fraction=0.0 if self._on_host else DEVICE_WASTE_FRACTION,
-            # Work per edge and per angle, spec 6.3.
-            edge_cost=3 * d.n_dim / d.a_dim,
+            overhead=CPU_OVERHEAD if self._on_host else DEVICE_OVERHEAD,
             margin=0.0 if self._on_host else DEVICE_MARGIN,
         )
 
     def _budget(self) -> int:
+        """Bytes that an evaluation should not exceed."""
         if self._max_memory is not None:
             return int(self._max_memory * 2**30)
+        return int(memory_share(self._device) * self._free())
+
+    def _free(self) -> int:
         return free_bytes(self._device) + self._evaluator.workspace.nbytes
 
-    def _policy(self, layout: Layout) -> MemoryPolicy | None:
+    def _policy(self, layout: Layout, frugal: bool) -> MemoryPolicy | None:
         """The fastest way that fits into the memory; None if there is none."""
         d = self._config.descriptor
         per_layer = layout.n_angles * (d.e_dim + d.a_dim) + layout.n_edges * (
@@ -253,16 +278,17 @@ class BatchEvaluator:
         )
         features = layout.n_angles * d.a_dim + layout.n_edges * d.e_dim
         kept = self._itemsize * d.nlayers * (per_layer + features)
-        keeps_all = MemoryPolicy("preactivations")
         if kept <= SMALL_BYTES:
-            return keeps_all
+            return self._frugal() if frugal else MemoryPolicy("preactivations")
+        if frugal:  # the last resort may use all that there is
+            limit = self._budget() if self._max_memory is not None else self._free()
+            fits = self._memory.estimate(layout, self._frugal()) <= limit
+            return self._frugal() if fits else None
         budget = self._budget()
-        if kept <= KEEP_BYTES and self._memory.estimate(layout, keeps_all) <= budget:
-            return keeps_all
-        for policy in (MemoryPolicy(), self._frugal()):
-            if self._memory.estimate(layout, policy) <= budget:
-                return policy
-        return None
+        policies = [MemoryPolicy(), self._frugal()]
+        if kept <= KEEP_BYTES:
+            policies.insert(0, MemoryPolicy("preactivations"))
+        return next((p for p in policies if self._memory.estimate(layout, p) <= budget), None)
 
     def _frugal(self) -> MemoryPolicy:
         return MemoryPolicy(every=max(1, round(math.sqrt(self._config.descriptor.nlayers))))
@@ -293,14 +319,16 @@ class BatchEvaluator:
             return self._in_halves(items, [len(x.positions) for x in items])
         if not frugal:
             return self.evaluate(items, frugal=True)
-        n = len(items[0].positions)
+        return [self._too_large(items[0])]
+
+    def _too_large(self, item: BatchItem) -> OutOfMemoryError:
         where = "this machine" if self._on_host else str(self._device)
-        return [
-            OutOfMemoryError(
-                f"{n} atoms need more memory than {where} has; use a smaller cell, or a device "
-                "with more memory"
-            )
-        ]
+        if self._max_memory is not None:
+            where = f"max_memory = {self._max_memory:g} GiB"
+        return OutOfMemoryError(
+            f"{len(item.positions)} atoms need more memory than {where} has; use a smaller cell, "
+            "or a device with more memory"
+        )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -21,7 +21,7 @@ from dpa3sim.checkpoints import ModelFile
 from dpa3sim.errors import InputError
 from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import Truncation
-from dpa3sim.potential import Dtype, Potential
+from dpa3sim.potential import Dtype, Potential, PotentialLike
 from dpa3sim.structure import Structure
 
 _log = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class DPA3Calculator(Calculator):
 
     Args:
         model: path of a checkpoint (``.pth``, ``.pt``, ``.safetensors``), a registry name, a
-            loaded model or a :class:`Potential`; None is the embedded default model, which a
-            message of the logger ``dpa3sim.calculator`` tells.
+            loaded model, a :class:`Potential` or a client of an :class:`Engine`; None is the
+            embedded default model, which a message of the logger ``dpa3sim.calculator`` tells.
         head: head of a multi-task checkpoint.
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:0"`` ...
         dtype: ``"auto"`` is the checkpoint's own precision; ``"float32"``, ``"float64"``.
@@ -61,7 +61,7 @@ class DPA3Calculator(Calculator):
 
     def __init__(
         self,
-        model: str | Path | ModelFile | Potential | None = None,
+        model: str | Path | ModelFile | PotentialLike | None = None,
         *,
         head: str | None = None,
         device: str = "auto",
@@ -69,7 +69,8 @@ class DPA3Calculator(Calculator):
         truncate: Truncation = "deepmd",
     ) -> None:
         super().__init__()
-        if isinstance(model, Potential):
+        self.potential: PotentialLike
+        if isinstance(model, PotentialLike):
             if (head, device, dtype, truncate) != (None, "auto", "auto", "deepmd"):
                 raise InputError("head, device, dtype and truncate are those of the Potential")
             self.potential = model

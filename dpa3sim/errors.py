@@ -31,5 +31,9 @@ class OutOfMemoryError(Dpa3simError):
     """A single structure needs more memory than there is, even in the most frugal way."""
 
 
+class EngineError(Dpa3simError):
+    """A client of the engine got no answer."""
+
+
 class Dpa3simWarning(UserWarning):
     """A result that is valid but that the user must know something about."""

@@ -28,6 +28,7 @@ from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
 
 # Shares of the free memory that an evaluation may use.
 CPU_SHARE, DEVICE_SHARE = 0.5, 0.85
+CONTROL_GROUP = "/sys/fs/cgroup"
 # Centres, edges and angle-edges of each, and whether all centres are in one block.
 PROBES = (
     (4, 6, 2, False),
@@ -42,19 +43,34 @@ PROBES = (
 UNLIMITED = 2**62
 
 
+def memory_share(device: torch.device) -> float:
+    """Share of the free memory that an evaluation should use."""
+    return DEVICE_SHARE if device.type == "cuda" else CPU_SHARE
+
+
 def free_bytes(device: torch.device) -> int:
-    """Memory that may be used on ``device``."""
+    """Free memory of ``device``; on a host, within the limits of the process's control group."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(DEVICE_SHARE * (free + unused))
+        return int(free + unused)
+    available = 8 * 2**30  # unknown system: what most machines have
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(CPU_SHARE * 1024 * int(line.split()[1]))
+                available = 1024 * int(line.split()[1])
     except OSError:
         pass
-    return 4 * 2**30  # unknown system: what most machines have
+    return min([available, *_control_group_free()])
+
+
+def _control_group_free() -> list[int]:
+    """What a container or a batch system leaves, if it sets a limit."""
+    try:
+        limit = int(Path(CONTROL_GROUP, "memory.max").read_text())
+        return [limit - int(Path(CONTROL_GROUP, "memory.current").read_text())]
+    except (OSError, ValueError):  # no such group, or "max"
+        return []
 
 
 class MemoryModel:
@@ -166,7 +182,8 @@ def probe(
     """A graph of random vectors with the given numbers of edges and angle-edges per atom."""
     if not config.descriptor.update_angle:
         n_angle_edges = 0
-    limits = BlockLimits(UNLIMITED, UNLIMITED, 0.0) if together else BlockLimits(1, 1, 0.0)
+    size = UNLIMITED if together else 1
+    limits = BlockLimits(size, size, 0.0)
     layout = make_layout(np.full(n_atoms, n_edges), np.full(n_atoms, n_angle_edges), limits)
     rng = np.random.default_rng(0)
     edge_i = np.repeat(np.arange(n_atoms), n_edges)

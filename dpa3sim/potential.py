@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from dpa3sim.graph.edges import EdgeRules, Truncation, find_edges
 from dpa3sim.graph.lists import Counters
 from dpa3sim.graph.resident import Member
 from dpa3sim.model.network import DTYPES, Network, hessian
-from dpa3sim.structure import AtomsLike, Structure, extra_inputs, type_indices
+from dpa3sim.structure import AtomsLike, Structure, as_structure, extra_inputs, type_indices
 
 Dtype = Literal["auto", "float32", "float64"]
 DEFAULT_SKIN = 0.5
@@ -52,6 +52,21 @@ class Evaluation:
     n_cut_edges: int
     n_cut_angle_edges: int
     warnings: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class PotentialLike(Protocol):
+    """What calculators and protocols need: a :class:`Potential`, or a client of an engine."""
+
+    @property
+    def model(self) -> ModelFile:
+        """The model in use."""
+
+    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+        """Energies, forces and virials."""
+
+    def check(self, structure: AtomsLike | Structure) -> None:
+        """Raise InputError if ``structure`` cannot be evaluated."""
 
 
 class Potential:
@@ -178,7 +193,7 @@ class Potential:
         Raises:
             InputError: a structure that cannot be computed.
         """
-        structure = _as_structure(structure)
+        structure = as_structure(structure)
         batch = make_batch([self._graph_input(structure)], self.device)
         network = self._network
         if self.dtype != "float64":
@@ -188,7 +203,7 @@ class Potential:
 
     def _graph_input(self, structure: AtomsLike | Structure) -> GraphInput:
         """The graph from a fresh search, without skin: what the resident one must equal."""
-        structure = _as_structure(structure)
+        structure = as_structure(structure)
         types = type_indices(structure, self.model.config)
         fparam, aparam, charge_spin = extra_inputs(structure, self.model.config)
         edges = find_edges(structure.positions, structure.cell, structure.pbc, types, self._rules)
@@ -196,7 +211,7 @@ class Potential:
         return GraphInput(types, vectors, edges, fparam, aparam, charge_spin)
 
     def _item(self, structure: AtomsLike | Structure) -> BatchItem:
-        structure = _as_structure(structure)
+        structure = as_structure(structure)
         types = type_indices(structure, self.model.config)
         member = Member(types, *extra_inputs(structure, self.model.config))
         check_geometry(structure.positions, structure.cell, structure.pbc)
@@ -238,10 +253,6 @@ class Potential:
                 self._warned.add(message)
                 warnings.warn(message, Dpa3simWarning, stacklevel=5)
         return tuple(messages)
-
-
-def _as_structure(structure: AtomsLike | Structure) -> Structure:
-    return structure if isinstance(structure, Structure) else Structure.from_atoms(structure)
 
 
 def _resolve_device(device: str | torch.device) -> torch.device:

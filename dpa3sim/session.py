@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import BlockGraph, BlockLimits, Layout, make_layout, sum_incoming
+from dpa3sim.graph.edges import MIN_DISTANCE
 from dpa3sim.graph.lists import Counters
 from dpa3sim.graph.resident import STATISTICS, Arrangement, Measured, ResidentGraph
 from dpa3sim.graph.skin import SkinList
@@ -37,17 +38,17 @@ class Step:
 class Session:
     """Evaluates one batch, step after step, moving only positions in and results out.
 
-    A step is two programs without any host synchronisation, of distances and decisions and of
-    the model. Between them the host reads one small status tensor: whether a list has expired,
-    atoms overlap, or a centre outgrew its room. On a CUDA device both are captured as graphs.
+    Where the host is the device (``exact``), it looks at the distances first and lays the blocks
+    out for the counts of every step, so that results depend on the structures alone. Elsewhere
+    shapes have some margin and stay: a step is one program without host synchronisation, captured
+    as a CUDA graph where there is CUDA, and its results come with a status. Only if that says
+    that a list has expired, atoms overlap or a centre outgrew its room, the step is done again.
 
     Args:
         graph: the batch.
         evaluator: the model.
         limits: how centres are put into blocks.
-        exact: lay blocks out anew for the counts of every step, so that results depend on the
-            structures alone; for devices where the host can look at the counts for free.
-            Otherwise the layout has some margin and changes only when it overflows.
+        exact: see above.
         counters: where the work is counted.
     """
 
@@ -66,11 +67,33 @@ class Session:
         self._counters = counters
         self._measured: Measured | None = None
         self._arranged: tuple[Measured, Layout, Arrangement] | None = None
+        self._policy: MemoryPolicy | None = None
         self._capture: _Capture | None = None
         self._layout_counts: tuple[np.ndarray, np.ndarray] | None = None
 
+    @property
+    def layout(self) -> Layout:
+        """Blocks in use; there are none before the first measurement."""
+        layout = self.graph.layout
+        assert layout is not None
+        return layout
+
+    def repeat(self, positions: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> Step | None:
+        """A step with the shapes of the last one; for the arguments, see :meth:`measure`.
+
+        Returns:
+            None if that is not possible: :meth:`measure` and :meth:`evaluate` are needed.
+        """
+        if self._exact or self._policy is None:
+            return None
+        self.graph.upload(self.graph.pack(positions, cells))
+        step, overflow = self._run(self._policy)
+        expired = (step.statistics[:, 0] > 0).any()
+        overlap = (step.statistics[:, 1] < MIN_DISTANCE).any()
+        return None if expired or overlap or overflow else step
+
     def measure(self, positions: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> np.ndarray:
-        """Send positions and cells, and decide what the edges are.
+        """Send positions and cells, decide what the edges are, and make room for them.
 
         Args:
             positions: ``(n_atoms, 3)`` of each structure, wrapped or not, Å.
@@ -82,14 +105,9 @@ class Session:
         """
         self.graph.upload(self.graph.pack(positions, cells))
         measured = self._measured = self.graph.measure()
-        status = measured.statistics.flatten()
-        if self.graph.layout is not None:
-            status = torch.cat([status, self.graph.overflow(measured).unsqueeze(0)])
-        host = status.cpu().numpy()
-        size = self.graph.n_structures * len(STATISTICS)
-        statistics: np.ndarray = host[:size].reshape(-1, len(STATISTICS))
+        statistics: np.ndarray = measured.statistics.cpu().numpy()
         if (statistics[:, 0] <= 0).all():
-            self._fit_layout(measured, overflow=len(host) == size or host[-1] > 0)
+            self._fit_layout(measured)
         return statistics
 
     def replace_lists(self, lists: Sequence[SkinList]) -> None:
@@ -97,51 +115,65 @@ class Session:
         self.graph.set_lists(lists)
         self._arranged = self._capture = None
 
-    def evaluate(self, policy: MemoryPolicy, statistics: np.ndarray) -> Step:
+    def evaluate(self, policy: MemoryPolicy) -> Step:
         """Run the model on what was measured last."""
-        n, b = self.graph.n_atoms, self.graph.n_structures
-        host = self._results(policy).cpu().numpy()
-        energies, forces, virials = np.split(host, [n, 4 * n])
-        return Step(energies, forces.reshape(n, 3), virials.reshape(b, 3, 3), statistics)
-
-    @property
-    def layout(self) -> Layout:
-        """Blocks in use; there are none before the first measurement."""
-        layout = self.graph.layout
-        assert layout is not None
-        return layout
-
-    def _fit_layout(self, measured: Measured, overflow: bool) -> None:
-        """Make sure that every centre has room, with none to spare if ``exact``."""
-        if not (self._exact or overflow):
-            return
-        counts = measured.n_edges.cpu().numpy(), measured.n_angle_edges.cpu().numpy()
-        known = self._layout_counts
-        if known is not None and all(map(np.array_equal, known, counts)):
-            return
-        if not self._exact and known is not None:
-            counts = np.maximum(known[0], counts[0]), np.maximum(known[1], counts[1])
-        self.graph.set_layout(make_layout(*counts, self._limits))
-        self._layout_counts = counts
-        self._arranged = self._capture = None
-        self._counters.layouts += 1
-
-    def _results(self, policy: MemoryPolicy) -> Tensor:
-        """Energies, forces and virials as one tensor."""
         assert self._measured is not None
-        if self._exact:
-            measured = self._measured
-            return self._model(self.graph.graph(measured, self._arrange(measured)), policy)
-        if self.graph.device.type != "cuda":
-            return self.program(policy)
-        if self._capture is None or self._capture.policy != policy:
-            self._capture = _Capture(self.program, self._evaluator, policy)
-        return self._capture()
+        if not self._exact:
+            self._policy = policy
+            return self._run(policy)[0]
+        measured = self._measured
+        results = self._model(self.graph.graph(measured, self._arrange(measured)), policy)
+        return self._step(results.numpy(), measured.statistics.numpy())
+
+    def forget(self) -> None:
+        """Free what the last step left."""
+        self._measured = self._arranged = self._policy = self._capture = None
 
     def program(self, policy: MemoryPolicy) -> Tensor:
-        """From positions on the device to results on the device, without asking the device."""
+        """From positions on the device to status and results, without asking the device.
+
+        Returns:
+            Statistics, the number of centres without enough room, and the results of
+            :meth:`_model`, as one tensor.
+        """
         measured = self.graph.measure()
-        return self._model(self.graph.graph(measured, self.graph.arrange(measured)), policy)
+        overflow = self.graph.overflow(measured).unsqueeze(0)
+        results = self._model(self.graph.graph(measured, self.graph.arrange(measured)), policy)
+        return torch.cat([measured.statistics.flatten(), overflow, results])
+
+    def _run(self, policy: MemoryPolicy) -> tuple[Step, bool]:
+        """The program, its results in one transfer, and whether there was room for all."""
+        if self.graph.device.type != "cuda":
+            output = self.program(policy)
+        else:
+            if self._capture is None or self._capture.policy != policy:
+                self._capture = _Capture(self.program, self._evaluator, policy)
+            output = self._capture()
+        host = output.cpu().numpy()
+        size = self.graph.n_structures * len(STATISTICS)
+        statistics = host[:size].reshape(-1, len(STATISTICS))
+        return self._step(host[size + 1 :], statistics), bool(host[size] > 0)
+
+    def _step(self, results: np.ndarray, statistics: np.ndarray) -> Step:
+        n, b = self.graph.n_atoms, self.graph.n_structures
+        energies, forces, virials = np.split(results, [n, 4 * n])
+        return Step(energies, forces.reshape(n, 3), virials.reshape(b, 3, 3), statistics)
+
+    def _fit_layout(self, measured: Measured) -> None:
+        """Make sure that every centre has room, with none to spare if ``exact``."""
+        counts = measured.n_edges.cpu().numpy(), measured.n_angle_edges.cpu().numpy()
+        known = self._layout_counts
+        if known is not None:
+            if self._exact and all(map(np.array_equal, known, counts)):
+                return
+            if not self._exact and not int(self.graph.overflow(measured)):
+                return
+            if not self._exact:
+                counts = np.maximum(known[0], counts[0]), np.maximum(known[1], counts[1])
+        self.graph.set_layout(make_layout(*counts, self._limits))
+        self._layout_counts = counts
+        self._arranged = self._capture = self._policy = None
+        self._counters.layouts += 1
 
     def _arrange(self, measured: Measured) -> Arrangement:
         """Candidates in slots; those of the last step if the same candidates are edges."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,6 +68,11 @@ class Structure:
             charge_spin=charge_spin,
         )
 
+    def copy(self) -> Structure:
+        """The same with arrays of its own."""
+        arrays = ("numbers", "positions", "cell", "pbc")
+        return replace(self, **{name: getattr(self, name).copy() for name in arrays})
+
     def key(self) -> tuple[Any, ...]:
         """Hashable value of everything that the model's answer depends on."""
         extra = (self.fparam, self.aparam, self.charge_spin)
@@ -79,6 +84,11 @@ class Structure:
             # Whatever a file may hold there; whether it is of use is checked elsewhere.
             *(repr(e.tolist() if isinstance(e, np.ndarray) else e) for e in extra),
         )
+
+
+def as_structure(structure: AtomsLike | Structure) -> Structure:
+    """The structure, taken from ASE Atoms where it is not one yet."""
+    return structure if isinstance(structure, Structure) else Structure.from_atoms(structure)
 
 
 def type_indices(structure: Structure, config: ModelConfig) -> np.ndarray:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ase.filters import Filter
     from ase.optimize.optimize import Optimizer
 
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential import PotentialLike
 
 CELL_MODES = ("fixed", "full", "shape", "volume", "iso")
 OPTIMIZERS = (
@@ -147,7 +147,7 @@ class Result:
 
 def run(
     atoms: Atoms,
-    potential: Potential,
+    potential: PotentialLike,
     settings: Settings | None = None,
     *,
     progress: Progress | None = None,
@@ -158,7 +158,7 @@ def run(
 
     Args:
         atoms: start structure; its constraints are honoured.
-        potential: the resident model.
+        potential: the resident model, or a client of an engine.
         settings: options, defaults where None.
         progress: called after every step with the step and the structure of that moment.
         initial, history: to continue an earlier run: where that one started, and the steps it

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
+from ase.build import bulk, molecule
 
 from dpa3sim import Potential
+from dpa3sim.graph.batch import make_batch
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -53,3 +56,53 @@ def assert_parity(
     assert abs(result.energy - case["energy"]) <= energy
     assert np.abs(result.forces - case["forces"]).max() <= forces
     assert np.abs(result.virial - case["virial"]).max() <= virial
+
+
+def autograd_results(potential: Potential, atoms: Atoms) -> tuple[float, np.ndarray, np.ndarray]:
+    """Energy, forces and virial by the readable network, autograd and a fresh neighbour search.
+
+    What the resident engine must reproduce, and shares no code with it beyond the edge rules.
+    """
+    batch = make_batch([potential._graph_input(atoms)], torch.device("cpu"))
+    vectors = batch.vectors.requires_grad_(True)
+    with torch.enable_grad():
+        energies = potential._network.atomic_energies(batch, vectors)
+        gradient = torch.zeros_like(vectors)
+        if energies.requires_grad:
+            (found,) = torch.autograd.grad(energies.sum(), vectors, allow_unused=True)
+            gradient = gradient if found is None else found
+    forces = torch.zeros((len(atoms), 3), dtype=torch.float64)
+    forces.index_add_(0, batch.edge_i, gradient)
+    forces.index_add_(0, batch.edge_j, -gradient)
+    virial = -(gradient.T @ vectors.detach())
+    return float(energies.detach().sum()), forces.numpy(), virial.numpy()
+
+
+def assert_equal_results(result: Any, expected: Any, tolerance: float) -> None:
+    """Compare an evaluation with another one, or with energy, forces and virial."""
+    if not isinstance(expected, tuple):
+        expected = (expected.energy, expected.forces, expected.virial)
+    energy, forces, virial = expected
+    assert abs(result.energy - energy) <= tolerance * len(forces)
+    np.testing.assert_allclose(result.forces, forces, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(result.virial, virial, rtol=0, atol=tolerance * len(forces))
+
+
+def hydrogen_oxygen_structures() -> list[Atoms]:
+    """Everything that may stand in a batch, of the two elements that the small models know."""
+    rng = np.random.default_rng(5)
+    cell = [[3.4, 0, 0], [0.8, 3.1, 0], [-0.5, 0.4, 3.3]]
+    dense = Atoms("OHHOHH", cell=cell, pbc=True)
+    grid = [[i, j, 0] for i in (0, 1) for j in (0, 1, 2)]
+    dense.positions = np.array(grid) * [1.7, 1.1, 0] + rng.uniform(0, 0.3, (6, 3))
+    slab = bulk("O", "fcc", 4.0, cubic=True) * (1, 1, 2)
+    slab.pbc = (True, True, False)
+    slab.rattle(0.1, seed=1)
+    one = bulk("O", "fcc", 3.2)
+    left_handed = bulk("O", "bcc", 2.9, cubic=True)
+    left_handed.set_cell(left_handed.cell[[1, 0, 2]])
+    left_handed.symbols = "OH"
+    far = molecule("H2O2")
+    far.translate([40.0, -30.0, 25.0])
+    chain = Atoms("OH", [[0, 0, 0], [1.0, 0.2, 0]], cell=[2.6, 0, 0], pbc=(True, False, False))
+    return [molecule("H2O"), dense, Atoms("H"), slab, one, left_handed, far, chain]

@@ -10,10 +10,15 @@ fill are masked. A block also bounds the temporaries of the layers (spec/engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+# Groups of centres between which blocks may begin; finding the best division takes their square.
+MAX_GROUPS = 96
 
 
 @dataclass(frozen=True)
@@ -76,17 +81,15 @@ class BlockLimits:
 
     Attributes:
         angles, edges: at most this many slots in a block, if it has more than one centre.
-        waste: empty room (in angles) that is worth less than the overhead of another block.
-        waste_fraction: the same as a fraction of the room.
-        edge_cost: work for an edge in units of the work for an angle.
+        overhead: cost of another block, in units of the work for an angle.
+        edge_cost: work for an edge, in the same units.
         margin: room beyond the present counts, as a fraction (for fixed capacities).
     """
 
     angles: int
     edges: int
-    waste: float
-    waste_fraction: float = 0.0
-    edge_cost: float = 8.0
+    overhead: float
+    edge_cost: float = 6.0
     margin: float = 0.0
 
 
@@ -119,7 +122,7 @@ class Layout:
 
 
 def make_layout(n_edges: np.ndarray, n_angle_edges: np.ndarray, limits: BlockLimits) -> Layout:
-    """Sort centres by size and cut them into blocks.
+    """Sort centres by size and cut them into blocks at the lowest cost.
 
     Depends on the counts alone, so that a result cannot depend on the history of the lists.
 
@@ -127,33 +130,75 @@ def make_layout(n_edges: np.ndarray, n_angle_edges: np.ndarray, limits: BlockLim
         n_edges, n_angle_edges: ``(n_atoms,)`` counts of each centre.
         limits: see :class:`BlockLimits`.
     """
-    order = np.lexsort((-n_edges, -n_angle_edges))
-    k_all = np.ceil(n_edges[order] * (1 + limits.margin)).astype(int)
-    m_all = np.ceil(n_angle_edges[order] * (1 + limits.margin)).astype(int)
-    bounds: list[tuple[int, int, int]] = []  # count, k_room, m_room
-    count = k_room = m_room = filled_k = filled_m = 0
-    for k, m in zip(k_all.tolist(), m_all.tolist(), strict=True):
-        new_k = max(k_room, k)
-        new_m = m_room if count else m
-        room = (count + 1) * (new_m**2 + limits.edge_cost * new_k)
-        empty = room - (filled_m + m**2) - limits.edge_cost * (filled_k + k)
-        too_large = (count + 1) * new_m**2 > limits.angles or (count + 1) * new_k > limits.edges
-        too_empty = empty > max(limits.waste, limits.waste_fraction * room)
-        if count and (too_large or too_empty):
-            bounds.append((count, k_room, m_room))
-            count = filled_k = filled_m = 0
-            new_k, new_m = k, m
-        count, k_room, m_room = count + 1, new_k, new_m
-        filled_k, filled_m = filled_k + k, filled_m + m**2
-    bounds.append((count, k_room, m_room))
+    k = np.ceil(n_edges * (1 + limits.margin)).astype(np.int64)
+    m = np.ceil(n_angle_edges * (1 + limits.margin)).astype(np.int64)
+    # Which of the two varies less within a block is not known beforehand.
+    plans = [(*_partition(k[order], m[order], limits), order) for order in _orders(k, m)]
+    _, sizes, order = min(plans, key=lambda plan: plan[0])
 
     blocks, start, edge, angle_edge, angle = [], 0, 0, 0, 0
-    for count, k_room, m_room in bounds:
+    for count in sizes:
+        rows = order[start : start + count]
+        k_room, m_room = int(k[rows].max()), int(m[rows].max())
         block = Block(start, count, k_room, m_room, edge, angle_edge, angle)
         blocks.append(block)
         start, edge = start + count, block.edges.stop
         angle_edge, angle = block.angle_edges.stop, block.angles.stop
     return Layout(order, tuple(blocks))
+
+
+def _orders(k: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, ...]:
+    if (k == k[0]).all() or (m == m[0]).all():
+        return (np.lexsort((-k, -m)),)
+    return np.lexsort((-k, -m)), np.lexsort((-m, -k))
+
+
+def _partition(k: np.ndarray, m: np.ndarray, limits: BlockLimits) -> tuple[float, list[int]]:
+    """Cheapest division of sorted centres into consecutive blocks: its cost and their sizes."""
+    starts = _group_starts(k, m)
+    ends = np.append(starts[1:], len(k))
+    group_k = np.maximum.reduceat(k, starts)
+    group_m = np.maximum.reduceat(m, starts)
+    n_groups = len(starts)
+    best = np.full(n_groups + 1, np.inf)
+    best[0] = 0.0
+    previous = np.zeros(n_groups + 1, dtype=np.int64)
+    for first in range(n_groups):
+        rows = ends[first:] - starts[first]
+        k_room = np.maximum.accumulate(group_k[first:])
+        m_room = np.maximum.accumulate(group_m[first:])
+        room = rows * (m_room**2 + limits.edge_cost * k_room)
+        cost = best[first] + room + limits.overhead * _chunks(rows, k_room, m_room, limits)
+        better = cost < best[first + 1 :]
+        best[first + 1 :][better] = cost[better]
+        previous[first + 1 :][better] = first
+
+    segments, last = [], n_groups
+    while last > 0:
+        segments.append((starts[previous[last]], ends[last - 1]))
+        last = int(previous[last])
+    sizes = []
+    for start, end in reversed(segments):
+        rows = end - start
+        n_chunks = int(_chunks(rows, k[start:end].max(), m[start:end].max(), limits))
+        bounds = [rows * c // n_chunks for c in range(n_chunks + 1)]
+        sizes += [int(b - a) for a, b in pairwise(bounds)]
+    return float(best[-1]), sizes
+
+
+def _group_starts(k: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Where runs of equal centres begin; at most :data:`MAX_GROUPS` of them, evenly chosen."""
+    changes = np.flatnonzero((k[1:] != k[:-1]) | (m[1:] != m[:-1])) + 1
+    every = len(changes) // MAX_GROUPS + 1
+    return np.concatenate([[0], changes[every - 1 :: every]])
+
+
+def _chunks(rows: np.ndarray, k_room: np.ndarray, m_room: np.ndarray, limits: BlockLimits) -> Any:
+    """Into how many blocks so many centres have to be cut to respect the limits."""
+    fit = np.minimum(
+        limits.angles // np.maximum(m_room**2, 1), limits.edges // np.maximum(k_room, 1)
+    )
+    return -(-rows // np.maximum(fit, 1))
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,16 @@ def edge_vectors(
     positions: np.ndarray, cell: np.ndarray, i: np.ndarray, j: np.ndarray, shifts: np.ndarray
 ) -> np.ndarray:
     """``(x_j + S cell) - x_i``, ``(n, 3)``, Å."""
-    # The image first: deepmd-kit ranks distances that it computes in this order.
-    return (positions[j] + shifts @ cell) - positions[i]
+    # The image first: deepmd-kit ranks distances that it computes in this order. Element by
+    # element, so that the resident graph ranks equal distances in the same way to the last bit.
+    offset = shifts[:, :1] * cell[0] + shifts[:, 1:2] * cell[1] + shifts[:, 2:] * cell[2]
+    return (positions[j] + offset) - positions[i]
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    x, y, z = vectors.T
+    r: np.ndarray = np.sqrt(x * x + y * y + z * z)
+    return r
 
 
 def find_edges(
@@ -88,7 +96,7 @@ def find_edges(
     """
     check_geometry(positions, cell, pbc)
     i, j, shifts = candidates(positions, cell, pbc, rules.e_rcut)
-    r = np.linalg.norm(edge_vectors(positions, cell, i, j, shifts), axis=1)
+    r = _lengths(edge_vectors(positions, cell, i, j, shifts))
     _check_overlap(i, j, shifts, r)
     keep = r <= rules.e_rcut
     i, j, shifts, r = i[keep], j[keep], shifts[keep], r[keep]

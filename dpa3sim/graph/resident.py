@@ -179,9 +179,12 @@ class ResidentGraph:
         shifts = self._shifts - (images.index_select(0, flat).view(self._shifts.shape))
         shifts = shifts + images.unsqueeze(1)
         # The image first, as deepmd-kit does: it decides which of two equal distances is nearer.
-        offset = sum(shifts[:, :, k : k + 1] * cell[:, None, k] for k in range(3))
+        first, second, third = (shifts[:, :, k : k + 1] * cell[:, None, k] for k in range(3))
+        offset = first + second + third
         vectors = (x.index_select(0, flat).view(self._shifts.shape) + offset) - x.unsqueeze(1)
-        r = torch.linalg.vector_norm(vectors, dim=2)
+        # Like find_edges to the last bit, which decides between equal distances.
+        dx, dy, dz = vectors.unbind(dim=2)
+        r = (dx * dx + dy * dy + dz * dz).sqrt_()
         r = torch.where(self._listed, r, torch.inf)
         edge, angle_edge = r <= rules.e_rcut, r < rules.a_rcut
         cut = r.new_zeros((2, self.n_atoms))

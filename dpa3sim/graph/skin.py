@@ -17,8 +17,8 @@ import numpy as np
 
 from dpa3sim.graph.candidates import candidates, complete_cell
 
-# Rounding of the test itself, Å; candidates are found with a larger margin than this.
-SLACK = 1e-7
+# Rounding of the test itself, Å, and the least skin, with which a list serves its own reference.
+SLACK, MIN_SKIN = 1e-7, 1e-6
 # A few atoms that moved far are searched again alone; more of them are a new search.
 MAX_MOVED_FRACTION = 0.1
 
@@ -72,6 +72,7 @@ class SkinList:
         cls, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float, skin: float
     ) -> SkinList:
         """Find all pairs anew."""
+        skin = max(skin, MIN_SKIN)
         i, j, shifts = candidates(positions, cell, pbc, cutoff + skin)
         return cls._from_pairs(positions, complete_cell(cell, pbc), pbc, cutoff, skin, i, j, shifts)
 
