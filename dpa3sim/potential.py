@@ -25,7 +25,7 @@ from dpa3sim.model.network import DTYPES, Network, hessian
 from dpa3sim.structure import AtomsLike, Structure, as_structure, extra_inputs, type_indices
 
 Dtype = Literal["auto", "float32", "float64"]
-DEFAULT_SKIN = 0.5
+DEFAULT_SKIN = 1.0
 MAX_SKIN = 5.0
 
 

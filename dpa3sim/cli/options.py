@@ -14,6 +14,8 @@ from dpa3sim.errors import InputError
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from dpa3sim.potential import Potential
 
 
@@ -49,6 +51,14 @@ class ModelSettings:
             dtype=self.dtype,  # type: ignore[arg-type]
             truncate=self.truncate,  # type: ignore[arg-type]
         )
+
+
+def announce(console: Console, potential: Potential) -> None:
+    """Say which model computes, and where."""
+    from dpa3sim.checkpoints.registry import embedded_path
+
+    which = "embedded model" if potential.model.path == embedded_path() else "model"
+    console.print(f"{which} {potential}", style="dim")
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,7 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, resolve
+from dpa3sim.cli.options import (
+    ModelSettings,
+    Parser,
+    add_config,
+    add_settings,
+    announce,
+    resolve,
+)
 from dpa3sim.cli.structures import Source, read_structures
 from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.files import atomic_write
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         return BAD_INPUT
     console = Console(quiet=args.quiet or args.json, highlight=False, soft_wrap=True)
     potential = model.load()
-    _announce(console, potential)
+    announce(console, potential)
 
     codes: list[int] = []
     results: list[dict[str, Any]] = []
@@ -110,13 +117,6 @@ def _out(args: argparse.Namespace, source: Source, count: int) -> Path:
     if args.out is None:
         return Path(name)
     return Path(args.out) if count == 1 else Path(args.out) / name
-
-
-def _announce(console: Console, potential: Potential) -> None:
-    from dpa3sim.checkpoints.registry import embedded_path
-
-    which = "embedded model" if potential.model.path == embedded_path() else "model"
-    console.print(f"{which} {potential}", style="dim")
 
 
 class _Job:

@@ -1,0 +1,273 @@
+"""dpa3sim against deepmd-kit through the public ASE calculators, in turn, in one run.
+
+    python benchmarks/compare.py --peer ~/deepmd-env/bin/python --output docs/benchmarks.md
+
+Each side works in a process of its own for each model and structure, so that its peak memory is
+that of this structure. After warm-up they are timed in turn, round by round, on the same positions,
+which move a little before every evaluation of energy, forces and stress.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from dpa3sim.benchmark import peak_memory, time_calls  # noqa: E402
+
+SYSTEMS = ("Si8", "Si64", "Si216", "Cu32", "MgO64", "water81")
+TARGETS = ("Si64", "Cu32", "MgO64")
+MODELS = ("mptrj", "openlam")
+START, END = "<!-- compare -->", "<!-- end of compare -->"
+
+
+def system(name: str) -> Any:
+    """A structure by name, rattled by 0.05 Å."""
+    from ase import Atoms
+    from ase.build import bulk, molecule
+
+    if name == "water81":
+        rng = np.random.default_rng(0)
+        atoms = Atoms(cell=[9.31] * 3, pbc=True)
+        for corner in np.ndindex(3, 3, 3):
+            water = molecule("H2O")
+            water.euler_rotate(*rng.uniform(0, 360, 3), center="com")
+            water.translate((np.array(corner) + 0.5) * 9.31 / 3 - water.get_center_of_mass())
+            atoms += water
+    else:
+        crystal, repeat = {
+            "Si8": (bulk("Si", cubic=True), 1),
+            "Si64": (bulk("Si", cubic=True), 2),
+            "Si216": (bulk("Si", cubic=True), 3),
+            "Cu32": (bulk("Cu", cubic=True), 2),
+            "MgO64": (bulk("MgO", "rocksalt", a=4.25, cubic=True), 2),
+        }[name]
+        atoms = crystal * repeat
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+# -- the two sides -------------------------------------------------------------------------------
+
+
+def work(side: str, model: str, name: str) -> None:
+    """Answer requests, one JSON line each, until the input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    if side == "dpa3sim":
+        import torch
+
+        from dpa3sim import DPA3Calculator
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        calculator: Any = DPA3Calculator(model)
+        versions = {"torch": torch.__version__}
+    else:
+        import deepmd
+        import torch
+        from deepmd.calculator import DP
+
+        calculator = DP(model)
+        versions = {"deepmd-kit": deepmd.__version__, "torch": torch.__version__}
+    atoms = system(name)
+    start = atoms.positions.copy()
+    atoms.calc = calculator
+    for line in sys.stdin:
+        request = json.loads(line)
+        atoms.positions = start  # so that the same request is the same work for both
+        seconds = time_calls(atoms, request["calls"], request["seed"])
+        answer = {
+            "seconds": seconds,
+            "energy": atoms.get_potential_energy(),
+            "forces": atoms.get_forces().tolist(),
+            "peak_memory": peak_memory(),
+            "versions": versions,
+        }
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+class Side:
+    """A worker process."""
+
+    def __init__(self, side: str, python: str, model: Path, name: str, threads: int) -> None:
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "DP_INTRA_OP_PARALLELISM_THREADS": str(threads),
+            "DP_INTER_OP_PARALLELISM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [python, __file__, "--worker", side, str(model), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd="/",
+        )
+
+    def ask(self, calls: int, seed: int) -> dict[str, Any]:
+        """Time some calls."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"calls": calls, "seed": seed}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            _, errors = self._process.communicate()
+            raise SystemExit(f"a worker died:\n{errors[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def end(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def compare(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
+    """Time both sides on one structure, dpa3sim first in every round."""
+    sides = {
+        "dpa3sim": Side("dpa3sim", sys.executable, model, name, args.threads),
+        "deepmd": Side("deepmd", args.peer, model, name, args.threads),
+    }
+    n = len(system(name))
+    warm = {key: side.ask(args.warm_up, seed=0)["seconds"] for key, side in sides.items()}
+    calls = {key: int(np.clip(args.seconds / min(t), 1, 20)) for key, t in warm.items()}
+    times: dict[str, list[float]] = {key: [] for key in sides}
+    for round_ in range(args.rounds):
+        for key, side in sides.items():
+            seconds = side.ask(calls[key], seed=1 + round_)["seconds"]
+            times[key].append(float(np.median(seconds)))
+    last = {key: side.ask(1, seed=0) for key, side in sides.items()}
+    for side in sides.values():
+        side.end()
+    pairs = [theirs / ours for theirs, ours in zip(times["deepmd"], times["dpa3sim"], strict=True)]
+    ours, theirs = last["dpa3sim"], last["deepmd"]
+    result: dict[str, Any] = {
+        "system": name,
+        "n_atoms": n,
+        "ratio": float(np.median(pairs)),
+        "ratio_min": min(pairs),
+        "ratio_max": max(pairs),
+        "max_dF": float(np.abs(np.subtract(ours["forces"], theirs["forces"])).max()),
+        "dE_per_atom": abs(ours["energy"] - theirs["energy"]) / n,
+    }
+    for key in sides:
+        result[key] = {
+            "ms_per_atom": 1e3 * float(np.median(times[key])) / n,
+            "first_call_s": warm[key][0],
+            "peak_MiB": last[key]["peak_memory"] / 2**20,
+            "versions": last[key]["versions"],
+        }
+    return result
+
+
+# -- the report ----------------------------------------------------------------------------------
+
+
+def table(model: str, results: list[dict[str, Any]]) -> str:
+    """Markdown table of one model."""
+    lines = [
+        f"**{model}**",
+        "",
+        "| system | deepmd-kit ms/atom | dpa3sim ms/atom | ratio (lowest to highest pair) "
+        "| deepmd-kit peak MiB | dpa3sim peak MiB | max abs dF eV/Å | first call s, each |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        theirs, ours = r["deepmd"], r["dpa3sim"]
+        lines.append(
+            f"| {r['system']} | {theirs['ms_per_atom']:.1f} | {ours['ms_per_atom']:.2f} "
+            f"| **{r['ratio']:.2f}** ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) "
+            f"| {theirs['peak_MiB']:.0f} | {ours['peak_MiB']:.0f} | {r['max_dF']:.1e} "
+            f"| {theirs['first_call_s']:.1f}, {ours['first_call_s']:.1f} |"
+        )
+    for names in (TARGETS, tuple(r["system"] for r in results)):
+        ratios = [r["ratio"] for r in results if r["system"] in names]
+        if len(ratios) == len(names):
+            mean = float(np.exp(np.mean(np.log(ratios))))
+            lines += ["", f"Geometric mean over {', '.join(names)}: {mean:.2f}"]
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Processor and cores."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{os.cpu_count()} cores of {cpu}"
+
+
+def write_report(path: Path, report: str) -> None:
+    """Replace what stands between the marks of a file."""
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    path.write_text(f"{before}{START}\n{report}\n{END}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    """Compare and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", help="Python of an environment with deepmd-kit 3.1.3 and ASE")
+    folder = os.environ.get("DPA3SIM_TEST_MODELS", str(ROOT.parent / "shared" / "models"))
+    models = [str(Path(folder) / f"2025-03-14-dpa3-{name}.pth") for name in MODELS]
+    parser.add_argument("--models", nargs="+", default=models, help="frozen models (.pth)")
+    parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warm-up", type=int, default=6, help="evaluations before")
+    parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns")
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each side and round")
+    parser.add_argument("--json", type=Path, help="file for the numbers")
+    parser.add_argument("--output", type=Path, help="file whose marked part the tables replace")
+    args = parser.parse_args()
+    if args.worker:
+        work(*args.worker)
+        return
+    if not args.peer:
+        parser.error("--peer is needed: the Python of an environment with deepmd-kit")
+    numbers, parts = {}, []
+    for model in map(Path, args.models):
+        results = []
+        for name in args.systems:
+            results.append(compare(args, model.resolve(), name))
+            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+        numbers[model.stem] = results
+        parts.append(table(model.stem, results))
+    versions = {
+        key: ", ".join(f"{k} {v}" for k, v in results[0][key]["versions"].items())
+        for key in ("dpa3sim", "deepmd")
+    }
+    parts.insert(
+        0,
+        f"{machine()}, {args.threads} threads; dpa3sim with {versions['dpa3sim']}, against "
+        f"{versions['deepmd']}; medians of {args.rounds} rounds in turn.",
+    )
+    report = "\n\n".join(parts)
+    print(report)
+    if args.json:
+        args.json.write_text(json.dumps(numbers, indent=1) + "\n")
+    if args.output:
+        write_report(args.output, report)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Time energies, forces and stresses of your own structures, warm, as in molecular dynamics."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import (
+    ModelSettings,
+    Parser,
+    add_config,
+    add_settings,
+    announce,
+    resolve,
+)
+from dpa3sim.cli.structures import Source, read_structures
+from dpa3sim.errors import Dpa3simError, InputError
+from dpa3sim.settings import option, validate
+
+if TYPE_CHECKING:
+    from dpa3sim.potential import Potential
+
+SOME_FAILED = 5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure."""
+
+    steps: int = option(10, "evaluations that count", minimum=1)
+    warm_up: int = option(3, "evaluations before, which do not", minimum=0)
+    copies: int = option(1, "evaluate so many copies as one batch", minimum=1)
+    threads: int = option(0, "threads; 0 leaves it to torch", minimum=0)
+    timestep: float = option(1.0, "for the simulated time per day", unit="fs", minimum=0.0)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim bench``."""
+    parser.add_argument("structures", nargs="+", metavar="STRUCTURE", help="file, or FILE@INDEX")
+    add_settings(parser, "measurement", Settings)
+    add_settings(parser, "model", ModelSettings)
+    add_config(parser)
+    parser.add_argument("--json", action="store_true", help="print only the results, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure every structure."""
+    from rich.console import Console
+
+    settings, model = resolve(args, Settings, ModelSettings)
+    sources = read_structures(args.structures)
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    console = Console(quiet=args.json, highlight=False, soft_wrap=True)
+    potential, results, codes = None, [], []
+    for source in sources:
+        try:
+            if isinstance(source, InputError):
+                raise source
+            if potential is None:
+                potential = model.load()
+                announce(console, potential)
+            results.append(measure(source, potential, settings))
+            console.print(summary(results[-1]))
+        except Dpa3simError as error:
+            origin = "" if error is source else f"{source.origin}: "  # type: ignore[union-attr]
+            print(f"dpa3sim: error: {origin}{error}", file=sys.stderr)
+            codes.append(error.exit_code)
+    if args.json:
+        print(json.dumps(results if len(sources) > 1 else next(iter(results), None), indent=2))
+    if not codes:
+        return 0
+    return SOME_FAILED if results else codes[0]
+
+
+def measure(source: Source, potential: Potential, settings: Settings) -> dict[str, Any]:
+    """Time one structure, or copies of it that move independently, JSON-ready."""
+    import numpy as np
+    import torch
+
+    from dpa3sim.benchmark import peak_memory, time_calls
+
+    batch = _Batch(source.atoms, potential, settings.copies)
+    time_calls(batch, settings.warm_up, seed=0)
+    before = potential.counters.to_dict()
+    seconds = time_calls(batch, settings.steps, seed=1)
+    after = potential.counters.to_dict()
+    median = float(np.median(seconds))
+    n = len(source.atoms)
+    return {
+        "structure": source.origin,
+        "formula": source.atoms.get_chemical_formula(),
+        "n_atoms": n,
+        "copies": settings.copies,
+        "edges_per_atom": batch.results[0].n_edges / n,
+        "angles_per_atom": batch.results[0].n_angles / n,
+        "step_ms": 1e3 * median,
+        "step_min_ms": 1e3 * min(seconds),
+        "step_max_ms": 1e3 * max(seconds),
+        "per_atom_ms": 1e3 * median / (n * settings.copies),
+        "timestep_fs": settings.timestep,
+        "simulated_ns_per_day": 1e-6 * settings.timestep * 86400 / median,
+        "peak_memory_MiB": peak_memory() / 2**20,
+        "threads": torch.get_num_threads(),
+        "device": str(potential.device),
+        "dtype": potential.dtype,
+        "counters": {name: after[name] - before[name] for name in after},
+        "warnings": list(batch.results[0].warnings),
+    }
+
+
+class _Batch:
+    """Copies of a structure, with the few methods of ASE atoms that are timed."""
+
+    def __init__(self, atoms: Any, potential: Potential, copies: int) -> None:
+        import numpy as np
+
+        self._atoms = [atoms.copy() for _ in range(copies)]
+        self._potential = potential
+        self.pbc = atoms.pbc
+        self.positions = np.concatenate([a.positions for a in self._atoms])
+
+    def get_potential_energy(self) -> None:
+        import numpy as np
+
+        parts = np.split(self.positions, len(self._atoms))
+        for atoms, positions in zip(self._atoms, parts, strict=True):
+            atoms.positions[:] = positions
+        self.results = self._potential.evaluate(self._atoms)
+
+    def get_forces(self) -> None:
+        """Known already, as is the stress."""
+
+    get_stress = get_forces
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The result in a few lines for people."""
+    copies = f" x {result['copies']}" if result["copies"] > 1 else ""
+    counters = result["counters"]
+    lines = [
+        f"{result['structure']}: {result['formula']}, {result['n_atoms']} atoms{copies}, "
+        f"{result['edges_per_atom']:.0f} edges and {result['angles_per_atom']:.0f} angles per atom",
+        f"  {result['per_atom_ms']:.3g} ms/atom, {result['step_ms']:.4g} ms/step "
+        f"({result['step_min_ms']:.4g} to {result['step_max_ms']:.4g}), "
+        f"{result['simulated_ns_per_day']:.3g} ns/day at {result['timestep_fs']:g} fs",
+        f"  {result['threads']} threads, peak memory {result['peak_memory_MiB']:.0f} MiB, "
+        f"{counters['rebuilds']} neighbour searches in {counters['batches']} steps",
+    ]
+    return "\n".join(lines + [f"  warning: {warning}" for warning in result["warnings"]])
