@@ -96,6 +96,10 @@ def work(side: str, model: str, name: str) -> None:
         print(json.dumps(answer), file=answers, flush=True)
 
 
+class WorkerDiedError(Exception):
+    """A worker process ended before it answered."""
+
+
 class Side:
     """A worker process."""
 
@@ -109,7 +113,7 @@ class Side:
             [python, __file__, "--worker", side, str(model), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=None if side == "dpa3sim" else subprocess.DEVNULL,
             text=True,
             env=environment,
             cwd="/",
@@ -126,23 +130,41 @@ class Side:
         except BrokenPipeError:
             line = ""
         if not line:
-            _, errors = self._process.communicate()
-            raise SystemExit(f"a worker died:\n{errors[-2000:]}")
+            self._process.wait()
+            raise WorkerDiedError(f"exit status {self._process.returncode}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def end(self) -> None:
         """End the process."""
-        self._process.communicate()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def compare(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
-    """Time both sides on one structure, dpa3sim first in every round."""
+    """Time both sides on one structure, dpa3sim first in every round.
+
+    Where deepmd-kit dies, as it does when the machine has not enough memory for it, dpa3sim is
+    timed alone.
+    """
     sides = {
         "dpa3sim": Side("dpa3sim", sys.executable, model, name, args.threads),
         "deepmd": Side("deepmd", args.peer, model, name, args.threads),
     }
-    n = len(system(name))
+    result: dict[str, Any] = {"system": name, "n_atoms": len(system(name))}
+    try:
+        return result | take_turns(args, sides, result["n_atoms"])
+    except WorkerDiedError as error:
+        alone = {"dpa3sim": Side("dpa3sim", sys.executable, model, name, args.threads)}
+        return result | take_turns(args, alone, result["n_atoms"]) | {"deepmd": str(error)}
+    finally:
+        for side in sides.values():
+            side.end()
+
+
+def take_turns(args: argparse.Namespace, sides: dict[str, Side], n: int) -> dict[str, Any]:
+    """Times, memory and, with two sides, ratios and deviations."""
     warm = {key: side.ask(args.warm_up, seed=0)["seconds"] for key, side in sides.items()}
     calls = {key: int(np.clip(args.seconds / min(t), 1, 20)) for key, t in warm.items()}
     times: dict[str, list[float]] = {key: [] for key in sides}
@@ -151,25 +173,23 @@ def compare(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
             seconds = side.ask(calls[key], seed=1 + round_)["seconds"]
             times[key].append(float(np.median(seconds)))
     last = {key: side.ask(1, seed=0) for key, side in sides.items()}
-    for side in sides.values():
-        side.end()
-    pairs = [theirs / ours for theirs, ours in zip(times["deepmd"], times["dpa3sim"], strict=True)]
-    ours, theirs = last["dpa3sim"], last["deepmd"]
-    result: dict[str, Any] = {
-        "system": name,
-        "n_atoms": n,
-        "ratio": float(np.median(pairs)),
-        "ratio_min": min(pairs),
-        "ratio_max": max(pairs),
-        "max_dF": float(np.abs(np.subtract(ours["forces"], theirs["forces"])).max()),
-        "dE_per_atom": abs(ours["energy"] - theirs["energy"]) / n,
-    }
+    result: dict[str, Any] = {}
     for key in sides:
         result[key] = {
             "ms_per_atom": 1e3 * float(np.median(times[key])) / n,
             "first_call_s": warm[key][0],
             "peak_MiB": last[key]["peak_memory"] / 2**20,
             "versions": last[key]["versions"],
+        }
+    if len(sides) == 2:
+        ours, theirs = last["dpa3sim"], last["deepmd"]
+        ratios = np.divide(times["deepmd"], times["dpa3sim"])
+        result |= {
+            "ratio": float(np.median(ratios)),
+            "ratio_min": float(ratios.min()),
+            "ratio_max": float(ratios.max()),
+            "max_dF": float(np.abs(np.subtract(ours["forces"], theirs["forces"])).max()),
+            "dE_per_atom": abs(ours["energy"] - theirs["energy"]) / n,
         }
     return result
 
@@ -188,16 +208,22 @@ def table(model: str, results: list[dict[str, Any]]) -> str:
     ]
     for r in results:
         theirs, ours = r["deepmd"], r["dpa3sim"]
+        if isinstance(theirs, str):
+            lines.append(
+                f"| {r['system']} | died ({theirs}) | {ours['ms_per_atom']:.2f} | | "
+                f"| {ours['peak_MiB']:.0f} | | -, {ours['first_call_s']:.1f} |"
+            )
+            continue
         lines.append(
             f"| {r['system']} | {theirs['ms_per_atom']:.1f} | {ours['ms_per_atom']:.2f} "
             f"| **{r['ratio']:.2f}** ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) "
             f"| {theirs['peak_MiB']:.0f} | {ours['peak_MiB']:.0f} | {r['max_dF']:.1e} "
             f"| {theirs['first_call_s']:.1f}, {ours['first_call_s']:.1f} |"
         )
-    for names in (TARGETS, tuple(r["system"] for r in results)):
-        ratios = [r["ratio"] for r in results if r["system"] in names]
-        if len(ratios) == len(names):
-            mean = float(np.exp(np.mean(np.log(ratios))))
+    found = {r["system"]: r["ratio"] for r in results if "ratio" in r}
+    for names in (TARGETS, tuple(found)):
+        if names and set(names) <= set(found):
+            mean = float(np.exp(np.mean(np.log([found[name] for name in names]))))
             lines += ["", f"Geometric mean over {', '.join(names)}: {mean:.2f}"]
     return "\n".join(lines)
 
@@ -253,13 +279,14 @@ def main() -> None:
         numbers[model.stem] = results
         parts.append(table(model.stem, results))
     versions = {
-        key: ", ".join(f"{k} {v}" for k, v in results[0][key]["versions"].items())
+        key: ", ".join(f"{k} {v}" for k, v in side["versions"].items())
         for key in ("dpa3sim", "deepmd")
+        for side in [r[key] for r in results if not isinstance(r[key], str)][:1]
     }
     parts.insert(
         0,
         f"{machine()}, {args.threads} threads; dpa3sim with {versions['dpa3sim']}, against "
-        f"{versions['deepmd']}; medians of {args.rounds} rounds in turn.",
+        f"{versions.get('deepmd')}; medians of {args.rounds} rounds in turn.",
     )
     report = "\n\n".join(parts)
     print(report)

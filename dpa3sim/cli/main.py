@@ -19,8 +19,8 @@ INTERRUPTED = 130
 COMMANDS = {
     "relax": "relax the atoms and the cell of structures",
     "model": "list, fetch and inspect models",
-    "bench": "time the model on your own structures",
     "convert": "convert a checkpoint to dpa3sim's own format",
+    "bench": "time the model on your own structures",
 }
 _EPILOG = """\
 examples:
