@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dpa3sim import native
 from dpa3sim.errors import Dpa3simError, InputError, OutOfMemoryError
 from dpa3sim.graph.blocks import BlockLimits, Layout
 from dpa3sim.graph.candidates import complete_cell
@@ -107,7 +108,8 @@ class BatchEvaluator:
         self._max_memory = max_memory
         self._counters = counters
         self._itemsize = network.dtype.itemsize
-        self._evaluator = Evaluator(network, sparse=self._on_host)
+        library = native.status().library if self._on_host else None
+        self._evaluator = Evaluator(network, sparse=self._on_host, library=library)
         self._memory = MemoryModel(self._evaluator, self._config, self._device, identity)
         self._lists = ListCache(rules.e_rcut, skin, counters)
         self._sessions: OrderedDict[tuple[bool, tuple[tuple[bytes, ...], ...]], Session] = (
@@ -248,6 +250,8 @@ class BatchEvaluator:
 
     def _limits(self, frugal: bool) -> BlockLimits:
         """Blocks whose temporaries fit the caches, or a share of the memory."""
+        if self._evaluator.native:  # no temporaries to bound, nothing to pad
+            return BlockLimits(UNLIMITED, UNLIMITED, overhead=0.0)
         d = self._config.descriptor
         per_angle = self._itemsize * (d.e_dim + d.a_dim)
         per_edge = self._itemsize * (d.e_dim + d.n_multi_edge_message * d.n_dim)
@@ -279,16 +283,20 @@ class BatchEvaluator:
         features = layout.n_angles * d.a_dim + layout.n_edges * d.e_dim
         kept = self._itemsize * d.nlayers * (per_layer + features)
         if kept <= SMALL_BYTES:
-            return self._frugal() if frugal else MemoryPolicy("preactivations")
+            return self._frugal() if frugal else self._fastest()
         if frugal:  # the last resort may use all that there is
             limit = self._budget() if self._max_memory is not None else self._free()
             fits = self._memory.estimate(layout, self._frugal()) <= limit
             return self._frugal() if fits else None
         budget = self._budget()
         policies = [MemoryPolicy(), self._frugal()]
-        if kept <= KEEP_BYTES:
+        if kept <= KEEP_BYTES and not self._evaluator.native:
             policies.insert(0, MemoryPolicy("preactivations"))
         return next((p for p in policies if self._memory.estimate(layout, p) <= budget), None)
+
+    def _fastest(self) -> MemoryPolicy:
+        # Compiled kernels compute pre-activations faster than they could be written and read.
+        return MemoryPolicy("inputs" if self._evaluator.native else "preactivations")
 
     def _frugal(self) -> MemoryPolicy:
         return MemoryPolicy(every=max(1, round(math.sqrt(self._config.descriptor.nlayers))))

@@ -93,6 +93,7 @@ class MemoryModel:
         self._identity = {
             "model": identity,
             "device": name,
+            "kernels": "compiled" if evaluator.native else "torch",
             "torch": torch.__version__,
             "dpa3sim": dpa3sim.__version__,
         }

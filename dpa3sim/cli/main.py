@@ -21,6 +21,7 @@ COMMANDS = {
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",
+    "doctor": "check this installation and its speed",
 }
 _EPILOG = """\
 examples:

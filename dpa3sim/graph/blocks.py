@@ -10,6 +10,7 @@ fill are masked. A block also bounds the temporaries of the layers (spec/engine.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -104,6 +105,28 @@ class Layout:
 
     order: np.ndarray
     blocks: tuple[Block, ...]
+
+    @cached_property
+    def centres(self) -> np.ndarray:
+        """Rooms for edges and angle-edges of each row, and where its arrays begin, ``(5, n)``.
+
+        The last three rows are the first edge, angle-edge and angle.
+        """
+        columns = []
+        for b in self.blocks:
+            within = np.arange(b.count)
+            columns.append(
+                np.stack(
+                    [
+                        np.full(b.count, b.k_room),
+                        np.full(b.count, b.m_room),
+                        b.edge_start + within * b.k_room,
+                        b.angle_edge_start + within * b.m_room,
+                        b.angle_start + within * b.m_room**2,
+                    ]
+                )
+            )
+        return np.ascontiguousarray(np.concatenate(columns, axis=1))
 
     @property
     def n_edges(self) -> int:

@@ -19,7 +19,7 @@ DENSE_ABOVE = 0.5
 def activate(x: Tensor, activation: Activation) -> Tensor:
     """Apply an activation function; autograd differentiates it."""
     if activation.name == "silut":
-        alpha, beta = _silut_constants(activation.threshold)
+        alpha, beta = silut_constants(activation.threshold)
         t = activation.threshold
         return torch.where(x < t, functional.silu(x), torch.tanh(alpha * (x - t)) + beta)
     if activation.name in ("gelu", "gelu_tf"):
@@ -37,7 +37,7 @@ def activate(x: Tensor, activation: Activation) -> Tensor:
     return function(x)
 
 
-def _silut_constants(threshold: float) -> tuple[float, float]:
+def silut_constants(threshold: float) -> tuple[float, float]:
     """Alpha and beta of SiLUT: slope and value of SiLU at the threshold."""
     sigma = 1 / (1 + math.exp(-threshold))
     return sigma + threshold * sigma * (1 - sigma), threshold * sigma
@@ -103,7 +103,7 @@ class _Silut:
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self.alpha, self.beta = _silut_constants(threshold)
+        self.alpha, self.beta = silut_constants(threshold)
 
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         # Below the threshold the second term is 2 sigmoid(0) - 1 = 0, exactly.

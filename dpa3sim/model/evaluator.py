@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,14 +16,14 @@ from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.fitting import FittingKernel
 from dpa3sim.model.geometry import GeometryKernel
 from dpa3sim.model.kernels import (
-    BlockData,
     Features,
+    GraphData,
     LayerKernel,
     LayerTape,
     SequentialLayerKernel,
     Workspace,
-    block_data,
 )
+from dpa3sim.model.native_kernels import NativeLayerKernel
 from dpa3sim.model.network import Network
 
 Keep = Literal["preactivations", "inputs"]
@@ -47,9 +49,10 @@ class Evaluator:
     Args:
         network: the readable network, whose weights and node embedding are used.
         sparse: see :class:`ActivationKernel`; right where the host is the device.
+        library: compiled kernels for edges and angles, where there are some.
     """
 
-    def __init__(self, network: Network, sparse: bool) -> None:
+    def __init__(self, network: Network, sparse: bool, library: ctypes.CDLL | None = None) -> None:
         config, weights = network.config, network.weights
         self._network = network
         self._config = config
@@ -57,8 +60,13 @@ class Evaluator:
         activation = ActivationKernel(config.descriptor.activation, sparse)
         self.workspace = Workspace(device, network.dtype)
         self._geometry = GeometryKernel(config.descriptor, weights, activation)
-        kind = SequentialLayerKernel if config.descriptor.sequential_update else LayerKernel
-        self._layers: list[LayerKernel] = [
+        kind: Callable[..., LayerKernel] = LayerKernel
+        if config.descriptor.sequential_update:
+            kind = SequentialLayerKernel
+        elif library is not None:
+            kind = partial(NativeLayerKernel, library=library)
+        self.native = kind not in (LayerKernel, SequentialLayerKernel)
+        self._layers = [
             kind(config.descriptor, weights, layer, activation, self.workspace)
             for layer in range(config.descriptor.nlayers)
         ]
@@ -70,7 +78,7 @@ class Evaluator:
         """Energy of every row ``(n_atoms,)``, eV, and dE/dd ``(n_edges, 3)``, eV/Å; float64."""
         weighting, edge, angle, geometry_tape = self._geometry.forward(graph)
         d_weighting = weighting.zeros_like()
-        data = block_data(graph, weighting, d_weighting)
+        data = GraphData(graph, weighting, d_weighting)
         node, types = self._network.node_start(graph)
         tapes, inputs = self._forward(graph, data, Features(node, edge, angle), policy)
         del node, edge, angle
@@ -86,11 +94,11 @@ class Evaluator:
     def _forward(
         self,
         graph: BlockGraph,
-        data: Sequence[BlockData],
+        data: GraphData,
         features: Features,
         policy: MemoryPolicy,
     ) -> tuple[list[LayerTape], list[Features]]:
-        """Run all layers. Returns a tape per layer, and the kept inputs with the last features."""
+        """Run all layers. Returns the tapes and inputs that are kept, with the last features."""
         tapes, inputs = [], []
         for index, layer in enumerate(self._layers):
             tape = LayerTape(keep=policy.keep == "preactivations")
@@ -100,14 +108,15 @@ class Evaluator:
             kept = (index + 1) % policy.every == 0
             place = f"after {index}" if kept else f"passing {index % 2}"
             features = layer.forward(graph, data, features, tape, place)
-            tapes.append(tape)
+            if kept or layer is self._layers[-1]:  # others are run, and taped, once more
+                tapes.append(tape)
         inputs.append(features)
         return tapes, inputs
 
     def _backward(
         self,
         graph: BlockGraph,
-        data: Sequence[BlockData],
+        data: GraphData,
         inputs: list[Features],
         tapes: list[LayerTape],
         grad: Features,
@@ -117,13 +126,14 @@ class Evaluator:
         while inputs:
             first = (len(inputs) - 1) * policy.every
             layers = self._layers[first : first + policy.every]
-            segment = [inputs.pop()]
+            segment, again = [inputs.pop()], []
             for index, layer in enumerate(layers[:-1]):
-                again = LayerTape(keep=False)
+                again.append(LayerTape(keep=False))
                 place = f"again {index}"
-                segment.append(layer.forward(graph, data, segment[-1], again, place))
+                segment.append(layer.forward(graph, data, segment[-1], again[-1], place))
+            again.append(tapes.pop())
             for layer in reversed(layers):
-                grad = layer.backward(graph, data, segment.pop(), grad, tapes.pop())
+                grad = layer.backward(graph, data, segment.pop(), grad, again.pop())
         return grad
 
     def _energies(self, graph: BlockGraph, node: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,15 +12,16 @@ formulas are those of spec/dpa3.md 1.5; ``d_x`` is dE/dx. Against ``network.py``
 
 Temporaries live in a workspace that is reused by all blocks, layers and evaluations.
 
-A faster implementation takes the place of :class:`LayerKernel`: it must offer ``forward`` and
-``backward`` with the same arguments.
+A faster implementation of the edges and angles overrides :meth:`LayerKernel._forward_blocks` and
+:meth:`LayerKernel._backward_blocks` (native_kernels.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -129,6 +130,7 @@ class LayerTape:
         psi: ``(n_atoms, 3, e_dim + n_dim)``.
         rows: see :meth:`ActivationKernel.rows`, by block and name.
         pre: pre-activations by block and name, as far as they are kept.
+        reduced: ``(n_angle_edges, e_dim)`` R, by kernels that do not compute it again.
     """
 
     keep: bool
@@ -137,6 +139,7 @@ class LayerTape:
     psi: Tensor | None = None
     rows: dict[tuple[int, str], Tensor | None] = field(default_factory=dict)
     pre: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    reduced: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -163,28 +166,41 @@ class BlockData:
     other: Tensor
 
 
-def block_data(
-    graph: BlockGraph, weighting: Weighting, d_weighting: Weighting
-) -> tuple[BlockData, ...]:
-    """Split the weighting, and the gradient to be added to, into blocks."""
-    data = []
-    for block in graph.layout.blocks:
-        slots = (block.count, block.k_room)
-        square = (block.n_angle_edges, block.m_room)
-        data.append(
-            BlockData(
-                block=block,
-                edge_j=graph.edge_j[block.edges],
-                symmetrise=weighting.symmetrise[block.edges].view(*slots, 3),
-                d_symmetrise=d_weighting.symmetrise[block.edges].view(*slots, 3),
-                message=weighting.message[block.edges].view(block.count, 1, block.k_room),
-                d_message=d_weighting.message[block.edges].view(slots),
-                angle=weighting.angle[block.angles].view(block.n_angle_edges, 1, block.m_room),
-                d_angle=d_weighting.angle[block.angles].view(square),
-                other=weighting.other[block.edges].unsqueeze(1),
+@dataclass(frozen=True)
+class GraphData:
+    """What all layers need of a graph besides its indices.
+
+    Attributes:
+        graph: the graph.
+        weighting: factors of sums; d_weighting: the gradient with respect to them, added to.
+    """
+
+    graph: BlockGraph
+    weighting: Weighting
+    d_weighting: Weighting
+
+    @cached_property
+    def blocks(self) -> tuple[BlockData, ...]:
+        """The weighting, and the gradient to be added to, split into blocks."""
+        graph, weighting, d_weighting = self.graph, self.weighting, self.d_weighting
+        data = []
+        for block in graph.layout.blocks:
+            slots = (block.count, block.k_room)
+            square = (block.n_angle_edges, block.m_room)
+            data.append(
+                BlockData(
+                    block=block,
+                    edge_j=graph.edge_j[block.edges],
+                    symmetrise=weighting.symmetrise[block.edges].view(*slots, 3),
+                    d_symmetrise=d_weighting.symmetrise[block.edges].view(*slots, 3),
+                    message=weighting.message[block.edges].view(block.count, 1, block.k_room),
+                    d_message=d_weighting.message[block.edges].view(slots),
+                    angle=weighting.angle[block.angles].view(block.n_angle_edges, 1, block.m_room),
+                    d_angle=d_weighting.angle[block.angles].view(square),
+                    other=weighting.other[block.edges].unsqueeze(1),
+                )
             )
-        )
-    return tuple(data)
+        return tuple(data)
 
 
 class LayerWeights:
@@ -332,7 +348,7 @@ class LayerKernel:
     def forward(
         self,
         graph: BlockGraph,
-        data: Sequence[BlockData],
+        data: GraphData,
         features: Features,
         tape: LayerTape,
         place: str,
@@ -354,8 +370,7 @@ class LayerKernel:
             assert angle is not None
             angle = self._ws(f"angle {place}", *angle.shape)
         new = Features(node, edge, angle)
-        for item in data:
-            self._forward_block(item, features, new, own, p_j, sums, tape)
+        self._forward_blocks(graph, data, features, new, own, p_j, sums, tape, place)
         tape.psi = sums.psi
         tape.self_pre = own.own
         tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrise(sums.psi), w.sym)
@@ -370,7 +385,7 @@ class LayerKernel:
     def backward(
         self,
         graph: BlockGraph,
-        data: Sequence[BlockData],
+        data: GraphData,
         features: Features,
         grad: Features,
         tape: LayerTape,
@@ -404,8 +419,7 @@ class LayerKernel:
                 self._ws("incoming projection", graph.layout.n_edges, w.width_edge),
                 self._ws("incoming node", graph.layout.n_edges, node.shape[1]),
             )
-        for item in data:
-            self._backward_block(item, features, grad, own, p_j, d_sums, d_own, incoming, tape)
+        self._backward_blocks(graph, data, features, grad, own, p_j, d_sums, d_own, incoming, tape)
         d_node = grad.node
         if incoming is not None:
             if w.node_keep != 1:
@@ -443,6 +457,39 @@ class LayerKernel:
         return torch.cat(parts, dim=2)
 
     # -- blocks: edges and angles ---------------------------------------------------------------
+
+    def _forward_blocks(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        new: Features,
+        own: Projections,
+        p_j: Tensor,
+        sums: NodeSums,
+        tape: LayerTape,
+        place: str,
+    ) -> None:
+        """New edges and angles into ``new``, what they send to nodes into ``sums``."""
+        for item in data.blocks:
+            self._forward_block(item, old, new, own, p_j, sums, tape)
+
+    def _backward_blocks(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        grad: Features,
+        own: Projections,
+        p_j: Tensor,
+        d_sums: NodeSums,
+        d_own: Projections,
+        incoming: Incoming | None,
+        tape: LayerTape,
+    ) -> None:
+        """From ``grad`` and ``d_sums`` to ``d_own``, ``incoming`` and, in place, ``grad``."""
+        for item in data.blocks:
+            self._backward_block(item, old, grad, own, p_j, d_sums, d_own, incoming, tape)
 
     def _forward_block(
         self,

@@ -1,0 +1,164 @@
+"""Check this installation: what runs, whether its results are right, and how fast it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import Parser
+
+if TYPE_CHECKING:
+    from dpa3sim.potential import Potential
+
+FAILED = 4
+# What the tests allow too: eV/atom, eV/Å; deepmd-kit itself is float32.
+ENERGY, FORCE = 1e-6, 2e-5
+LIST_STEPS = 12
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim doctor``."""
+    parser.add_argument("--device", default="auto", help="device to check [auto]")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, report, and return 0 if all results are right."""
+    from rich.console import Console
+
+    from dpa3sim.potential import Potential
+
+    console = Console(quiet=args.json, highlight=False, soft_wrap=True)
+    report: dict[str, Any] = environment()
+    for name, value in report.items():
+        console.print(f"{name:<15}{value}")
+    potential = Potential(device=args.device)
+    report["model"] = repr(potential)
+    console.print(f"{'model':<15}{potential}")
+
+    checks = [*parity(potential), lists(potential)]
+    for check in checks:
+        console.print(f"{'ok' if check['passed'] else 'FAILED':<15}{check['what']}")
+    speed = pace(potential)
+    console.print(
+        f"{'speed':<15}{speed['per_atom_ms']:.2f} ms/atom and step for Si64, "
+        f"{speed['simulated_ns_per_day']:.3g} ns/day at {speed['timestep_fs']:g} fs"
+    )
+    hints = list(advice(potential))
+    for hint in hints:
+        console.print(f"{'faster':<15}{hint}")
+    passed = all(check["passed"] for check in checks)
+    console.print("all checks passed" if passed else "this installation gives wrong results")
+    if args.json:
+        report |= {"checks": checks, "speed": speed, "advice": hints, "passed": passed}
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    return 0 if passed else FAILED
+
+
+def environment() -> dict[str, Any]:
+    """Versions, kernels, threads and memory."""
+    import ase
+    import torch
+
+    import dpa3sim
+    from dpa3sim import native
+    from dpa3sim.memory import free_bytes
+
+    status = native.status()
+    cpu = torch.device("cpu")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "dpa3sim": f"{dpa3sim.__version__}, Python {platform.python_version()}",
+        "torch": f"{torch.__version__}, ASE {ase.__version__}",
+        "kernels": f"{status.build} ({status.reason})",
+        "threads": f"{torch.get_num_threads()} of {cores()} cores",
+        "memory": f"{free_bytes(cpu) / 2**30:.1f} GiB free",
+        "GPU": ", ".join(gpus) or "none that torch can use",
+    }
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def parity(potential: Potential) -> Iterator[dict[str, Any]]:
+    """Energies and forces against those of deepmd-kit that come with the embedded model."""
+    import numpy as np
+    from ase import Atoms
+
+    from dpa3sim.checkpoints.registry import embedded_path
+
+    text = embedded_path().with_name("reference.json").read_text(encoding="utf-8")
+    for case in json.loads(text)["cases"]:
+        atoms = Atoms(case["symbols"], case["positions"], cell=case["cell"], pbc=case["pbc"])
+        result = potential.evaluate([atoms])[0]
+        energy = abs(result.energy - case["energy"]) / len(atoms)
+        force = float(np.abs(result.forces - case["forces"]).max())
+        yield {
+            "what": f"{atoms.get_chemical_formula()} against deepmd-kit: energy {energy:.1e} "
+            f"eV/atom, forces {force:.1e} eV/Å",
+            "passed": energy <= ENERGY and force <= FORCE,
+        }
+
+
+def lists(potential: Potential) -> dict[str, Any]:
+    """Neighbour lists that are kept against fresh ones, while atoms and cell move."""
+    import numpy as np
+    from ase.build import bulk
+
+    atoms = bulk("MgO", "rocksalt", a=4.25, cubic=True)
+    rng = np.random.default_rng(0)
+    before, wrong = potential.counters.rebuilds, 0
+    for _ in range(LIST_STEPS):
+        atoms.positions += rng.normal(scale=0.06, size=atoms.positions.shape)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(scale=0.004, size=(3, 3))), True)
+        found = potential.evaluate([atoms])[0]
+        fresh = potential._graph_input(atoms).edges
+        angles = int((fresh.n_angle_edges**2).sum())
+        wrong += (found.n_edges, found.n_angles) != (len(fresh.i), angles)
+    searches = potential.counters.rebuilds - before
+    return {
+        "what": f"neighbour lists: {LIST_STEPS} steps with {searches} searches, {wrong} wrong",
+        "passed": wrong == 0,
+    }
+
+
+def pace(potential: Potential) -> dict[str, Any]:
+    """Speed for 64 silicon atoms."""
+    from ase.build import bulk
+
+    from dpa3sim.cli.bench import Settings, measure
+    from dpa3sim.cli.structures import Source
+
+    silicon = bulk("Si", cubic=True) * 2
+    silicon.rattle(0.05, seed=1)
+    return measure(Source("Si64", "Si64", silicon), potential, Settings(steps=6, warm_up=2))
+
+
+def advice(potential: Potential) -> Iterator[str]:
+    """What would make this faster here."""
+    import torch
+
+    from dpa3sim import native
+
+    if potential.device.type != "cpu":
+        return
+    if native.status().library is None:
+        yield (
+            "the compiled kernels are about three times as fast: install a C++ compiler (g++), "
+            "then `pip install --force-reinstall --no-deps dpa3sim`"
+        )
+    threads, available = torch.get_num_threads(), cores()
+    if threads < available // 2:
+        yield f"only {threads} of {available} cores are used: set OMP_NUM_THREADS={available}"
+    elif threads > available:
+        yield f"{threads} threads share {available} cores: set OMP_NUM_THREADS={available}"
+    yield "small structures: several at a time, Potential.evaluate([...]) or Engine.map"

@@ -1,0 +1,97 @@
+"""The compiled kernels (``native/`` in the source), where they were built: found and loaded.
+
+They have a plain C interface and share torch's OpenMP runtime: two of them in one process would
+get in each other's way, so that none is linked and that of torch is made visible to the library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+
+ABI = 1
+VARIABLE = "DPA3SIM_KERNELS"
+"""Environment variable that names a build to use, or ``torch`` for none."""
+# Fastest first, with the capability that torch reports for a processor that can run it.
+BUILDS = {"avx512": ("AVX512",), "avx2": ("AVX2", "AVX512"), "base": ()}
+# "base" is for other processors than x86, whose every model has vectors of 16 bytes.
+
+
+@dataclass(frozen=True)
+class Status:
+    """Which kernels run and why.
+
+    Attributes:
+        library: the loaded library, or None.
+        build: its instruction set, ``"torch"`` without one.
+        reason: a phrase for the user.
+    """
+
+    library: ctypes.CDLL | None
+    build: str
+    reason: str
+
+
+@cache
+def status() -> Status:
+    """Load the best library for this processor, once."""
+    wanted = os.environ.get(VARIABLE, "").lower()
+    if wanted == "torch":
+        return Status(None, "torch", f"{VARIABLE}=torch")
+    if wanted and wanted not in BUILDS:
+        return Status(None, "torch", f"{VARIABLE}={wanted} is not one of {', '.join(BUILDS)}")
+    reasons = []
+    capability = torch.backends.cpu.get_cpu_capability()
+    for build, capabilities in BUILDS.items():
+        if wanted not in ("", build) or (capabilities and capability not in capabilities):
+            continue
+        path = _find(build)
+        if path is None:
+            reasons.append(f"{build} was not built")
+            continue
+        try:
+            library = _load(path)
+        except OSError as error:
+            reasons.append(f"{build} cannot be loaded: {error}")
+            continue
+        return Status(library, build, f"compiled for {build}, this processor has {capability}")
+    return Status(None, "torch", "; ".join(reasons) or f"nothing built for {capability}")
+
+
+def _find(build: str) -> Path | None:
+    folder = Path(__file__).parent
+    files = (folder / f"_{build}{suffix}" for suffix in EXTENSION_SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    runtime = _openmp_runtime()
+    if runtime is not None:
+        ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(path))
+    library.dpa3_abi.restype = ctypes.c_int64
+    if library.dpa3_abi() != ABI:
+        raise OSError("it belongs to another version of dpa3sim")
+    for precision in ("f32", "f64"):
+        for direction in ("forward", "backward"):
+            function = getattr(library, f"dpa3_{direction}_{precision}")
+            function.argtypes, function.restype = [ctypes.c_void_p], None
+    return library
+
+
+def _openmp_runtime() -> str | None:
+    """The OpenMP library that torch brought into this process, else that of the system."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        maps = ""
+    found = re.search(r"\S*/lib(?:gomp|iomp5|omp)\b[^\s/]*\.so[^\s/]*", maps)
+    return found.group() if found else ctypes.util.find_library("gomp")

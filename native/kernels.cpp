@@ -1,0 +1,865 @@
+// The edges and angles of a repflow layer (spec/dpa3.md 1.5), forward and backward, centre by centre.
+//
+// What kernels.py does with a dozen passes over memory happens here for one centre at a time, with
+// everything in between in registers and in the cache: the accumulators of a small matrix product
+// are the pre-activations, which go through the activation straight into sums and residuals. The
+// backward pass computes them again. Centres are independent, so that threads share nothing but the
+// read-only inputs, and results do not depend on the number of threads.
+//
+// Names are those of kernels.py; d_x is dE/dx. Arrays are row-major; a "packed" matrix has its rows
+// padded with zeros to a multiple of PAD elements. Nothing here knows torch or Python.
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "simd.hpp"
+
+namespace {
+
+using namespace simd;
+
+constexpr int PAD = 16;
+// Rows and vectors of a tile: as many accumulators as there are registers for.
+#if VECTOR_BYTES == 64
+constexpr int TILE_ROWS = 6, TILE_VECTORS = 4;
+#elif VECTOR_BYTES == 32
+constexpr int TILE_ROWS = 6, TILE_VECTORS = 2;
+#else
+constexpr int TILE_ROWS = 4, TILE_VECTORS = 4;
+#endif
+
+int64_t padded(int64_t n) { return (n + PAD - 1) / PAD * PAD; }
+
+enum Activation { SILUT, RELU, GELU, TANH, RELU6, SOFTPLUS, SIGMOID, LINEAR };
+
+}  // namespace
+
+// One linear map, packed for both directions; `bias`, `rho` where they belong.
+template <class T> struct Map {
+    const T *matrix;      // packed (rows, columns)
+    const T *transposed;  // packed (columns, rows)
+};
+
+template <class T> struct Layer {
+    // Sizes. message = H n_dim; angle_input: leading channels of an edge that enter angle maps.
+    int64_t n_rows, n, e, a, message, angle_input;
+    int64_t edges, angles, angle_self, smooth;  // what there is to do: LayerPlan
+    int64_t activation;
+    double threshold, alpha, beta;  // SiLUT; SiLU has an infinite threshold
+    double edge_keep, angle_keep;
+    // The layout: (n_rows,) each.
+    const int64_t *k, *m, *edge_start, *angle_edge_start, *angle_start;
+    const int64_t *neighbour;  // (n_edges,)
+    // Weights.
+    Map<T> edge_message, edge_self;          // e -> message, e -> e
+    Map<T> angle_message, angle_update;      // a -> e, a -> a
+    Map<T> other_message, other_update;      // angle_input -> e, a: the edge k of an angle
+    Map<T> receiver_message, receiver_update;  // the edge q
+    Map<T> edge_angle;                       // e -> e
+    const T *edge_angle_bias, *rho_self, *rho_angle, *rho_update;
+    // Weighting and features of the layer's start.
+    const T *symmetrise, *message_weight, *angle_weight, *other;
+    const T *node, *edge, *angle;              // rows of n, e, a
+    const T *own_edge, *own_angle, *projected;  // rows of the centre's parts, of the neighbours'
+    int64_t own_stride, projected_stride;
+    // Forward: results.
+    T *psi, *v3, *new_edge, *new_angle;  // (n_rows, 3, e + n), (n_rows, message), ...
+    T *reduced;                          // (n_angle_edges, e): R, kept for the backward pass
+    // Backward: gradients.
+    const T *d_psi, *d_v3;
+    T *d_edge, *d_angle;  // of the layer's results; replaced by those of its start
+    T *d_symmetrise, *d_message_weight, *d_angle_weight;  // added to
+    T *d_own_edge, *d_own_angle;
+    int64_t d_own_stride;
+    T *incoming_projection, *incoming_node;  // (n_edges, message + e), (n_edges, n); or null
+};
+
+namespace {
+
+// -- activations ------------------------------------------------------------------------------------
+
+// The usual case: SiLUT, whose upper branch few tiles reach.
+template <class T> struct Silut {
+    T threshold, alpha, beta;
+
+    explicit Silut(const Layer<T> &l)
+        : threshold(T(l.threshold)), alpha(T(l.alpha)), beta(T(l.beta)) {}
+
+    void value(Vec<T> &x) const {
+        Vec<T> lower = x / (exp(-x) + T(1));
+        if (__builtin_expect(any_above<T>(x, threshold), 0)) {
+            // tanh(y) = 1 - 2 / (exp(2 y) + 1)
+            Vec<T> y = max<T>((x - threshold) * alpha, splat(T(0)));
+            Vec<T> upper = T(1) - T(2) / (exp(y * T(2)) + T(1)) + beta;
+            x = x < threshold ? lower : upper;
+        } else {
+            x = lower;
+        }
+    }
+
+    void value_and_slope(Vec<T> &x, Vec<T> &slope) const {
+        Vec<T> s = T(1) / (exp(-x) + T(1));
+        Vec<T> lower = x * s;
+        Vec<T> lower_slope = s * (T(1) + x * (T(1) - s));
+        if (__builtin_expect(any_above<T>(x, threshold), 0)) {
+            Vec<T> y = max<T>((x - threshold) * alpha, splat(T(0)));
+            Vec<T> t = T(1) - T(2) / (exp(y * T(2)) + T(1));
+            auto below = x < threshold;
+            x = below ? lower : t + beta;
+            slope = below ? lower_slope : (T(1) - t * t) * alpha;
+        } else {
+            x = lower;
+            slope = lower_slope;
+        }
+    }
+};
+
+// All others, element by element with the functions of the C library.
+template <class T> struct General {
+    Activation kind;
+
+    explicit General(const Layer<T> &l) : kind(Activation(l.activation)) {}
+
+    void value(Vec<T> &x) const {
+        Vec<T> slope;
+        value_and_slope(x, slope);
+    }
+
+    void value_and_slope(Vec<T> &x, Vec<T> &slope) const {
+        for (int i = 0; i < width<T>; ++i) {
+            T y, d;
+            one(x[i], y, d);
+            x[i] = y;
+            slope[i] = d;
+        }
+    }
+
+    void one(T x, T &y, T &d) const {
+        switch (kind) {
+        case RELU:
+            y = x > 0 ? x : 0;
+            d = x > 0;
+            break;
+        case RELU6:
+            y = x < 0 ? 0 : x > 6 ? 6 : x;
+            d = x > 0 && x < 6;
+            break;
+        case TANH:
+            y = std::tanh(x);
+            d = 1 - y * y;
+            break;
+        case SIGMOID:
+            y = 1 / (1 + std::exp(-x));
+            d = y * (1 - y);
+            break;
+        case SOFTPLUS:
+            y = x > 20 ? x : std::log1p(std::exp(x));
+            d = x > 20 ? 1 : 1 / (1 + std::exp(-x));
+            break;
+        case GELU: {
+            const T c = T(0.79788456080286535588);  // sqrt(2 / pi)
+            T t = std::tanh(c * (x + T(0.044715) * x * x * x));
+            y = T(0.5) * x * (1 + t);
+            d = T(0.5) * (1 + t) +
+                T(0.5) * x * (1 - t * t) * c * (1 + 3 * T(0.044715) * x * x);
+            break;
+        }
+        default:
+            y = x;
+            d = 1;
+        }
+    }
+};
+
+// -- tiles ------------------------------------------------------------------------------------------
+
+template <int N> struct Constant {
+    static constexpr int value = N;
+};
+
+// Call f(R, V, row, column) for tiles of R rows and V vectors that cover (rows, columns).
+template <class T, int V, class F> inline void each_row_tile(int64_t rows, int64_t column, F &&f) {
+    int64_t r = 0;
+    for (; r + TILE_ROWS <= rows; r += TILE_ROWS) f(Constant<TILE_ROWS>{}, Constant<V>{}, r, column);
+    if (TILE_ROWS > 4 && r + 4 <= rows) {
+        f(Constant<4>{}, Constant<V>{}, r, column);
+        r += 4;
+    }
+    if (r + 2 <= rows) {
+        f(Constant<2>{}, Constant<V>{}, r, column);
+        r += 2;
+    }
+    if (r < rows) f(Constant<1>{}, Constant<V>{}, r, column);
+}
+
+template <class T, class F> inline void each_tile(int64_t rows, int64_t columns, F &&f) {
+    constexpr int W = width<T>;
+    int64_t c = 0;
+    for (; columns - c > (TILE_VECTORS - 1) * W; c += TILE_VECTORS * W)
+        each_row_tile<T, TILE_VECTORS>(rows, c, f);
+    if (TILE_VECTORS > 2 && columns - c > W) {
+        each_row_tile<T, 2>(rows, c, f);
+        c += 2 * W;
+    }
+    for (; c < columns; c += W) each_row_tile<T, 1>(rows, c, f);
+}
+
+template <class T, int R, int V> struct Tile {
+    Vec<T> x[R][V];
+
+    void zero() {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) x[r][v] = Vec<T>{};
+    }
+
+    // x += rows of `left` (stride) times the columns at `right` (packed, stride).
+    void multiply(const T *left, int64_t left_stride, int64_t depth, const T *right,
+                  int64_t right_stride) {
+        Vec<T> sum[R][V];  // a copy, which stays in registers
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sum[r][v] = x[r][v];
+        for (int64_t d = 0; d < depth; ++d) {
+            Vec<T> b[V];
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) b[v] = load(right + d * right_stride + v * width<T>);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                Vec<T> s = splat(left[r * left_stride + d]);
+#pragma GCC unroll 8
+                for (int v = 0; v < V; ++v) sum[r][v] += s * b[v];
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) x[r][v] = sum[r][v];
+    }
+};
+
+// How many elements of vector v of a tile at `column` exist.
+template <class T> inline int count(int64_t columns, int64_t column, int v) {
+    int64_t left = columns - column - v * width<T>;
+    return left >= width<T> ? width<T> : left > 0 ? int(left) : 0;
+}
+
+// Scratch memory of a thread, grown as needed, aligned enough for unaligned vectors.
+template <class T> struct Scratch {
+    std::vector<T> memory;
+    int64_t used = 0;
+
+    void begin(int64_t size) {
+        if (int64_t(memory.size()) < size) memory.resize(size);
+        used = 0;
+    }
+
+    T *take(int64_t rows, int64_t columns) {
+        T *p = memory.data() + used;
+        used += rows * padded(columns);
+        return p;
+    }
+
+    T *zeros(int64_t rows, int64_t columns) {
+        T *p = take(rows, columns);
+        std::memset(p, 0, rows * padded(columns) * sizeof(T));
+        return p;
+    }
+};
+
+// -- one centre -------------------------------------------------------------------------------------
+
+// The tile functions below get sizes at compile time through their first two arguments.
+#define TILE_SIZES                              \
+    constexpr int R = decltype(R_)::value;      \
+    constexpr int V = decltype(V_)::value;      \
+    Tile<T, R, V> tile
+
+template <class T, class A> struct Centre {
+    const Layer<T> &l;
+    const A act;
+    Scratch<T> &scratch;
+    int64_t row, k, m;
+    const T *edge, *angle;
+    const int64_t *neighbour;
+    int64_t pe, pa, pn, pi;  // padded widths
+    // Projections of the angle-edges, (m, width): of the edge k, and of the edge q with the centre.
+    T *other_message = nullptr, *other_update = nullptr;
+    T *receiver_message = nullptr, *receiver_update = nullptr;
+
+    Centre(const Layer<T> &layer, int64_t row_, Scratch<T> &scratch_)
+        : l(layer), act(layer), scratch(scratch_), row(row_), k(layer.k[row_]), m(layer.m[row_]),
+          edge(layer.edge + layer.edge_start[row_] * layer.e),
+          angle(layer.angle ? layer.angle + layer.angle_start[row_] * layer.a : nullptr),
+          neighbour(layer.neighbour + layer.edge_start[row_]), pe(padded(layer.e)),
+          pa(padded(layer.a)), pn(padded(layer.message)), pi(padded(layer.angle_input)) {}
+
+    static int64_t scratch_size(const Layer<T> &l, int64_t k, int64_t m) {
+        int64_t pe = padded(l.e), pa = padded(l.a), wide = padded(l.message + l.e);
+        int64_t dim = padded(l.e + l.n);
+        return m * (8 * pe + 6 * pa) + k * (6 * pe + wide + 2 * PAD) + 4 * dim + 8 * (pe + pa) +
+               2 * padded(l.message) + 16 * PAD;
+    }
+
+    // Pre-activations of an edge map: the centre's, the neighbour's and the edge's own part.
+    template <int R, int V>
+    void edge_pre(Tile<T, R, V> &tile, int64_t r, int64_t c, int64_t offset, int64_t columns,
+                  const Map<T> &map) const {
+        const T *own = l.own_edge + row * l.own_stride + offset;
+        for (int i = 0; i < R; ++i) {
+            const T *theirs = l.projected + neighbour[r + i] * l.projected_stride + offset;
+            for (int v = 0; v < V; ++v) {
+                int64_t at = c + v * width<T>;
+                int n = count<T>(columns, c, v);
+                tile.x[i][v] = load(own + at, n) + load(theirs + at, n);
+            }
+        }
+        tile.multiply(edge + r * l.e, l.e, l.e, map.matrix + c, padded(columns));
+    }
+
+    // Pre-activations of an angle map for the receiver q and the edges k from r on.
+    template <int R, int V>
+    void angle_pre(Tile<T, R, V> &tile, int64_t q, int64_t r, int64_t c, int64_t columns,
+                   const T *receiver, const T *others, const Map<T> &map) const {
+        int64_t p = padded(columns);
+        for (int v = 0; v < V; ++v) {
+            Vec<T> mine = load(receiver + q * p + c + v * width<T>);
+            for (int i = 0; i < R; ++i)
+                tile.x[i][v] = mine + load(others + (r + i) * p + c + v * width<T>);
+        }
+        tile.multiply(angle + (q * m + r) * l.a, l.a, l.a, map.matrix + c, p);
+    }
+
+    // out (rows, packed columns) = edge channels times a map, plus the centre's part if given.
+    void project(const Map<T> &map, int64_t columns, const T *own, T *out) const {
+        int64_t p = padded(columns);
+        each_tile<T>(m, columns, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            for (int v = 0; v < V; ++v) {
+                Vec<T> start{};
+                if (own) start = load(own + c + v * width<T>, count<T>(columns, c, v));
+                for (int i = 0; i < R; ++i) tile.x[i][v] = start;
+            }
+            tile.multiply(edge + r * l.e, l.e, l.angle_input, map.matrix + c, p);
+            for (int i = 0; i < R; ++i)
+                for (int v = 0; v < V; ++v)
+                    store(out + (r + i) * p + c + v * width<T>, tile.x[i][v]);
+        });
+    }
+
+    void project_angle_edges() {
+        const T *own = l.own_angle + row * l.own_stride;
+        other_message = scratch.take(m, l.e);
+        receiver_message = scratch.take(m, l.e);
+        project(l.other_message, l.e, nullptr, other_message);
+        project(l.receiver_message, l.e, own, receiver_message);
+        if (!l.angle_self) return;
+        other_update = scratch.take(m, l.a);
+        receiver_update = scratch.take(m, l.a);
+        project(l.other_update, l.a, nullptr, other_update);
+        project(l.receiver_update, l.a, own + l.e, receiver_update);
+    }
+
+    // The argument of the edge-angle map, (reach, packed e): R, or the edge itself (trap T2).
+    T *edge_angle_input(const T *reduced, int64_t reach) const {
+        T *input = scratch.take(reach, l.e);
+        const T *other = l.other + l.edge_start[row];
+        for (int64_t r = 0; r < reach; ++r)
+            for (int64_t c = 0; c < l.e; ++c) {
+                T x = l.smooth ? T(0) : other[r] * edge[r * l.e + c];
+                input[r * pe + c] = r < m ? x + reduced[r * l.e + c] : x;
+            }
+        return input;
+    }
+
+    template <int R, int V>
+    void edge_angle_pre(Tile<T, R, V> &tile, const T *input, int64_t r, int64_t c) const {
+        for (int v = 0; v < V; ++v) {
+            Vec<T> bias = load(l.edge_angle_bias + c + v * width<T>, count<T>(l.e, c, v));
+            for (int i = 0; i < R; ++i) tile.x[i][v] = bias;
+        }
+        tile.multiply(input + r * pe, pe, l.e, l.edge_angle.matrix + c, pe);
+    }
+
+    // ---- forward
+
+    void forward() {
+        messages();
+        symmetrise();
+        if (!l.edges) return;
+        T *target = l.new_edge + l.edge_start[row] * l.e;
+        update_edges(target);
+        if (!l.angles) return;
+        T *reduced = l.reduced + l.angle_edge_start[row] * l.e;
+        std::memset(reduced, 0, m * l.e * sizeof(T));
+        if (m) {
+            project_angle_edges();
+            for (int64_t q = 0; q < m; ++q) angles_of(q, reduced + q * l.e);
+        }
+        add_edge_angle(reduced, target);
+    }
+
+    // v3 = sum of weight * act(pre).
+    void messages() {
+        T *v3 = l.v3 + row * l.message;
+        std::memset(v3, 0, l.message * sizeof(T));
+        const T *weight = l.message_weight + l.edge_start[row];
+        each_tile<T>(k, l.message, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            edge_pre(tile, r, c, 0, l.message, l.edge_message);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.message, c, v);
+                Vec<T> total = load(v3 + c + v * width<T>, n);
+                for (int i = 0; i < R; ++i) {
+                    act.value(tile.x[i][v]);
+                    total += weight[r + i] * tile.x[i][v];
+                }
+                store(v3 + c + v * width<T>, total, n);
+            }
+        });
+    }
+
+    // Psi: three weighted sums of the edges and of the neighbours' nodes.
+    void symmetrise() const {
+        T *psi = l.psi + row * 3 * (l.e + l.n);
+        sum_three(psi, l.e, [&](int64_t r) { return edge + r * l.e; });
+        sum_three(psi + l.e, l.n, [&](int64_t r) { return l.node + neighbour[r] * l.n; });
+    }
+
+    template <class F> void sum_three(T *out, int64_t columns, F &&x) const {
+        const T *h = l.symmetrise + 3 * l.edge_start[row];
+        int64_t stride = l.e + l.n;
+        constexpr int W = width<T>;
+        for (int64_t c = 0; c < columns; c += 2 * W) {
+            int n0 = count<T>(columns, c, 0), n1 = count<T>(columns, c, 1);
+            Vec<T> s[3][2] = {};
+            for (int64_t r = 0; r < k; ++r) {
+                Vec<T> x0 = load(x(r) + c, n0), x1{};
+                if (n1) x1 = load(x(r) + c + W, n1);
+                for (int d = 0; d < 3; ++d) {
+                    s[d][0] += h[3 * r + d] * x0;
+                    s[d][1] += h[3 * r + d] * x1;
+                }
+            }
+            for (int d = 0; d < 3; ++d) {
+                store(out + d * stride + c, s[d][0], n0);
+                if (n1) store(out + d * stride + c + W, s[d][1], n1);
+            }
+        }
+    }
+
+    // keep e + rho u1
+    void update_edges(T *target) const {
+        const T keep = T(l.edge_keep);
+        each_tile<T>(k, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            edge_pre(tile, r, c, l.message, l.e, l.edge_self);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.e, c, v);
+                int64_t at = c + v * width<T>;
+                Vec<T> rho = load(l.rho_self + at, n);
+                for (int i = 0; i < R; ++i) {
+                    act.value(tile.x[i][v]);
+                    Vec<T> old = load(edge + (r + i) * l.e + at, n);
+                    store(target + (r + i) * l.e + at, keep * old + rho * tile.x[i][v], n);
+                }
+            }
+        });
+    }
+
+    // R of the receiver q, and its new angles.
+    void angles_of(int64_t q, T *reduced) const {
+        const T *weight = l.angle_weight + l.angle_start[row] + q * m;
+        each_tile<T>(m, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            angle_pre(tile, q, r, c, l.e, receiver_message, other_message, l.angle_message);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.e, c, v);
+                Vec<T> total = load(reduced + c + v * width<T>, n);
+                for (int i = 0; i < R; ++i) {
+                    act.value(tile.x[i][v]);
+                    total += weight[r + i] * tile.x[i][v];
+                }
+                store(reduced + c + v * width<T>, total, n);
+            }
+        });
+        if (!l.angle_self) return;
+        const T keep = T(l.angle_keep);
+        const T *from = angle + q * m * l.a;
+        T *to = l.new_angle + (l.angle_start[row] + q * m) * l.a;
+        each_tile<T>(m, l.a, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            angle_pre(tile, q, r, c, l.a, receiver_update, other_update, l.angle_update);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.a, c, v);
+                int64_t at = c + v * width<T>;
+                Vec<T> rho = load(l.rho_update + at, n);
+                for (int i = 0; i < R; ++i) {
+                    act.value(tile.x[i][v]);
+                    Vec<T> old = load(from + (r + i) * l.a + at, n);
+                    store(to + (r + i) * l.a + at, keep * old + rho * tile.x[i][v], n);
+                }
+            }
+        });
+    }
+
+    // Add rho u2. In smooth models edges without angles all have the same.
+    void add_edge_angle(const T *reduced, T *target) const {
+        int64_t reach = l.smooth ? m : k;
+        const T *input = edge_angle_input(reduced, reach);
+        each_tile<T>(reach, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            edge_angle_pre(tile, input, r, c);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.e, c, v);
+                int64_t at = c + v * width<T>;
+                Vec<T> rho = load(l.rho_angle + at, n);
+                for (int i = 0; i < R; ++i) {
+                    act.value(tile.x[i][v]);
+                    T *p = target + (r + i) * l.e + at;
+                    store(p, load(p, n) + rho * tile.x[i][v], n);
+                }
+            }
+        });
+        for (int64_t c = 0; c < l.e && reach < k; c += width<T>) {
+            int n = count<T>(l.e, c, 0);
+            Vec<T> u2 = load(l.edge_angle_bias + c, n);
+            act.value(u2);
+            u2 *= load(l.rho_angle + c, n);
+            for (int64_t r = reach; r < k; ++r) {
+                T *p = target + r * l.e + c;
+                store(p, load(p, n) + u2, n);
+            }
+        }
+    }
+
+    // ---- backward
+
+    void backward() {
+        T *d_target = l.d_edge + l.edge_start[row] * l.e;
+        int64_t both = l.message + (l.edges ? l.e : 0);
+        // Gradients of the pre-activations of edge maps, (k, both).
+        T *d_pre;
+        int64_t d_stride = both;
+        if (l.incoming_projection) {
+            d_pre = l.incoming_projection + l.edge_start[row] * both;
+        } else {
+            d_stride = padded(both);
+            d_pre = scratch.take(k, both);
+        }
+        messages_backward(d_pre, d_stride);
+        if (l.edges) update_edges_backward(d_target, d_pre, d_stride);
+        // Gradients with respect to the edges of the layer's start, (k, packed e).
+        T *d_edge = scratch.take(k, l.e);
+        const T keep = T(l.edges ? l.edge_keep : 1.0);
+        each_tile<T>(k, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            for (int i = 0; i < R; ++i)
+                for (int v = 0; v < V; ++v) {
+                    int n = count<T>(l.e, c, v);
+                    tile.x[i][v] = keep * load(d_target + (r + i) * l.e + c + v * width<T>, n);
+                }
+            const T *left = d_pre + r * d_stride;
+            tile.multiply(left, d_stride, l.message, l.edge_message.transposed + c, pe);
+            if (l.edges)
+                tile.multiply(left + l.message, d_stride, l.e, l.edge_self.transposed + c, pe);
+            for (int i = 0; i < R; ++i)
+                for (int v = 0; v < V; ++v)
+                    store(d_edge + (r + i) * pe + c + v * width<T>, tile.x[i][v]);
+        });
+        symmetrise_backward(d_edge);
+        if (l.angles) angles_backward(d_target, d_edge);
+        for (int64_t r = 0; r < k; ++r)
+            std::memcpy(d_target + r * l.e, d_edge + r * pe, l.e * sizeof(T));
+    }
+
+    // Add the rows of a tile, masked to `n` columns, to a sum over rows.
+    template <int R, int V> static void add_rows(const Tile<T, R, V> &tile, T *sum, int64_t columns,
+                                                 int64_t c) {
+        for (int v = 0; v < V; ++v) {
+            int n = count<T>(columns, c, v);
+            Vec<T> total = load(sum + c + v * width<T>, n);
+            for (int i = 0; i < R; ++i) total += tile.x[i][v];
+            store(sum + c + v * width<T>, total, n);
+        }
+    }
+
+    void messages_backward(T *d_pre, int64_t d_stride) {
+        const T *d_v3 = l.d_v3 + row * l.message;
+        const T *weight = l.message_weight + l.edge_start[row];
+        T *d_own = l.d_own_edge + row * l.d_own_stride;
+        std::memset(d_own, 0, (l.message + (l.edges ? l.e : 0)) * sizeof(T));
+        T *d_weight = scratch.zeros(k, PAD);  // a vector for each edge
+        each_tile<T>(k, l.message, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            edge_pre(tile, r, c, 0, l.message, l.edge_message);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.message, c, v);
+                int64_t at = c + v * width<T>;
+                Vec<T> d_out = load(d_v3 + at, n);
+                for (int i = 0; i < R; ++i) {
+                    Vec<T> slope;
+                    act.value_and_slope(tile.x[i][v], slope);
+                    T *d = d_weight + (r + i) * PAD;
+                    store(d, load(d) + tile.x[i][v] * d_out);
+                    tile.x[i][v] = weight[r + i] * d_out * slope;
+                    store(d_pre + (r + i) * d_stride + at, tile.x[i][v], n);
+                }
+            }
+            add_rows(tile, d_own, l.message, c);
+        });
+        T *out = l.d_message_weight + l.edge_start[row];
+        for (int64_t r = 0; r < k; ++r) out[r] += sum<T>(load(d_weight + r * PAD));
+    }
+
+    void update_edges_backward(const T *d_target, T *d_pre, int64_t d_stride) const {
+        T *d_own = l.d_own_edge + row * l.d_own_stride + l.message;
+        each_tile<T>(k, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            edge_pre(tile, r, c, l.message, l.e, l.edge_self);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.e, c, v);
+                int64_t at = c + v * width<T>;
+                Vec<T> rho = load(l.rho_self + at, n);
+                for (int i = 0; i < R; ++i) {
+                    Vec<T> slope;
+                    act.value_and_slope(tile.x[i][v], slope);
+                    tile.x[i][v] = rho * load(d_target + (r + i) * l.e + at, n) * slope;
+                    store(d_pre + (r + i) * d_stride + l.message + at, tile.x[i][v], n);
+                }
+            }
+            add_rows(tile, d_own, l.e, c);
+        });
+    }
+
+    void symmetrise_backward(T *d_edge) const {
+        const T *h = l.symmetrise + 3 * l.edge_start[row];
+        T *d_h = l.d_symmetrise + 3 * l.edge_start[row];
+        const T *d_psi = l.d_psi + row * 3 * (l.e + l.n);
+        int64_t stride = l.e + l.n;
+        T *out = l.incoming_node ? l.incoming_node + l.edge_start[row] * l.n : nullptr;
+        for (int64_t r = 0; r < k; ++r) {
+            Vec<T> s[3] = {};
+            const T *x = edge + r * l.e;
+            for (int64_t c = 0; c < l.e; c += width<T>) {
+                int n = count<T>(l.e, c, 0);
+                Vec<T> own = load(x + c, n), d = load(d_edge + r * pe + c);
+                for (int j = 0; j < 3; ++j) {
+                    Vec<T> p = load(d_psi + j * stride + c, n);
+                    s[j] += own * p;
+                    d += h[3 * r + j] * p;
+                }
+                store(d_edge + r * pe + c, d);
+            }
+            x = l.node + neighbour[r] * l.n;
+            for (int64_t c = 0; c < l.n; c += width<T>) {
+                int n = count<T>(l.n, c, 0);
+                Vec<T> theirs = load(x + c, n), d{};
+                for (int j = 0; j < 3; ++j) {
+                    Vec<T> p = load(d_psi + j * stride + l.e + c, n);
+                    s[j] += theirs * p;
+                    d += h[3 * r + j] * p;
+                }
+                if (out) store(out + r * l.n + c, d, n);
+            }
+            for (int j = 0; j < 3; ++j) d_h[3 * r + j] += sum<T>(s[j]);
+        }
+    }
+
+    void angles_backward(const T *d_target, T *d_edge) {
+        const T *reduced = l.reduced + l.angle_edge_start[row] * l.e;
+        int64_t reach = l.smooth ? m : k;
+        T *d_input = edge_angle_backward(reduced, reach, d_target);
+        if (!l.smooth) {
+            const T *other = l.other + l.edge_start[row];
+            for (int64_t r = 0; r < k; ++r)
+                for (int64_t c = 0; c < l.e; ++c) d_edge[r * pe + c] += other[r] * d_input[r * pe + c];
+        }
+        T *d_own = l.d_own_angle + row * l.d_own_stride;
+        std::memset(d_own, 0, (l.e + (l.angle_self ? l.a : 0)) * sizeof(T));
+        if (!m) return;
+        project_angle_edges();
+        // Gradients of the projections, (m, packed e or a), and of the pre-activations of a q.
+        T *d_other_m = scratch.zeros(m, l.e), *d_receiver_m = scratch.zeros(m, l.e);
+        T *d_other_u = nullptr, *d_receiver_u = nullptr, *d_pre_u = nullptr;
+        T *d_pre_m = scratch.take(m, l.e);
+        if (l.angle_self) {
+            d_other_u = scratch.zeros(m, l.a);
+            d_receiver_u = scratch.zeros(m, l.a);
+            d_pre_u = scratch.take(m, l.a);
+        }
+        T *d_weight = scratch.take(m, PAD);
+        for (int64_t q = 0; q < m; ++q) {
+            angle_messages_backward(q, d_input + q * pe, d_pre_m, d_other_m, d_receiver_m + q * pe,
+                                    d_weight);
+            if (l.angle_self) angle_updates_backward(q, d_pre_u, d_other_u, d_receiver_u + q * pa);
+            angle_inputs_backward(q, d_pre_m, d_pre_u);
+        }
+        for (int64_t q = 0; q < m; ++q) {
+            for (int64_t c = 0; c < l.e; ++c) d_own[c] += d_receiver_m[q * pe + c];
+            if (l.angle_self)
+                for (int64_t c = 0; c < l.a; ++c) d_own[l.e + c] += d_receiver_u[q * pa + c];
+        }
+        each_tile<T>(m, l.angle_input, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            tile.zero();
+            tile.multiply(d_other_m + r * pe, pe, l.e, l.other_message.transposed + c, pi);
+            tile.multiply(d_receiver_m + r * pe, pe, l.e, l.receiver_message.transposed + c, pi);
+            if (l.angle_self) {
+                tile.multiply(d_other_u + r * pa, pa, l.a, l.other_update.transposed + c, pi);
+                tile.multiply(d_receiver_u + r * pa, pa, l.a, l.receiver_update.transposed + c, pi);
+            }
+            for (int i = 0; i < R; ++i)
+                for (int v = 0; v < V; ++v) {
+                    int n = count<T>(l.angle_input, c, v);
+                    T *p = d_edge + (r + i) * pe + c + v * width<T>;
+                    store(p, load(p, n) + tile.x[i][v], n);
+                }
+        });
+    }
+
+    // From the new edges through u2 to its argument, (reach, packed e).
+    T *edge_angle_backward(const T *reduced, int64_t reach, const T *d_target) const {
+        const T *input = edge_angle_input(reduced, reach);
+        T *d_u2 = scratch.take(reach, l.e), *d_input = scratch.take(reach, l.e);
+        each_tile<T>(reach, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            edge_angle_pre(tile, input, r, c);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.e, c, v);
+                int64_t at = c + v * width<T>;
+                Vec<T> rho = load(l.rho_angle + at, n);
+                for (int i = 0; i < R; ++i) {
+                    Vec<T> slope;
+                    act.value_and_slope(tile.x[i][v], slope);
+                    store(d_u2 + (r + i) * pe + at,
+                          rho * load(d_target + (r + i) * l.e + at, n) * slope);
+                }
+            }
+        });
+        each_tile<T>(reach, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            tile.zero();
+            tile.multiply(d_u2 + r * pe, pe, l.e, l.edge_angle.transposed + c, pe);
+            for (int i = 0; i < R; ++i)
+                for (int v = 0; v < V; ++v)
+                    store(d_input + (r + i) * pe + c + v * width<T>, tile.x[i][v]);
+        });
+        return d_input;
+    }
+
+    void angle_messages_backward(int64_t q, const T *d_reduced, T *d_pre, T *d_other, T *d_receiver,
+                                 T *d_weight) const {
+        const T *weight = l.angle_weight + l.angle_start[row] + q * m;
+        std::memset(d_weight, 0, m * PAD * sizeof(T));
+        each_tile<T>(m, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            angle_pre(tile, q, r, c, l.e, receiver_message, other_message, l.angle_message);
+            for (int v = 0; v < V; ++v) {
+                int64_t at = c + v * width<T>;
+                // Zero beyond the last column, so that nothing there reaches a sum.
+                Vec<T> d_out = load(d_reduced + at, count<T>(l.e, c, v));
+                Vec<T> total = load(d_receiver + at);
+                for (int i = 0; i < R; ++i) {
+                    Vec<T> slope;
+                    act.value_and_slope(tile.x[i][v], slope);
+                    T *d = d_weight + (r + i) * PAD;
+                    store(d, load(d) + tile.x[i][v] * d_out);
+                    Vec<T> d_x = weight[r + i] * d_out * slope;
+                    T *p = d_other + (r + i) * pe + at;
+                    store(p, load(p) + d_x);
+                    store(d_pre + (r + i) * pe + at, d_x);
+                    total += d_x;
+                }
+                store(d_receiver + at, total);
+            }
+        });
+        T *out = l.d_angle_weight + l.angle_start[row] + q * m;
+        for (int64_t r = 0; r < m; ++r) out[r] += sum<T>(load(d_weight + r * PAD));
+    }
+
+    void angle_updates_backward(int64_t q, T *d_pre, T *d_other, T *d_receiver) const {
+        const T *d_target = l.d_angle + (l.angle_start[row] + q * m) * l.a;
+        each_tile<T>(m, l.a, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            angle_pre(tile, q, r, c, l.a, receiver_update, other_update, l.angle_update);
+            for (int v = 0; v < V; ++v) {
+                int n = count<T>(l.a, c, v);
+                int64_t at = c + v * width<T>;
+                Vec<T> rho = load(l.rho_update + at, n);
+                Vec<T> total = load(d_receiver + at);
+                for (int i = 0; i < R; ++i) {
+                    Vec<T> slope;
+                    act.value_and_slope(tile.x[i][v], slope);
+                    Vec<T> d_x = rho * load(d_target + (r + i) * l.a + at, n) * slope;
+                    T *p = d_other + (r + i) * pa + at;
+                    store(p, load(p) + d_x);
+                    store(d_pre + (r + i) * pa + at, d_x);
+                    total += d_x;
+                }
+                store(d_receiver + at, total);
+            }
+        });
+    }
+
+    // The angles of the receiver q: what came through both maps, and the residual.
+    void angle_inputs_backward(int64_t q, const T *d_pre_m, const T *d_pre_u) const {
+        T *d_target = l.d_angle + (l.angle_start[row] + q * m) * l.a;
+        const T keep = T(l.angle_self ? l.angle_keep : 1.0);
+        each_tile<T>(m, l.a, [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            for (int i = 0; i < R; ++i)
+                for (int v = 0; v < V; ++v) {
+                    int n = count<T>(l.a, c, v);
+                    tile.x[i][v] = keep * load(d_target + (r + i) * l.a + c + v * width<T>, n);
+                }
+            tile.multiply(d_pre_m + r * pe, pe, l.e, l.angle_message.transposed + c, pa);
+            if (l.angle_self)
+                tile.multiply(d_pre_u + r * pa, pa, l.a, l.angle_update.transposed + c, pa);
+            for (int i = 0; i < R; ++i)
+                for (int v = 0; v < V; ++v)
+                    store(d_target + (r + i) * l.a + c + v * width<T>, tile.x[i][v],
+                          count<T>(l.a, c, v));
+        });
+    }
+};
+
+#undef TILE_SIZES
+
+template <class T, class A, bool FORWARD> void all_centres(const Layer<T> &l) {
+#pragma omp parallel
+    {
+        static thread_local Scratch<T> scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t row = 0; row < l.n_rows; ++row) {
+            scratch.begin(Centre<T, A>::scratch_size(l, l.k[row], l.m[row]));
+            Centre<T, A> centre(l, row, scratch);
+            if (FORWARD)
+                centre.forward();
+            else
+                centre.backward();
+        }
+    }
+}
+
+template <class T, bool FORWARD> void run(const Layer<T> *l) {
+    if (l->activation == SILUT)
+        all_centres<T, Silut<T>, FORWARD>(*l);
+    else
+        all_centres<T, General<T>, FORWARD>(*l);
+}
+
+}  // namespace
+
+extern "C" {
+int64_t dpa3_abi() { return 1; }
+int64_t dpa3_vector_bytes() { return VECTOR_BYTES; }
+int64_t dpa3_layer_bytes() { return sizeof(Layer<float>); }
+void dpa3_forward_f32(const Layer<float> *layer) { run<float, true>(layer); }
+void dpa3_forward_f64(const Layer<double> *layer) { run<double, true>(layer); }
+void dpa3_backward_f32(const Layer<float> *layer) { run<float, false>(layer); }
+void dpa3_backward_f64(const Layer<double> *layer) { run<double, false>(layer); }
+}

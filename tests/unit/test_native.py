@@ -1,0 +1,159 @@
+"""The compiled kernels against the tensor operations, in every option and on every build."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tests_support import DATA, assert_equal_results, hydrogen_oxygen_structures
+
+import dpa3sim.native
+from dpa3sim import Potential
+from dpa3sim.graph.blocks import BlockLimits
+from dpa3sim.memory import probe
+from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.model.network import Network
+
+MODELS = sorted(
+    [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
+    key=lambda path: path.parent.name,
+)
+CAPABILITY = torch.backends.cpu.get_cpu_capability()
+BUILDS = [
+    name
+    for name, capabilities in dpa3sim.native.BUILDS.items()
+    if not capabilities or CAPABILITY in capabilities
+]
+
+
+@pytest.fixture(params=BUILDS)
+def library(request):
+    path = dpa3sim.native._find(request.param)
+    if path is None:
+        pytest.skip(f"the kernels for {request.param} were not built")
+    return dpa3sim.native._load(path)
+
+
+def random_graph(potential, atoms, edges, angle_edges):
+    return probe(potential.model.config, atoms, edges, angle_edges, True, torch.device("cpu"))
+
+
+def assert_alike(found, expected, tolerance):
+    for a, b in zip(found, expected, strict=True):
+        scale = max(1.0, float(b.abs().max()))
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_compiled_layers_equal_tensor_operations(path, dtype, library):
+    head = "Omat24" if path.parent.name == "multitask" else None
+    potential = Potential(path, head=head, dtype="float64")
+    model = potential.model
+    network = Network(model.config, model.weights, torch.device("cpu"), dtype)
+    tensors, native = Evaluator(network, True), Evaluator(network, True, library)
+    # Random graphs: few and many edges, odd numbers, no angles at all.
+    for shape in ((5, 7, 3), (3, 41, 17), (2, 6, 0), (4, 1, 1), (2, 150, 40)):
+        graph = random_graph(potential, *shape)
+        expected = tensors.evaluate(graph, MemoryPolicy())
+        for policy in (MemoryPolicy(), MemoryPolicy("preactivations"), MemoryPolicy(every=2)):
+            found = native.evaluate(graph, policy)
+            assert_alike(found, expected, 1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def test_real_models_and_their_float32_rounding(embedded, library):
+    """Forces of compiled float32 kernels are as near to float64 as those of torch."""
+    model = embedded.model
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        network = Network(model.config, model.weights, torch.device("cpu"), dtype)
+        for name, kernels in (("torch", None), ("native", library)):
+            graph = random_graph(embedded, 6, 40, 14)
+            evaluator = Evaluator(network, True, kernels)
+            results[name, dtype] = evaluator.evaluate(graph, MemoryPolicy())[1]
+    exact = results["torch", torch.float64]
+    scale = exact.abs().max()
+    assert (results["native", torch.float64] - exact).abs().max() < 1e-12 * scale
+    errors = {
+        name: float((results[name, torch.float32] - exact).abs().max() / scale)
+        for name in ("torch", "native")
+    }
+    assert errors["native"] < 2 * errors["torch"]
+
+
+def test_threads_do_not_change_a_bit(library):
+    potential = Potential(DATA / "models/static_linear/model.pt")
+    network = potential._network
+    graph = random_graph(potential, 40, 20, 8)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(Evaluator(network, True, library).evaluate(graph, MemoryPolicy()))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_whole_structures(library):
+    potential = Potential(DATA / "models/dynamic/model.pt")
+    tensors = Potential(DATA / "models/dynamic/model.pt")
+    tensors._batches._evaluator = Evaluator(tensors._network, sparse=True)
+    potential._batches._evaluator = Evaluator(potential._network, True, library)
+    structures = hydrogen_oxygen_structures()
+    pairs = zip(potential.evaluate(structures), tensors.evaluate(structures), strict=True)
+    for result, expected in pairs:
+        assert_equal_results(result, expected, 1e-12)
+
+
+def chosen(**environment):
+    code = "import dpa3sim.native as n; s = n.status(); print(s.build, '|', s.reason)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_which_kernels_run_can_be_chosen():
+    assert chosen(DPA3SIM_KERNELS="torch") == "torch | DPA3SIM_KERNELS=torch"
+    assert "DPA3SIM_KERNELS=fast is not one of avx512, avx2, base" in chosen(DPA3SIM_KERNELS="fast")
+    if dpa3sim.native._find("base"):
+        assert chosen(DPA3SIM_KERNELS="base").startswith("base | ")
+        assert not chosen(DPA3SIM_KERNELS="").startswith("torch")
+
+
+def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr(dpa3sim.native, "_find", lambda build: broken)
+    dpa3sim.native.status.cache_clear()
+    try:
+        status = dpa3sim.native.status()
+        assert (status.library, status.build) == (None, "torch")
+        assert "cannot be loaded" in status.reason
+        energy = (
+            Potential(DATA / "models/dynamic/model.pt")
+            .evaluate(hydrogen_oxygen_structures()[:1])[0]
+            .energy
+        )
+        assert np.isfinite(energy)
+    finally:
+        dpa3sim.native.status.cache_clear()
+
+
+def test_blocks_without_padding_are_what_compiled_kernels_get():
+    potential = Potential(DATA / "models/dynamic/model.pt")
+    if not potential._batches._evaluator.native:
+        pytest.skip("no compiled kernels here")
+    limits = potential._batches._limits(frugal=False)
+    assert isinstance(limits, BlockLimits)
+    assert limits.overhead == 0
