@@ -1,4 +1,5 @@
-// The edges and angles of a repflow layer (spec/dpa3.md 1.5), forward and backward, centre by centre.
+// A repflow layer (spec/dpa3.md 1.5), forward and backward, centre by centre; the matrix products of
+// the nodes, which are large enough for that, stay with the caller.
 //
 // What kernels.py does with a dozen passes over memory happens here for one centre at a time, with
 // everything in between in registers and in the cache: the accumulators of a small matrix product
@@ -41,9 +42,29 @@ template <class T> struct Map {
     const T *transposed;  // packed (columns, rows)
 };
 
+// The nodes of a layer, after their matrix products.
+template <class T> struct Nodes {
+    int64_t n_rows, n, chunks, activation;
+    double threshold, alpha, beta, keep;
+    const T *node, *self_pre, *sym_pre, *v3, *rho;  // rho: (2 + chunks, n)
+    int64_t self_stride;
+    T *new_node;
+    const T *d_node;
+    T *d_self, *d_sym, *d_v3;
+    int64_t d_self_stride;
+};
+
+// Sums over the edges that point to each row, in a fixed order.
+template <class T> struct Incoming {
+    int64_t n_rows, n_edges, projection_width, node_width;
+    const int64_t *edges, *start;  // sorted by the row that they point to
+    const T *projection, *node;
+    T *projection_sum, *d_node;  // the second is added to
+};
+
 template <class T> struct Layer {
     // Sizes. message = H n_dim; angle_input: leading channels of an edge that enter angle maps.
-    int64_t n_rows, n, e, a, message, angle_input;
+    int64_t n_rows, n, e, a, message, angle_input, axis;
     int64_t edges, angles, angle_self, smooth;  // what there is to do: LayerPlan
     int64_t activation;
     double threshold, alpha, beta;  // SiLUT; SiLU has an infinite threshold
@@ -65,9 +86,10 @@ template <class T> struct Layer {
     int64_t own_stride, projected_stride;
     // Forward: results.
     T *psi, *v3, *new_edge, *new_angle;  // (n_rows, 3, e + n), (n_rows, message), ...
+    T *symmetrised;                      // (n_rows, axis (e + n)), times 3
     T *reduced;                          // (n_angle_edges, e): R, kept for the backward pass
     // Backward: gradients.
-    const T *d_psi, *d_v3;
+    const T *d_symmetrised, *d_v3;
     T *d_edge, *d_angle;  // of the layer's results; replaced by those of its start
     T *d_symmetrise, *d_message_weight, *d_angle_weight;  // added to
     T *d_own_edge, *d_own_angle;
@@ -83,7 +105,7 @@ namespace {
 template <class T> struct Silut {
     T threshold, alpha, beta;
 
-    explicit Silut(const Layer<T> &l)
+    template <class L> explicit Silut(const L &l)
         : threshold(T(l.threshold)), alpha(T(l.alpha)), beta(T(l.beta)) {}
 
     void value(Vec<T> &x) const {
@@ -119,7 +141,7 @@ template <class T> struct Silut {
 template <class T> struct General {
     Activation kind;
 
-    explicit General(const Layer<T> &l) : kind(Activation(l.activation)) {}
+    template <class L> explicit General(const L &l) : kind(Activation(l.activation)) {}
 
     void value(Vec<T> &x) const {
         Vec<T> slope;
@@ -427,6 +449,44 @@ template <class T, class A> struct Centre {
         T *psi = l.psi + row * 3 * (l.e + l.n);
         sum_three(psi, l.e, [&](int64_t r) { return edge + r * l.e; });
         sum_three(psi + l.e, l.n, [&](int64_t r) { return l.node + neighbour[r] * l.n; });
+        T *out = l.symmetrised + row * l.axis * (l.e + l.n);
+        products(psi, l.e, out);
+        products(psi + l.e, l.n, out + l.axis * l.e);
+    }
+
+    // sym[a, c] = sum over d of x[d, a] x[d, c]
+    void products(const T *x, int64_t columns, T *out) const {
+        int64_t stride = l.e + l.n;
+        for (int64_t a = 0; a < l.axis; ++a)
+            for (int64_t c = 0; c < columns; c += width<T>) {
+                int n = count<T>(columns, c, 0);
+                Vec<T> total{};
+                for (int d = 0; d < 3; ++d)
+                    total += x[d * stride + a] * load(x + d * stride + c, n);
+                store(out + a * columns + c, total, n);
+            }
+    }
+
+    void products_backward(const T *x, int64_t columns, const T *d_out, T *d_x) const {
+        int64_t stride = l.e + l.n;
+        for (int d = 0; d < 3; ++d) {
+            const T *y = x + d * stride;
+            T *d_y = d_x + d * stride;
+            for (int64_t c = 0; c < columns; c += width<T>) {
+                int n = count<T>(columns, c, 0);
+                Vec<T> total{};
+                for (int64_t a = 0; a < l.axis; ++a) total += y[a] * load(d_out + a * columns + c, n);
+                store(d_y + c, total, n);
+            }
+            for (int64_t a = 0; a < l.axis; ++a) {
+                Vec<T> total{};
+                for (int64_t c = 0; c < columns; c += width<T>) {
+                    int n = count<T>(columns, c, 0);
+                    total += load(y + c, n) * load(d_out + a * columns + c, n);
+                }
+                d_y[a] += sum<T>(total);
+            }
+        }
     }
 
     template <class F> void sum_three(T *out, int64_t columns, F &&x) const {
@@ -638,8 +698,12 @@ template <class T, class A> struct Centre {
     void symmetrise_backward(T *d_edge) const {
         const T *h = l.symmetrise + 3 * l.edge_start[row];
         T *d_h = l.d_symmetrise + 3 * l.edge_start[row];
-        const T *d_psi = l.d_psi + row * 3 * (l.e + l.n);
-        int64_t stride = l.e + l.n;
+        const int64_t stride = l.e + l.n;
+        const T *psi = l.psi + row * 3 * stride;
+        const T *d_sym = l.d_symmetrised + row * l.axis * stride;
+        T *d_psi = scratch.take(3, stride);
+        products_backward(psi, l.e, d_sym, d_psi);
+        products_backward(psi + l.e, l.n, d_sym + l.axis * l.e, d_psi + l.e);
         T *out = l.incoming_node ? l.incoming_node + l.edge_start[row] * l.n : nullptr;
         for (int64_t r = 0; r < k; ++r) {
             Vec<T> s[3] = {};
@@ -852,14 +916,92 @@ template <class T, bool FORWARD> void run(const Layer<T> *l) {
         all_centres<T, General<T>, FORWARD>(*l);
 }
 
+// -- nodes ------------------------------------------------------------------------------------------
+
+template <class T, class A> void update_nodes(const Nodes<T> &l) {
+    const A act(l);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < l.n_rows; ++row)
+        for (int64_t c = 0; c < l.n; c += width<T>) {
+            int n = count<T>(l.n, c, 0);
+            int64_t at = row * l.n + c;
+            Vec<T> v1 = load(l.self_pre + row * l.self_stride + c, n);
+            Vec<T> v2 = load(l.sym_pre + at, n);
+            act.value(v1);
+            act.value(v2);
+            Vec<T> x = T(l.keep) * load(l.node + at, n) + load(l.rho + c, n) * v1 +
+                       load(l.rho + l.n + c, n) * v2;
+            for (int64_t h = 0; h < l.chunks; ++h)
+                x += load(l.rho + (2 + h) * l.n + c, n) *
+                     load(l.v3 + (row * l.chunks + h) * l.n + c, n);
+            store(l.new_node + at, x, n);
+        }
+}
+
+template <class T, class A> void update_nodes_backward(const Nodes<T> &l) {
+    const A act(l);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < l.n_rows; ++row)
+        for (int64_t c = 0; c < l.n; c += width<T>) {
+            int n = count<T>(l.n, c, 0);
+            int64_t at = row * l.n + c;
+            Vec<T> d = load(l.d_node + at, n), slope;
+            Vec<T> v = load(l.self_pre + row * l.self_stride + c, n);
+            act.value_and_slope(v, slope);
+            store(l.d_self + row * l.d_self_stride + c, load(l.rho + c, n) * d * slope, n);
+            v = load(l.sym_pre + at, n);
+            act.value_and_slope(v, slope);
+            store(l.d_sym + at, load(l.rho + l.n + c, n) * d * slope, n);
+            for (int64_t h = 0; h < l.chunks; ++h)
+                store(l.d_v3 + (row * l.chunks + h) * l.n + c,
+                      load(l.rho + (2 + h) * l.n + c, n) * d, n);
+        }
+}
+
+template <class T>
+void sum_rows(const int64_t *edges, int64_t n_edges, const T *x, int64_t columns, T *out,
+              bool add) {
+    for (int64_t c = 0; c < columns; c += width<T>) {
+        int n = count<T>(columns, c, 0);
+        Vec<T> total{};
+        if (add) total = load(out + c, n);
+        for (int64_t i = 0; i < n_edges; ++i) total += load(x + edges[i] * columns + c, n);
+        store(out + c, total, n);
+    }
+}
+
+template <class T> void incoming(const Incoming<T> &l) {
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t row = 0; row < l.n_rows; ++row) {
+        const int64_t *edges = l.edges + l.start[row];
+        int64_t end = row + 1 < l.n_rows ? l.start[row + 1] : l.n_edges;
+        int64_t n = end - l.start[row];
+        sum_rows(edges, n, l.projection, l.projection_width,
+                 l.projection_sum + row * l.projection_width, false);
+        sum_rows(edges, n, l.node, l.node_width, l.d_node + row * l.node_width, true);
+    }
+}
+
+template <class T> void nodes(const Nodes<T> *l, bool forward) {
+    if (l->activation == SILUT)
+        forward ? update_nodes<T, Silut<T>>(*l) : update_nodes_backward<T, Silut<T>>(*l);
+    else
+        forward ? update_nodes<T, General<T>>(*l) : update_nodes_backward<T, General<T>>(*l);
+}
+
 }  // namespace
 
 extern "C" {
 int64_t dpa3_abi() { return 1; }
-int64_t dpa3_vector_bytes() { return VECTOR_BYTES; }
-int64_t dpa3_layer_bytes() { return sizeof(Layer<float>); }
+
 void dpa3_forward_f32(const Layer<float> *layer) { run<float, true>(layer); }
 void dpa3_forward_f64(const Layer<double> *layer) { run<double, true>(layer); }
 void dpa3_backward_f32(const Layer<float> *layer) { run<float, false>(layer); }
 void dpa3_backward_f64(const Layer<double> *layer) { run<double, false>(layer); }
+void dpa3_nodes_f32(const Nodes<float> *l) { nodes(l, true); }
+void dpa3_nodes_f64(const Nodes<double> *l) { nodes(l, true); }
+void dpa3_nodes_backward_f32(const Nodes<float> *l) { nodes(l, false); }
+void dpa3_nodes_backward_f64(const Nodes<double> *l) { nodes(l, false); }
+void dpa3_incoming_f32(const Incoming<float> *l) { incoming(*l); }
+void dpa3_incoming_f64(const Incoming<double> *l) { incoming(*l); }
 }

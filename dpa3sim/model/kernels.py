@@ -126,7 +126,8 @@ class LayerTape:
 
     Attributes:
         keep: whether to keep the pre-activations of edges and angles too.
-        self_pre, sym_pre: ``(n_atoms, n_dim)`` pre-activations of v1 and v2.
+        own, p_j: projections of the nodes; ``own.own`` is the pre-activation of v1.
+        sym_pre: ``(n_atoms, n_dim)`` pre-activation of v2.
         psi: ``(n_atoms, 3, e_dim + n_dim)``.
         rows: see :meth:`ActivationKernel.rows`, by block and name.
         pre: pre-activations by block and name, as far as they are kept.
@@ -134,7 +135,8 @@ class LayerTape:
     """
 
     keep: bool
-    self_pre: Tensor | None = None
+    own: Projections | None = None
+    p_j: Tensor | None = None
     sym_pre: Tensor | None = None
     psi: Tensor | None = None
     rows: dict[tuple[int, str], Tensor | None] = field(default_factory=dict)
@@ -357,7 +359,7 @@ class LayerKernel:
 
         New edges and angles are in the workspace under ``place``.
         """
-        w, n_atoms, n = self._w, graph.n_atoms, self._config.n_dim
+        n_atoms, n = graph.n_atoms, self._config.n_dim
         node, edge, angle = features
         own, p_j = self._project(node)
         sums = NodeSums(
@@ -371,16 +373,8 @@ class LayerKernel:
             angle = self._ws(f"angle {place}", *angle.shape)
         new = Features(node, edge, angle)
         self._forward_blocks(graph, data, features, new, own, p_j, sums, tape, place)
-        tape.psi = sums.psi
-        tape.self_pre = own.own
-        tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrise(sums.psi), w.sym)
-        node = node if w.node_keep == 1 else node * w.node_keep
-        for rho, pre in zip(w.node_rho, (tape.self_pre, tape.sym_pre), strict=False):
-            message = self._act.forward(pre, node.new_empty((n_atoms, n)), self._act.rows(pre))
-            node = torch.addcmul(node, rho, message)
-        for rho, chunk in zip(w.node_rho[2:], sums.v3.split(n, dim=1), strict=True):
-            node = torch.addcmul(node, rho, chunk)
-        return Features(node, edge, angle)
+        tape.psi, tape.own, tape.p_j = sums.psi, own, p_j
+        return Features(self._update_node(node, sums, tape), edge, angle)
 
     def backward(
         self,
@@ -395,21 +389,12 @@ class LayerKernel:
         The gradient of the weighting is added to ``data``. The nodes of the first layer are
         constants: theirs is not computed.
         """
-        assert tape.self_pre is not None
-        assert tape.sym_pre is not None
-        assert tape.psi is not None
-        w, node = self._w, features.node
-        own, p_j = self._project(node)
-        d_self, d_v2 = grad.node * w.node_rho[0], grad.node * w.node_rho[1]
-        self._act.backward_(d_self, tape.self_pre, self._act.rows(tape.self_pre))
-        self._act.backward_(d_v2, tape.sym_pre, self._act.rows(tape.sym_pre))
-        d_sums = NodeSums(
-            self._symmetrise_backward(tape.psi, d_v2 @ w.sym.t()),
-            torch.cat([grad.node * rho for rho in w.node_rho[2:]], dim=1),
-        )
+        assert tape.own is not None
+        assert tape.p_j is not None
+        w, node, own, p_j = self._w, features.node, tape.own, tape.p_j
         d_projections = node.new_empty((graph.n_atoms, w.node_i.shape[1]))
         d_own = self._split(d_projections)
-        d_own.own.copy_(d_self)
+        d_sums = self._update_node_backward(grad.node, tape, d_own.own)
         if grad.angle is None and self.plan.angles:
             assert features.angle is not None
             grad = grad._replace(angle=self._ws("d angle", *features.angle.shape).zero_())
@@ -425,9 +410,41 @@ class LayerKernel:
             if w.node_keep != 1:
                 d_node.mul_(w.node_keep)
             d_node.addmm_(d_projections, w.node_i.t())
-            d_node.addmm_(sum_incoming(incoming.projection, graph), w.node_j.t())
-            d_node.add_(sum_incoming(incoming.node, graph))
+            d_node.addmm_(self._sum_incoming(graph, incoming, d_node), w.node_j.t())
         return Features(d_node, grad.edge, grad.angle)
+
+    def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
+        """v1, v2, v3 and their combination."""
+        w, n = self._w, self._config.n_dim
+        assert tape.own is not None
+        tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrise(sums.psi), w.sym)
+        node = node if w.node_keep == 1 else node * w.node_keep
+        for rho, pre in zip(w.node_rho, (tape.own.own, tape.sym_pre), strict=False):
+            message = self._act.forward(pre, node.new_empty(pre.shape), self._act.rows(pre))
+            node = torch.addcmul(node, rho, message)
+        for rho, chunk in zip(w.node_rho[2:], sums.v3.split(n, dim=1), strict=True):
+            node = torch.addcmul(node, rho, chunk)
+        return node
+
+    def _update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+        """Gradient of the sums over edges; that of the argument of v1 goes to ``d_self``."""
+        w = self._w
+        assert tape.own is not None
+        assert tape.sym_pre is not None
+        assert tape.psi is not None
+        self_pre = tape.own.own
+        d_v1, d_v2 = d_node * w.node_rho[0], d_node * w.node_rho[1]
+        d_self.copy_(self._act.backward_(d_v1, self_pre, self._act.rows(self_pre)))
+        self._act.backward_(d_v2, tape.sym_pre, self._act.rows(tape.sym_pre))
+        return NodeSums(
+            self._symmetrise_backward(tape.psi, d_v2 @ w.sym.t()),
+            torch.cat([d_node * rho for rho in w.node_rho[2:]], dim=1),
+        )
+
+    def _sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
+        """Gradient of the neighbours' projections; that of their features is added to d_node."""
+        d_node.add_(sum_incoming(incoming.node, graph))
+        return sum_incoming(incoming.projection, graph)
 
     def _project(self, node: Tensor) -> tuple[Projections, Tensor]:
         """Linear maps of the nodes as centres, and as neighbours ``(n_atoms, width_edge)``."""

@@ -1,4 +1,4 @@
-"""A layer whose edges and angles are computed by the compiled kernels; nodes stay with torch."""
+"""A layer by the compiled kernels; only the matrix products of the nodes are torch's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dpa3sim.model.kernels import (
 # As in native/kernels.cpp: rows of packed matrices are padded to a multiple of this.
 PAD = 16
 _KINDS = ("silut", "relu", "gelu", "tanh", "relu6", "softplus", "sigmoid", "linear")
-_SIZES = ("n_rows", "n", "e", "a", "message", "angle_input")
+_SIZES = ("n_rows", "n", "e", "a", "message", "angle_input", "axis")
 _PLAN = ("edges", "angles", "angle_self", "smooth")
 _LAYOUT = ("k", "m", "edge_start", "angle_edge_start", "angle_start")
 _MAPS = (
@@ -45,8 +45,8 @@ _INPUTS = (
     *("node", "edge", "angle", "own_edge", "own_angle", "projected"),
 )
 _OUTPUTS = (
-    *("psi", "v3", "new_edge", "new_angle", "reduced"),
-    *("d_psi", "d_v3", "d_edge", "d_angle"),
+    *("psi", "v3", "new_edge", "new_angle", "symmetrised", "reduced"),
+    *("d_symmetrised", "d_v3", "d_edge", "d_angle"),
     *("d_symmetrise", "d_message_weight", "d_angle_weight", "d_own_edge", "d_own_angle"),
 )
 
@@ -74,6 +74,25 @@ class _Layer(ctypes.Structure):
     _fields_ = _fields()
 
 
+class _Nodes(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("n_rows", "n", "chunks", "activation")),
+        *((name, ctypes.c_double) for name in ("threshold", "alpha", "beta", "keep")),
+        *((name, ctypes.c_void_p) for name in ("node", "self_pre", "sym_pre", "v3", "rho")),
+        ("self_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("new_node", "d_node", "d_self", "d_sym", "d_v3")),
+        ("d_self_stride", ctypes.c_int64),
+    ]
+
+
+class _Incoming(ctypes.Structure):
+    _fields_ = [
+        *((x, ctypes.c_int64) for x in ("n_rows", "n_edges", "projection_width", "node_width")),
+        *((x, ctypes.c_void_p) for x in ("edges", "start", "projection", "node")),
+        *((x, ctypes.c_void_p) for x in ("projection_sum", "d_node")),
+    ]
+
+
 class NativeLayerKernel(LayerKernel):
     """The parallel form.
 
@@ -93,14 +112,21 @@ class NativeLayerKernel(LayerKernel):
     ) -> None:
         super().__init__(config, weights, layer, activation, workspace)
         precision = "f64" if self._w.edge.dtype == torch.float64 else "f32"
-        self._library_forward = getattr(library, f"dpa3_forward_{precision}")
-        self._library_backward = getattr(library, f"dpa3_backward_{precision}")
+        names = ("forward", "backward", "nodes", "nodes_backward", "incoming")
+        self._run = {name: getattr(library, f"dpa3_{name}_{precision}") for name in names}
         self._kept: list[Tensor] = []  # what the pointers point to
         self._call = self._prepare(config)
+        self._nodes = self._prepare_nodes(config)
+
+    def _prepare_nodes(self, config: DescriptorConfig) -> _Nodes:
+        call = _Nodes(n=config.n_dim, chunks=config.n_multi_edge_message)
+        _set_activation(call, config.activation)
+        call.keep, call.rho = self._w.node_keep, self._keep(torch.stack(self._w.node_rho))
+        return call
 
     def _prepare(self, config: DescriptorConfig) -> _Layer:
         """What does not change from call to call."""
-        w, plan, call, e = self._w, self.plan, _Layer(), config.e_dim
+        w, plan, call, e = self._w, self.plan, _Layer(axis=config.axis_neuron), config.e_dim
         width = self._message_width
         call.n, call.e, call.a, call.message = config.n_dim, e, config.a_dim, width
         call.edges, call.angles = plan.edges, plan.angles
@@ -151,12 +177,13 @@ class NativeLayerKernel(LayerKernel):
         call = self._call
         self._set_inputs(call, graph, data, old, own, p_j)
         call.psi, call.v3 = sums.psi.data_ptr(), sums.v3.data_ptr()
+        call.symmetrised = self._symmetrised(graph.n_atoms).data_ptr()
         call.new_edge, call.new_angle = new.edge.data_ptr(), _pointer(new.angle)
         if self.plan.angles:
             slots = graph.layout.n_angle_edges
             tape.reduced = self._ws(f"reduced {place}", slots, self._config.e_dim)
             call.reduced = tape.reduced.data_ptr()
-        self._library_forward(ctypes.byref(call))
+        self._run["forward"](ctypes.byref(call))
 
     def _backward_blocks(
         self,
@@ -173,7 +200,9 @@ class NativeLayerKernel(LayerKernel):
     ) -> None:
         call, d_weighting = self._call, data.d_weighting
         self._set_inputs(call, graph, data, old, own, p_j)
-        call.d_psi, call.d_v3 = d_sums.psi.data_ptr(), d_sums.v3.data_ptr()
+        # What :meth:`_update_node_backward` returned: before the products that make sym of psi.
+        call.d_symmetrised, call.d_v3 = d_sums.psi.data_ptr(), d_sums.v3.data_ptr()
+        call.psi = _pointer(tape.psi)
         call.d_edge, call.d_angle = grad.edge.data_ptr(), _pointer(grad.angle)
         call.d_symmetrise = d_weighting.symmetrise.data_ptr()
         call.d_message_weight = d_weighting.message.data_ptr()
@@ -183,7 +212,46 @@ class NativeLayerKernel(LayerKernel):
         call.reduced = _pointer(tape.reduced)
         call.incoming_projection = _pointer(incoming and incoming.projection)
         call.incoming_node = _pointer(incoming and incoming.node)
-        self._library_backward(ctypes.byref(call))
+        self._run["backward"](ctypes.byref(call))
+
+    def _symmetrised(self, n_atoms: int) -> Tensor:
+        config = self._config
+        return self._ws("symmetrised", n_atoms, config.axis_neuron * (config.e_dim + config.n_dim))
+
+    def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
+        assert tape.own is not None
+        w, call, new = self._w, self._nodes, torch.empty_like(node)
+        tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrised(len(node)), w.sym)
+        self._set_nodes(call, tape)
+        call.node, call.v3, call.new_node = node.data_ptr(), sums.v3.data_ptr(), new.data_ptr()
+        self._run["nodes"](ctypes.byref(call))
+        return new
+
+    def _update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+        """As in the base class, but ``psi`` is the gradient of sym, made of it in the kernel."""
+        call = self._nodes
+        d_sym = torch.empty_like(d_node)
+        d_v3 = d_node.new_empty((len(d_node), self._message_width))
+        self._set_nodes(call, tape)
+        call.d_node, call.d_sym, call.d_v3 = d_node.data_ptr(), d_sym.data_ptr(), d_v3.data_ptr()
+        call.d_self, call.d_self_stride = d_self.data_ptr(), d_self.stride(0)
+        self._run["nodes_backward"](ctypes.byref(call))
+        return NodeSums(d_sym @ self._w.sym.t(), d_v3)
+
+    def _set_nodes(self, call: _Nodes, tape: LayerTape) -> None:
+        assert tape.own is not None
+        call.n_rows = len(tape.own.own)
+        call.self_pre, call.self_stride = tape.own.own.data_ptr(), tape.own.own.stride(0)
+        call.sym_pre = _pointer(tape.sym_pre)
+
+    def _sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
+        out = d_node.new_empty((graph.n_atoms, incoming.projection.shape[1]))
+        call = _Incoming(graph.n_atoms, graph.incoming.shape[0], out.shape[1], d_node.shape[1])
+        call.edges, call.start = graph.incoming.data_ptr(), graph.incoming_start.data_ptr()
+        call.projection, call.node = incoming.projection.data_ptr(), incoming.node.data_ptr()
+        call.projection_sum, call.d_node = out.data_ptr(), d_node.data_ptr()
+        self._run["incoming"](ctypes.byref(call))
+        return out
 
     def _set_inputs(
         self,
@@ -224,7 +292,7 @@ def _packed(matrix: Tensor) -> Tensor:
     return out
 
 
-def _set_activation(call: _Layer, activation: Activation) -> None:
+def _set_activation(call: _Layer | _Nodes, activation: Activation) -> None:
     name = {"silu": "silut", "gelu_tf": "gelu"}.get(activation.name, activation.name)
     call.activation = _KINDS.index(name)
     call.threshold, call.alpha, call.beta = math.inf, 1.0, 0.0

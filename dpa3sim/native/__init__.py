@@ -81,8 +81,8 @@ def _load(path: Path) -> ctypes.CDLL:
     if library.dpa3_abi() != ABI:
         raise OSError("it belongs to another version of dpa3sim")
     for precision in ("f32", "f64"):
-        for direction in ("forward", "backward"):
-            function = getattr(library, f"dpa3_{direction}_{precision}")
+        for name in ("forward", "backward", "nodes", "nodes_backward", "incoming"):
+            function = getattr(library, f"dpa3_{name}_{precision}")
             function.argtypes, function.restype = [ctypes.c_void_p], None
     return library
 
