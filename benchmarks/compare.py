@@ -67,11 +67,11 @@ def work(side: str, model: str, name: str) -> None:
     if side == "dpa3sim":
         import torch
 
-        from dpa3sim import DPA3Calculator
+        from dpa3sim import DPA3Calculator, native
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         calculator: Any = DPA3Calculator(model)
-        versions = {"torch": torch.__version__}
+        versions = {"torch": torch.__version__, "kernels": native.status().build}
     else:
         import deepmd
         import torch

@@ -116,6 +116,11 @@ class BatchEvaluator:
             OrderedDict()
         )
 
+    @property
+    def native(self) -> bool:
+        """Whether compiled kernels compute the layers."""
+        return self._evaluator.native
+
     def evaluate(
         self, items: Sequence[BatchItem], frugal: bool = False
     ) -> list[ItemResult | Dpa3simError]:

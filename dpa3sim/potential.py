@@ -12,6 +12,7 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 import torch
 
+from dpa3sim import native
 from dpa3sim.batches import BatchEvaluator, BatchItem, ItemResult
 from dpa3sim.checkpoints import ModelFile
 from dpa3sim.checkpoints.registry import load_model
@@ -135,6 +136,11 @@ class Potential:
             self._network, self._rules, skin, max_memory, self._identity(), self.counters
         )
         self._lock = RLock()
+
+    @property
+    def kernels(self) -> str:
+        """What computes the layers: a build of the compiled kernels, or ``"torch"``."""
+        return native.status().build if self._batches.native else "torch"
 
     def _identity(self) -> str:
         return f"{self.model.sha256} {self.model.head} {self.dtype}"

@@ -416,8 +416,8 @@ template <class T, class A> struct Centre {
         update_edges(target);
         if (!l.angles) return;
         T *reduced = l.reduced + l.angle_edge_start[row] * l.e;
-        std::memset(reduced, 0, m * l.e * sizeof(T));
         if (m) {
+            std::memset(reduced, 0, m * l.e * sizeof(T));
             project_angle_edges();
             for (int64_t q = 0; q < m; ++q) angles_of(q, reduced + q * l.e);
         }

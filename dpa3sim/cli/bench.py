@@ -112,6 +112,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
         "threads": torch.get_num_threads(),
         "device": str(potential.device),
         "dtype": potential.dtype,
+        "kernels": potential.kernels,
         "counters": {name: after[name] - before[name] for name in after},
         "warnings": list(batch.results[0].warnings),
     }
@@ -152,7 +153,8 @@ def summary(result: dict[str, Any]) -> str:
         f"  {result['per_atom_ms']:.3g} ms/atom, {result['step_ms']:.4g} ms/step "
         f"({result['step_min_ms']:.4g} to {result['step_max_ms']:.4g}), "
         f"{result['simulated_ns_per_day']:.3g} ns/day at {result['timestep_fs']:g} fs",
-        f"  {result['threads']} threads, peak memory {result['peak_memory_MiB']:.0f} MiB, "
+        f"  {result['kernels']} kernels, {result['threads']} threads, "
+        f"peak memory {result['peak_memory_MiB']:.0f} MiB, "
         f"{counters['rebuilds']} neighbour searches in {counters['batches']} steps",
     ]
     return "\n".join(lines + [f"  warning: {warning}" for warning in result["warnings"]])

@@ -27,6 +27,7 @@ def session(potential: Potential, command: list[str]) -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "device": str(potential.device),
+        "kernels": potential.kernels,
         "model": model_facts(potential.model),
     }
 

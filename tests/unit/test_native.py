@@ -11,7 +11,6 @@ from tests_support import DATA, assert_equal_results, hydrogen_oxygen_structures
 
 import dpa3sim.native
 from dpa3sim import Potential
-from dpa3sim.graph.blocks import BlockLimits
 from dpa3sim.memory import probe
 from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.network import Network
@@ -24,16 +23,14 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability()
 BUILDS = [
     name
     for name, capabilities in dpa3sim.native.BUILDS.items()
-    if not capabilities or CAPABILITY in capabilities
+    if dpa3sim.native._find(name) and (not capabilities or CAPABILITY in capabilities)
 ]
+NONE = pytest.param("", marks=pytest.mark.skip(reason="no kernels were built for this processor"))
 
 
-@pytest.fixture(params=BUILDS)
+@pytest.fixture(params=BUILDS or [NONE])
 def library(request):
-    path = dpa3sim.native._find(request.param)
-    if path is None:
-        pytest.skip(f"the kernels for {request.param} were not built")
-    return dpa3sim.native._load(path)
+    return dpa3sim.native._load(dpa3sim.native._find(request.param))
 
 
 def random_graph(potential, atoms, edges, angle_edges):
@@ -126,9 +123,10 @@ def chosen(**environment):
 def test_which_kernels_run_can_be_chosen():
     assert chosen(DPA3SIM_KERNELS="torch") == "torch | DPA3SIM_KERNELS=torch"
     assert "DPA3SIM_KERNELS=fast is not one of avx512, avx2, base" in chosen(DPA3SIM_KERNELS="fast")
-    if dpa3sim.native._find("base"):
-        assert chosen(DPA3SIM_KERNELS="base").startswith("base | ")
-        assert not chosen(DPA3SIM_KERNELS="").startswith("torch")
+    for build in BUILDS:
+        assert chosen(DPA3SIM_KERNELS=build).startswith(f"{build} | compiled for {build}")
+    if BUILDS:
+        assert chosen(DPA3SIM_KERNELS="").startswith(BUILDS[0])
 
 
 def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):
@@ -150,10 +148,12 @@ def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):
         dpa3sim.native.status.cache_clear()
 
 
-def test_blocks_without_padding_are_what_compiled_kernels_get():
-    potential = Potential(DATA / "models/dynamic/model.pt")
-    if not potential._batches._evaluator.native:
-        pytest.skip("no compiled kernels here")
-    limits = potential._batches._limits(frugal=False)
-    assert isinstance(limits, BlockLimits)
-    assert limits.overhead == 0
+def test_what_computes_is_said(monkeypatch):
+    parallel = Potential(DATA / "models/dynamic/model.pt")
+    assert parallel.kernels == dpa3sim.native.status().build
+    # The sequential form has no compiled kernel.
+    assert Potential(DATA / "variants/sequential/model.pt").kernels == "torch"
+    monkeypatch.setattr(
+        dpa3sim.native, "status", lambda: dpa3sim.native.Status(None, "torch", "for a test")
+    )
+    assert Potential(DATA / "models/dynamic/model.pt").kernels == "torch"
