@@ -108,11 +108,13 @@ def test_whole_structures(library):
         assert_equal_results(result, expected, 1e-12)
 
 
-def chosen(**environment):
+def chosen(folder, **environment):
+    """What a new process says; not from the checkout, where nothing may have been built."""
     code = "import dpa3sim.native as n; s = n.status(); print(s.build, '|', s.reason)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=True,
@@ -120,13 +122,15 @@ def chosen(**environment):
     return done.stdout.strip()
 
 
-def test_which_kernels_run_can_be_chosen():
-    assert chosen(DPA3SIM_KERNELS="torch") == "torch | DPA3SIM_KERNELS=torch"
-    assert "DPA3SIM_KERNELS=fast is not one of avx512, avx2, base" in chosen(DPA3SIM_KERNELS="fast")
+def test_which_kernels_run_can_be_chosen(tmp_path):
+    assert chosen(tmp_path, DPA3SIM_KERNELS="torch") == "torch | DPA3SIM_KERNELS=torch"
+    assert "DPA3SIM_KERNELS=fast is not one of avx512, avx2, base" in chosen(
+        tmp_path, DPA3SIM_KERNELS="fast"
+    )
     for build in BUILDS:
-        assert chosen(DPA3SIM_KERNELS=build).startswith(f"{build} | compiled for {build}")
+        assert chosen(tmp_path, DPA3SIM_KERNELS=build).startswith(f"{build} | compiled for {build}")
     if BUILDS:
-        assert chosen(DPA3SIM_KERNELS="").startswith(BUILDS[0])
+        assert chosen(tmp_path, DPA3SIM_KERNELS="").startswith(BUILDS[0])
 
 
 def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):
