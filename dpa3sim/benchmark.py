@@ -6,7 +6,6 @@ another package.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -47,5 +46,7 @@ def peak_memory() -> int:
                 return 1024 * int(line.split()[1])
     except OSError:
         pass
+    import resource  # not on Windows
+
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -12,6 +12,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpa3sim import Potential
 from dpa3sim.graph.batch import make_batch
@@ -20,6 +21,19 @@ TESTS = Path(__file__).parent
 DATA = TESTS / "data"
 EXAMPLES = TESTS.parent / "examples"
 MODELS_VARIABLE = "DPA3SIM_TEST_MODELS"
+
+
+class NoHostAccess(TorchDispatchMode):
+    """Fails on operations that make the host wait for the device or ask it for a value."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal.default")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        assert not any(f in name for f in self.FORBIDDEN), name
+        if "index.Tensor" in name or "index_put" in name:
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), name
+        return func(*args, **(kwargs or {}))
 
 
 def real_model_path(name: str) -> Path:

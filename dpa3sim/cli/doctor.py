@@ -153,7 +153,7 @@ def advice(potential: Potential) -> Iterator[str]:
         return
     if native.status().library is None:
         yield (
-            "the compiled kernels are about three times as fast: install a C++ compiler (g++), "
+            "the compiled kernels are about twice as fast: install a C++ compiler (g++), "
             "then `pip install --force-reinstall --no-deps dpa3sim`"
         )
     threads, available = torch.get_num_threads(), cores()

@@ -93,5 +93,7 @@ def _openmp_runtime() -> str | None:
         maps = Path("/proc/self/maps").read_text()
     except OSError:
         maps = ""
-    found = re.search(r"\S*/lib(?:gomp|iomp5|omp)\b[^\s/]*\.so[^\s/]*", maps)
-    return found.group() if found else ctypes.util.find_library("gomp")
+    found = re.findall(r"\S*/lib(?:gomp|iomp5|omp)\b[^\s/]*\.so[^\s/]*", maps)
+    # Other packages may have brought their own.
+    found.sort(key=lambda path: "torch" not in path)
+    return found[0] if found else ctypes.util.find_library("gomp")

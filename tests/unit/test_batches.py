@@ -7,6 +7,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from tests_support import (
     DATA,
+    NoHostAccess,
     assert_equal_results,
     autograd_results,
     hydrogen_oxygen_structures,
@@ -257,19 +258,6 @@ def test_operations_do_not_grow_with_the_number_of_structures(tiny):
     ]
     assert [blocks for _, blocks in counts] == [1, 1, 1, 1]
     assert len({count for count, _ in counts}) == 1
-
-
-class NoHostAccess(TorchDispatchMode):
-    """Fails on operations that make the host wait for the device or ask it for a value."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "equal.default")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func)
-        assert not any(f in name for f in self.FORBIDDEN), name
-        if "index.Tensor" in name or "index_put" in name:
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), name
-        return func(*args, **(kwargs or {}))
 
 
 class NoHostCopies(TorchFunctionMode):

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests_support import DATA
-from torch.utils._python_dispatch import TorchDispatchMode
+from tests_support import DATA, NoHostAccess
 
 from dpa3sim import Potential
 from dpa3sim.errors import CheckpointError
@@ -96,19 +95,6 @@ def test_recomputing_layers_changes_nothing(variant, water, monkeypatch):
     again = potential.evaluate([water])[0]
     assert again.energy == kept.energy
     np.testing.assert_array_equal(again.forces, kept.forces)
-
-
-class NoHostAccess(TorchDispatchMode):
-    """Fails on operations that make the host wait for the device or ask it for a value."""
-
-    FORBIDDEN = ("_local_scalar_dense", "nonzero", "unique", "masked_select")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = str(func)
-        assert not any(f in name for f in self.FORBIDDEN), name
-        if "index.Tensor" in name or "index_put" in name:
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), name
-        return func(*args, **(kwargs or {}))
 
 
 def _batch(potential, atoms, device):
