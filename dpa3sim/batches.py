@@ -295,8 +295,8 @@ class BatchEvaluator:
             return self._frugal() if fits else None
         budget = self._budget()
         policies = [MemoryPolicy(), self._frugal()]
-        if kept <= KEEP_BYTES and not self._evaluator.native:
-            policies.insert(0, MemoryPolicy("preactivations"))
+        if kept <= KEEP_BYTES:
+            policies.insert(0, self._fastest())
         return next((p for p in policies if self._memory.estimate(layout, p) <= budget), None)
 
     def _fastest(self) -> MemoryPolicy:

@@ -36,7 +36,7 @@ enum Activation { SILUT, RELU, GELU, TANH, RELU6, SOFTPLUS, SIGMOID, LINEAR };
 
 }  // namespace
 
-// One linear map, packed for both directions; `bias`, `rho` where they belong.
+// One linear map, packed for both directions.
 template <class T> struct Map {
     const T *matrix;      // packed (rows, columns)
     const T *transposed;  // packed (columns, rows)
@@ -307,7 +307,7 @@ template <class T, class A> struct Centre {
     int64_t row, k, m;
     const T *edge, *angle;
     const int64_t *neighbour;
-    int64_t pe, pa, pn, pi;  // padded widths
+    int64_t pe, pa, pi;  // padded widths
     // Projections of the angle-edges, (m, width): of the edge k, and of the edge q with the centre.
     T *other_message = nullptr, *other_update = nullptr;
     T *receiver_message = nullptr, *receiver_update = nullptr;
@@ -317,7 +317,7 @@ template <class T, class A> struct Centre {
           edge(layer.edge + layer.edge_start[row_] * layer.e),
           angle(layer.angle ? layer.angle + layer.angle_start[row_] * layer.a : nullptr),
           neighbour(layer.neighbour + layer.edge_start[row_]), pe(padded(layer.e)),
-          pa(padded(layer.a)), pn(padded(layer.message)), pi(padded(layer.angle_input)) {}
+          pa(padded(layer.a)), pi(padded(layer.angle_input)) {}
 
     static int64_t scratch_size(const Layer<T> &l, int64_t k, int64_t m) {
         int64_t pe = padded(l.e), pa = padded(l.a), wide = padded(l.message + l.e);
