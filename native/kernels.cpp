@@ -1,5 +1,5 @@
-// A repflow layer (spec/dpa3.md 1.5), forward and backward, centre by centre; the matrix products of
-// the nodes, which are large enough for that, stay with the caller.
+// A repflow layer (spec/dpa3.md 1.5), forward and backward, centre by centre, and the matrix products
+// of the nodes, which the caller puts between.
 //
 // What kernels.py does with a dozen passes over memory happens here for one centre at a time, with
 // everything in between in registers and in the cache: the accumulators of a small matrix product
@@ -10,6 +10,7 @@
 // Names are those of kernels.py; d_x is dE/dx. Arrays are row-major; a "packed" matrix has its rows
 // padded with zeros to a multiple of PAD elements. Nothing here knows torch or Python.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -42,6 +43,18 @@ template <class T> struct Map {
     const T *transposed;  // packed (columns, rows)
 };
 
+// out = start + left times right.
+template <class T> struct Product {
+    int64_t rows, depth, columns;
+    const T *left;
+    int64_t left_stride;
+    const T *right;  // packed (depth, columns)
+    const T *start;  // null for zeros; its stride is zero for a bias
+    int64_t start_stride;
+    T *out;  // may be `start`
+    int64_t out_stride;
+};
+
 // The nodes of a layer, after their matrix products.
 template <class T> struct Nodes {
     int64_t n_rows, n, chunks, activation;
@@ -65,7 +78,8 @@ template <class T> struct Incoming {
 template <class T> struct Layer {
     // Sizes. message = H n_dim; angle_input: leading channels of an edge that enter angle maps.
     int64_t n_rows, n, e, a, message, angle_input, axis;
-    int64_t edges, angles, angle_self, smooth;  // what there is to do: LayerPlan
+    int64_t edges, angles, angle_self;  // what there is to do: LayerPlan
+    int64_t smooth, sequential;
     int64_t activation;
     double threshold, alpha, beta;  // SiLUT; SiLU has an infinite threshold
     double edge_keep, angle_keep;
@@ -149,6 +163,7 @@ template <class T> struct General {
     }
 
     void value_and_slope(Vec<T> &x, Vec<T> &slope) const {
+        slope = Vec<T>{};
         for (int i = 0; i < width<T>; ++i) {
             T y, d;
             one(x[i], y, d);
@@ -315,14 +330,20 @@ template <class T, class A> struct Centre {
     Centre(const Layer<T> &layer, int64_t row_, Scratch<T> &scratch_)
         : l(layer), act(layer), scratch(scratch_), row(row_), k(layer.k[row_]), m(layer.m[row_]),
           edge(layer.edge + layer.edge_start[row_] * layer.e),
-          angle(layer.angle ? layer.angle + layer.angle_start[row_] * layer.a : nullptr),
+          angle(part(layer.angle, layer.angle_start[row_] * layer.a)),
           neighbour(layer.neighbour + layer.edge_start[row_]), pe(padded(layer.e)),
           pa(padded(layer.a)), pi(padded(layer.angle_input)) {}
+
+    // Nothing, not even an offset, of an array that is not there.
+    template <class P> static P *part(P *array, int64_t start) {
+        return array ? array + start : nullptr;
+    }
 
     static int64_t scratch_size(const Layer<T> &l, int64_t k, int64_t m) {
         int64_t pe = padded(l.e), pa = padded(l.a), wide = padded(l.message + l.e);
         int64_t dim = padded(l.e + l.n);
-        return m * (8 * pe + 6 * pa) + k * (6 * pe + wide + 2 * PAD) + 4 * dim + 8 * (pe + pa) +
+        int64_t again = l.sequential ? 2 * k * pe + m * m * pa : 0;
+        return again + m * (8 * pe + 6 * pa) + k * (6 * pe + wide + 2 * PAD) + 4 * dim + 8 * (pe + pa) +
                2 * padded(l.message) + 16 * PAD;
     }
 
@@ -409,18 +430,40 @@ template <class T, class A> struct Centre {
     // ---- forward
 
     void forward() {
+        T *target = part(l.new_edge, l.edge_start[row] * l.e);
+        T *reduced = part(l.reduced, l.angle_edge_start[row] * l.e);
+        T *new_angle = part(l.new_angle, l.angle_start[row] * l.a);
+        if (l.sequential) {
+            update_in_sequence(target, reduced, new_angle, false);
+            edge = target;
+            messages();
+            symmetrise();
+            return;
+        }
         messages();
         symmetrise();
         if (!l.edges) return;
-        T *target = l.new_edge + l.edge_start[row] * l.e;
         update_edges(target);
         if (!l.angles) return;
-        T *reduced = l.reduced + l.angle_edge_start[row] * l.e;
-        if (m) {
-            std::memset(reduced, 0, m * l.e * sizeof(T));
-            project_angle_edges();
-            for (int64_t q = 0; q < m; ++q) angles_of(q, reduced + q * l.e);
+        if (m) project_angle_edges();
+        for (int64_t q = 0; q < m; ++q) {
+            reduce_angles(q, reduced + q * l.e);
+            if (l.angle_self) update_angles(q, new_angle);
         }
+        add_edge_angle(reduced, target);
+    }
+
+    // The sequential form up to its nodes: each phase reads the newest edges and angles. `edge` are
+    // afterwards those that the angles read, and `angle` the new ones.
+    void update_in_sequence(T *target, T *reduced, T *new_angle, bool is_reduced) {
+        T *between = scratch.take(k, l.e);
+        update_edges(between);
+        edge = between;
+        if (m) project_angle_edges();
+        for (int64_t q = 0; q < m; ++q) update_angles(q, new_angle);
+        angle = new_angle;
+        for (int64_t q = 0; q < m && !is_reduced; ++q) reduce_angles(q, reduced + q * l.e);
+        std::memcpy(target, between, k * l.e * sizeof(T));
         add_edge_angle(reduced, target);
     }
 
@@ -530,8 +573,9 @@ template <class T, class A> struct Centre {
         });
     }
 
-    // R of the receiver q, and its new angles.
-    void angles_of(int64_t q, T *reduced) const {
+    // R of the receiver q.
+    void reduce_angles(int64_t q, T *reduced) const {
+        std::memset(reduced, 0, l.e * sizeof(T));
         const T *weight = l.angle_weight + l.angle_start[row] + q * m;
         each_tile<T>(m, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
@@ -546,10 +590,13 @@ template <class T, class A> struct Centre {
                 store(reduced + c + v * width<T>, total, n);
             }
         });
-        if (!l.angle_self) return;
+    }
+
+    // The angles of the receiver q: keep a + rho t.
+    void update_angles(int64_t q, T *new_angle) const {
         const T keep = T(l.angle_keep);
         const T *from = angle + q * m * l.a;
-        T *to = l.new_angle + (l.angle_start[row] + q * m) * l.a;
+        T *to = new_angle + q * m * l.a;
         each_tile<T>(m, l.a, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             angle_pre(tile, q, r, c, l.a, receiver_update, other_update, l.angle_update);
@@ -600,6 +647,7 @@ template <class T, class A> struct Centre {
 
     void backward() {
         T *d_target = l.d_edge + l.edge_start[row] * l.e;
+        T *reduced = part(l.reduced, l.angle_edge_start[row] * l.e);
         int64_t both = l.message + (l.edges ? l.e : 0);
         // Gradients of the pre-activations of edge maps, (k, both).
         T *d_pre;
@@ -610,11 +658,63 @@ template <class T, class A> struct Centre {
             d_stride = padded(both);
             d_pre = scratch.take(k, both);
         }
-        messages_backward(d_pre, d_stride);
-        if (l.edges) update_edges_backward(d_target, d_pre, d_stride);
         // Gradients with respect to the edges of the layer's start, (k, packed e).
         T *d_edge = scratch.take(k, l.e);
-        const T keep = T(l.edges ? l.edge_keep : 1.0);
+        if (l.sequential) {
+            backward_in_sequence(reduced, d_target, d_pre, d_stride, d_edge);
+            return;
+        }
+        messages_backward(d_pre, d_stride);
+        if (l.edges) update_edges_backward(d_target, d_pre, d_stride);
+        edge_inputs_backward(d_target, d_pre, d_stride, true, l.edges, d_edge);
+        symmetrise_backward(d_edge);
+        if (l.angles) {
+            angles_backward(reduced, d_target, d_edge, [&](int64_t q, auto &d) {
+                angle_messages_backward(q, d);
+                if (l.angle_self) angle_updates_backward(q, d);
+                angle_inputs_backward(q, true, l.angle_self, d);
+            });
+        }
+        unpack(d_edge, d_target);
+    }
+
+    // Back through update_in_sequence, which is done once more.
+    void backward_in_sequence(T *reduced, T *d_target, T *d_pre, int64_t d_stride, T *d_edge) {
+        const T *old_edge = edge, *old_angle = angle;
+        T *target = scratch.take(k, l.e), *new_angle = scratch.take(m * m, l.a);
+        update_in_sequence(target, reduced, new_angle, true);
+        const T *between = edge;
+        edge = target;
+        messages_backward(d_pre, d_stride);
+        edge_inputs_backward(d_target, d_pre, d_stride, true, false, d_edge);
+        symmetrise_backward(d_edge);
+        unpack(d_edge, d_target);
+        edge = between;
+        angles_backward(reduced, d_target, d_edge, [&](int64_t q, auto &d) {
+            angle = new_angle;
+            angle_messages_backward(q, d);
+            angle_inputs_backward(q, true, false, d);
+            angle = old_angle;
+            angle_updates_backward(q, d);
+            angle_inputs_backward(q, false, true, d);
+        });
+        unpack(d_edge, d_target);
+        edge = old_edge;
+        update_edges_backward(d_target, d_pre, d_stride);
+        edge_inputs_backward(d_target, d_pre, d_stride, false, true, d_edge);
+        unpack(d_edge, d_target);
+    }
+
+    void unpack(const T *d_edge, T *d_target) const {
+        for (int64_t r = 0; r < k; ++r)
+            std::memcpy(d_target + r * l.e, d_edge + r * pe, l.e * sizeof(T));
+    }
+
+    // From the gradients of the new edges and of the maps' pre-activations, `message` and `self` as
+    // far as they count, to those of the edges that they were made of.
+    void edge_inputs_backward(const T *d_target, const T *d_pre, int64_t d_stride, bool message,
+                              bool self, T *d_edge) const {
+        const T keep = T(self ? l.edge_keep : 1.0);
         each_tile<T>(k, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             for (int i = 0; i < R; ++i)
@@ -623,17 +723,14 @@ template <class T, class A> struct Centre {
                     tile.x[i][v] = keep * load(d_target + (r + i) * l.e + c + v * width<T>, n);
                 }
             const T *left = d_pre + r * d_stride;
-            tile.multiply(left, d_stride, l.message, l.edge_message.transposed + c, pe);
-            if (l.edges)
+            if (message)
+                tile.multiply(left, d_stride, l.message, l.edge_message.transposed + c, pe);
+            if (self)
                 tile.multiply(left + l.message, d_stride, l.e, l.edge_self.transposed + c, pe);
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v)
                     store(d_edge + (r + i) * pe + c + v * width<T>, tile.x[i][v]);
         });
-        symmetrise_backward(d_edge);
-        if (l.angles) angles_backward(d_target, d_edge);
-        for (int64_t r = 0; r < k; ++r)
-            std::memcpy(d_target + r * l.e, d_edge + r * pe, l.e * sizeof(T));
     }
 
     // Add the rows of a tile, masked to `n` columns, to a sum over rows.
@@ -733,48 +830,52 @@ template <class T, class A> struct Centre {
         }
     }
 
-    void angles_backward(const T *d_target, T *d_edge) {
-        const T *reduced = l.reduced + l.angle_edge_start[row] * l.e;
+    // Gradients at the angles of a receiver q: of R, of the projections, (m, packed e or a), and of
+    // the pre-activations of q.
+    struct AngleGradients {
+        const T *input;
+        T *other_m, *receiver_m, *pre_m, *weight;
+        T *other_u = nullptr, *receiver_u = nullptr, *pre_u = nullptr;
+    };
+
+    // From the new edges through u2, R and the angle maps, whose part for a receiver `receive` does.
+    template <class F>
+    void angles_backward(const T *reduced, const T *d_target, T *d_edge, F &&receive) {
         int64_t reach = l.smooth ? m : k;
-        T *d_input = edge_angle_backward(reduced, reach, d_target);
+        AngleGradients d;
+        d.input = edge_angle_backward(reduced, reach, d_target);
         if (!l.smooth) {
             const T *other = l.other + l.edge_start[row];
             for (int64_t r = 0; r < k; ++r)
-                for (int64_t c = 0; c < l.e; ++c) d_edge[r * pe + c] += other[r] * d_input[r * pe + c];
+                for (int64_t c = 0; c < l.e; ++c) d_edge[r * pe + c] += other[r] * d.input[r * pe + c];
         }
         T *d_own = l.d_own_angle + row * l.d_own_stride;
         std::memset(d_own, 0, (l.e + (l.angle_self ? l.a : 0)) * sizeof(T));
         if (!m) return;
-        project_angle_edges();
-        // Gradients of the projections, (m, packed e or a), and of the pre-activations of a q.
-        T *d_other_m = scratch.zeros(m, l.e), *d_receiver_m = scratch.zeros(m, l.e);
-        T *d_other_u = nullptr, *d_receiver_u = nullptr, *d_pre_u = nullptr;
-        T *d_pre_m = scratch.take(m, l.e);
+        if (!other_message) project_angle_edges();
+        d.other_m = scratch.zeros(m, l.e);
+        d.receiver_m = scratch.zeros(m, l.e);
+        d.pre_m = scratch.take(m, l.e);
+        d.weight = scratch.take(m, PAD);
         if (l.angle_self) {
-            d_other_u = scratch.zeros(m, l.a);
-            d_receiver_u = scratch.zeros(m, l.a);
-            d_pre_u = scratch.take(m, l.a);
+            d.other_u = scratch.zeros(m, l.a);
+            d.receiver_u = scratch.zeros(m, l.a);
+            d.pre_u = scratch.take(m, l.a);
         }
-        T *d_weight = scratch.take(m, PAD);
+        for (int64_t q = 0; q < m; ++q) receive(q, d);
         for (int64_t q = 0; q < m; ++q) {
-            angle_messages_backward(q, d_input + q * pe, d_pre_m, d_other_m, d_receiver_m + q * pe,
-                                    d_weight);
-            if (l.angle_self) angle_updates_backward(q, d_pre_u, d_other_u, d_receiver_u + q * pa);
-            angle_inputs_backward(q, d_pre_m, d_pre_u);
-        }
-        for (int64_t q = 0; q < m; ++q) {
-            for (int64_t c = 0; c < l.e; ++c) d_own[c] += d_receiver_m[q * pe + c];
+            for (int64_t c = 0; c < l.e; ++c) d_own[c] += d.receiver_m[q * pe + c];
             if (l.angle_self)
-                for (int64_t c = 0; c < l.a; ++c) d_own[l.e + c] += d_receiver_u[q * pa + c];
+                for (int64_t c = 0; c < l.a; ++c) d_own[l.e + c] += d.receiver_u[q * pa + c];
         }
         each_tile<T>(m, l.angle_input, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             tile.zero();
-            tile.multiply(d_other_m + r * pe, pe, l.e, l.other_message.transposed + c, pi);
-            tile.multiply(d_receiver_m + r * pe, pe, l.e, l.receiver_message.transposed + c, pi);
+            tile.multiply(d.other_m + r * pe, pe, l.e, l.other_message.transposed + c, pi);
+            tile.multiply(d.receiver_m + r * pe, pe, l.e, l.receiver_message.transposed + c, pi);
             if (l.angle_self) {
-                tile.multiply(d_other_u + r * pa, pa, l.a, l.other_update.transposed + c, pi);
-                tile.multiply(d_receiver_u + r * pa, pa, l.a, l.receiver_update.transposed + c, pi);
+                tile.multiply(d.other_u + r * pa, pa, l.a, l.other_update.transposed + c, pi);
+                tile.multiply(d.receiver_u + r * pa, pa, l.a, l.receiver_update.transposed + c, pi);
             }
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v) {
@@ -815,8 +916,10 @@ template <class T, class A> struct Centre {
         return d_input;
     }
 
-    void angle_messages_backward(int64_t q, const T *d_reduced, T *d_pre, T *d_other, T *d_receiver,
-                                 T *d_weight) const {
+    void angle_messages_backward(int64_t q, const AngleGradients &gradients) const {
+        const T *d_reduced = gradients.input + q * pe;
+        T *d_pre = gradients.pre_m, *d_other = gradients.other_m, *d_weight = gradients.weight;
+        T *d_receiver = gradients.receiver_m + q * pe;
         const T *weight = l.angle_weight + l.angle_start[row] + q * m;
         std::memset(d_weight, 0, m * PAD * sizeof(T));
         each_tile<T>(m, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
@@ -845,7 +948,9 @@ template <class T, class A> struct Centre {
         for (int64_t r = 0; r < m; ++r) out[r] += sum<T>(load(d_weight + r * PAD));
     }
 
-    void angle_updates_backward(int64_t q, T *d_pre, T *d_other, T *d_receiver) const {
+    void angle_updates_backward(int64_t q, const AngleGradients &gradients) const {
+        T *d_pre = gradients.pre_u, *d_other = gradients.other_u;
+        T *d_receiver = gradients.receiver_u + q * pa;
         const T *d_target = l.d_angle + (l.angle_start[row] + q * m) * l.a;
         each_tile<T>(m, l.a, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
@@ -869,10 +974,10 @@ template <class T, class A> struct Centre {
         });
     }
 
-    // The angles of the receiver q: what came through both maps, and the residual.
-    void angle_inputs_backward(int64_t q, const T *d_pre_m, const T *d_pre_u) const {
+    // The angles of the receiver q: what came through the maps that count, and the residual.
+    void angle_inputs_backward(int64_t q, bool message, bool self, const AngleGradients &d) const {
         T *d_target = l.d_angle + (l.angle_start[row] + q * m) * l.a;
-        const T keep = T(l.angle_self ? l.angle_keep : 1.0);
+        const T keep = T(self ? l.angle_keep : 1.0);
         each_tile<T>(m, l.a, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             for (int i = 0; i < R; ++i)
@@ -880,9 +985,9 @@ template <class T, class A> struct Centre {
                     int n = count<T>(l.a, c, v);
                     tile.x[i][v] = keep * load(d_target + (r + i) * l.a + c + v * width<T>, n);
                 }
-            tile.multiply(d_pre_m + r * pe, pe, l.e, l.angle_message.transposed + c, pa);
-            if (l.angle_self)
-                tile.multiply(d_pre_u + r * pa, pa, l.a, l.angle_update.transposed + c, pa);
+            if (message)
+                tile.multiply(d.pre_m + r * pe, pe, l.e, l.angle_message.transposed + c, pa);
+            if (self) tile.multiply(d.pre_u + r * pa, pa, l.a, l.angle_update.transposed + c, pa);
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v)
                     store(d_target + (r + i) * l.a + c + v * width<T>, tile.x[i][v],
@@ -890,8 +995,6 @@ template <class T, class A> struct Centre {
         });
     }
 };
-
-#undef TILE_SIZES
 
 template <class T, class A, bool FORWARD> void all_centres(const Layer<T> &l) {
 #pragma omp parallel
@@ -917,6 +1020,37 @@ template <class T, bool FORWARD> void run(const Layer<T> *l) {
 }
 
 // -- nodes ------------------------------------------------------------------------------------------
+
+template <class T> void product(const Product<T> &l) {
+    // A part is as wide as a tile, and as high as lets others have some.
+    constexpr int64_t WIDE = TILE_VECTORS * width<T>, HIGH = 4 * TILE_ROWS;
+    const int64_t across = (l.columns + WIDE - 1) / WIDE, down = (l.rows + HIGH - 1) / HIGH;
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < across * down; ++part) {
+        const int64_t column = part / down * WIDE, row = part % down * HIGH;
+        const int64_t columns = std::min(WIDE, l.columns - column);
+        each_tile<T>(std::min(HIGH, l.rows - row), columns,
+                     [&](auto R_, auto V_, int64_t r, int64_t c) {
+            TILE_SIZES;
+            r += row;
+            tile.zero();
+            for (int v = 0; v < V && l.start; ++v) {
+                const T *start = l.start + r * l.start_stride + column + c + v * width<T>;
+                int n = count<T>(columns, c, v);
+                for (int i = 0; i < R; ++i) tile.x[i][v] = load(start + i * l.start_stride, n);
+            }
+            tile.multiply(l.left + r * l.left_stride, l.left_stride, l.depth, l.right + column + c,
+                          padded(l.columns));
+            for (int v = 0; v < V; ++v) {
+                T *out = l.out + r * l.out_stride + column + c + v * width<T>;
+                int n = count<T>(columns, c, v);
+                for (int i = 0; i < R; ++i) store(out + i * l.out_stride, tile.x[i][v], n);
+            }
+        });
+    }
+}
+
+#undef TILE_SIZES
 
 template <class T, class A> void update_nodes(const Nodes<T> &l) {
     const A act(l);
@@ -992,12 +1126,14 @@ template <class T> void nodes(const Nodes<T> *l, bool forward) {
 }  // namespace
 
 extern "C" {
-int64_t dpa3_abi() { return 1; }
+int64_t dpa3_abi() { return 2; }
 
 void dpa3_forward_f32(const Layer<float> *layer) { run<float, true>(layer); }
 void dpa3_forward_f64(const Layer<double> *layer) { run<double, true>(layer); }
 void dpa3_backward_f32(const Layer<float> *layer) { run<float, false>(layer); }
 void dpa3_backward_f64(const Layer<double> *layer) { run<double, false>(layer); }
+void dpa3_product_f32(const Product<float> *l) { product(*l); }
+void dpa3_product_f64(const Product<double> *l) { product(*l); }
 void dpa3_nodes_f32(const Nodes<float> *l) { nodes(l, true); }
 void dpa3_nodes_f64(const Nodes<double> *l) { nodes(l, true); }
 void dpa3_nodes_backward_f32(const Nodes<float> *l) { nodes(l, false); }

@@ -60,12 +60,12 @@ class Evaluator:
         activation = ActivationKernel(config.descriptor.activation, sparse)
         self.workspace = Workspace(device, network.dtype)
         self._geometry = GeometryKernel(config.descriptor, weights, activation)
+        self.native = library is not None
         kind: Callable[..., LayerKernel] = LayerKernel
-        if config.descriptor.sequential_update:
-            kind = SequentialLayerKernel
-        elif library is not None:
+        if library is not None:
             kind = partial(NativeLayerKernel, library=library)
-        self.native = kind not in (LayerKernel, SequentialLayerKernel)
+        elif config.descriptor.sequential_update:
+            kind = SequentialLayerKernel
         self._layers = [
             kind(config.descriptor, weights, layer, activation, self.workspace)
             for layer in range(config.descriptor.nlayers)

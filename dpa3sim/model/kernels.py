@@ -409,8 +409,8 @@ class LayerKernel:
         if incoming is not None:
             if w.node_keep != 1:
                 d_node.mul_(w.node_keep)
-            d_node.addmm_(d_projections, w.node_i.t())
-            d_node.addmm_(self._sum_incoming(graph, incoming, d_node), w.node_j.t())
+            d_p_j = self._sum_incoming(graph, incoming, d_node)
+            self._project_backward(d_projections, d_p_j, d_node)
         return Features(d_node, grad.edge, grad.angle)
 
     def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
@@ -450,6 +450,11 @@ class LayerKernel:
         """Linear maps of the nodes as centres, and as neighbours ``(n_atoms, width_edge)``."""
         w = self._w
         return self._split(torch.addmm(w.node_bias, node, w.node_i)), node @ w.node_j
+
+    def _project_backward(self, d_projections: Tensor, d_p_j: Tensor, d_node: Tensor) -> None:
+        """Add to ``d_node`` what reached the nodes through their linear maps."""
+        d_node.addmm_(d_projections, self._w.node_i.t())
+        d_node.addmm_(d_p_j, self._w.node_j.t())
 
     def _split(self, projections: Tensor) -> Projections:
         w = self._w

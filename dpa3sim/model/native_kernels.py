@@ -1,9 +1,10 @@
-"""A layer by the compiled kernels; only the matrix products of the nodes are torch's."""
+"""A layer by the compiled kernels."""
 
 from __future__ import annotations
 
 import ctypes
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from dpa3sim.model.kernels import (
 PAD = 16
 _KINDS = ("silut", "relu", "gelu", "tanh", "relu6", "softplus", "sigmoid", "linear")
 _SIZES = ("n_rows", "n", "e", "a", "message", "angle_input", "axis")
-_PLAN = ("edges", "angles", "angle_self", "smooth")
+_PLAN = ("edges", "angles", "angle_self", "smooth", "sequential")
 _LAYOUT = ("k", "m", "edge_start", "angle_edge_start", "angle_start")
 _MAPS = (
     "edge_message",
@@ -74,6 +75,19 @@ class _Layer(ctypes.Structure):
     _fields_ = _fields()
 
 
+class _Product(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "depth", "columns")),
+        ("left", ctypes.c_void_p),
+        ("left_stride", ctypes.c_int64),
+        ("right", ctypes.c_void_p),
+        ("start", ctypes.c_void_p),
+        ("start_stride", ctypes.c_int64),
+        ("out", ctypes.c_void_p),
+        ("out_stride", ctypes.c_int64),
+    ]
+
+
 class _Nodes(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("n_rows", "n", "chunks", "activation")),
@@ -93,8 +107,20 @@ class _Incoming(ctypes.Structure):
     ]
 
 
+@dataclass(frozen=True)
+class _Map:
+    """A linear map: its matrix ``(depth, columns)`` as packed rows."""
+
+    packed: Tensor
+    columns: int
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> _Map:
+        return cls(_packed(matrix), matrix.shape[1])
+
+
 class NativeLayerKernel(LayerKernel):
-    """The parallel form.
+    """Either form.
 
     Args:
         config, weights, layer, activation, workspace: see :class:`LayerKernel`.
@@ -112,11 +138,37 @@ class NativeLayerKernel(LayerKernel):
     ) -> None:
         super().__init__(config, weights, layer, activation, workspace)
         precision = "f64" if self._w.edge.dtype == torch.float64 else "f32"
-        names = ("forward", "backward", "nodes", "nodes_backward", "incoming")
+        names = ("forward", "backward", "product", "nodes", "nodes_backward", "incoming")
         self._run = {name: getattr(library, f"dpa3_{name}_{precision}") for name in names}
         self._kept: list[Tensor] = []  # what the pointers point to
         self._call = self._prepare(config)
         self._nodes = self._prepare_nodes(config)
+        w = self._w
+        self._node_i, self._node_i_t = _Map.of(w.node_i), _Map.of(w.node_i.t())
+        self._node_j, self._node_j_t = _Map.of(w.node_j), _Map.of(w.node_j.t())
+        self._sym, self._sym_t = _Map.of(w.sym), _Map.of(w.sym.t())
+
+    def _product(
+        self, left: Tensor, matrix: _Map, start: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """``start + left @ matrix``; a start of one dimension is a bias."""
+        if out is None:
+            out = left.new_empty((len(left), matrix.columns))
+        call = _Product(len(left), left.shape[1], matrix.columns)
+        call.left, call.left_stride = left.data_ptr(), left.stride(0)
+        call.right, call.start = matrix.packed.data_ptr(), _pointer(start)
+        call.start_stride = 0 if start is None or start.dim() == 1 else start.stride(0)
+        call.out, call.out_stride = out.data_ptr(), out.stride(0)
+        self._run["product"](ctypes.byref(call))
+        return out
+
+    def _project(self, node: Tensor) -> tuple[Projections, Tensor]:
+        own = self._product(node, self._node_i, self._w.node_bias)
+        return self._split(own), self._product(node, self._node_j)
+
+    def _project_backward(self, d_projections: Tensor, d_p_j: Tensor, d_node: Tensor) -> None:
+        self._product(d_projections, self._node_i_t, d_node, d_node)
+        self._product(d_p_j, self._node_j_t, d_node, d_node)
 
     def _prepare_nodes(self, config: DescriptorConfig) -> _Nodes:
         call = _Nodes(n=config.n_dim, chunks=config.n_multi_edge_message)
@@ -131,6 +183,7 @@ class NativeLayerKernel(LayerKernel):
         call.n, call.e, call.a, call.message = config.n_dim, e, config.a_dim, width
         call.edges, call.angles = plan.edges, plan.angles
         call.angle_self, call.smooth = plan.angle_self, config.smooth_edge_update
+        call.sequential = config.sequential_update
         _set_activation(call, config.activation)
         self._set_map(call, "edge_message", w.edge[:, :width])
         if plan.edges:
@@ -220,8 +273,8 @@ class NativeLayerKernel(LayerKernel):
 
     def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
         assert tape.own is not None
-        w, call, new = self._w, self._nodes, torch.empty_like(node)
-        tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrised(len(node)), w.sym)
+        call, new = self._nodes, torch.empty_like(node)
+        tape.sym_pre = self._product(self._symmetrised(len(node)), self._sym, self._w.sym_bias)
         self._set_nodes(call, tape)
         call.node, call.v3, call.new_node = node.data_ptr(), sums.v3.data_ptr(), new.data_ptr()
         self._run["nodes"](ctypes.byref(call))
@@ -236,7 +289,7 @@ class NativeLayerKernel(LayerKernel):
         call.d_node, call.d_sym, call.d_v3 = d_node.data_ptr(), d_sym.data_ptr(), d_v3.data_ptr()
         call.d_self, call.d_self_stride = d_self.data_ptr(), d_self.stride(0)
         self._run["nodes_backward"](ctypes.byref(call))
-        return NodeSums(d_sym @ self._w.sym.t(), d_v3)
+        return NodeSums(self._product(d_sym, self._sym_t), d_v3)
 
     def _set_nodes(self, call: _Nodes, tape: LayerTape) -> None:
         assert tape.own is not None

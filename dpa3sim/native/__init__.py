@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 1
+ABI = 2
 VARIABLE = "DPA3SIM_KERNELS"
 """Environment variable that names a build to use, or ``torch`` for none."""
 # Fastest first, with the capability that torch reports for a processor that can run it.

@@ -153,10 +153,8 @@ def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):
 
 
 def test_what_computes_is_said(monkeypatch):
-    parallel = Potential(DATA / "models/dynamic/model.pt")
-    assert parallel.kernels == dpa3sim.native.status().build
-    # The sequential form has no compiled kernel.
-    assert Potential(DATA / "variants/sequential/model.pt").kernels == "torch"
+    for path in ("models/dynamic/model.pt", "variants/sequential/model.pt"):
+        assert Potential(DATA / path).kernels == dpa3sim.native.status().build
     monkeypatch.setattr(
         dpa3sim.native, "status", lambda: dpa3sim.native.Status(None, "torch", "for a test")
     )
