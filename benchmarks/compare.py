@@ -1,15 +1,18 @@
-"""dpa3sim against deepmd-kit through the public ASE calculators, in turn, in one run.
+"""dpa3sim against deepmd-kit, and SevenNet-0, through their ASE calculators, in turn, in one run.
 
-    python benchmarks/compare.py --peer ~/deepmd-env/bin/python --output docs/benchmarks.md
+    python benchmarks/compare.py --peer ~/deepmd-env/bin/python --sevenn ~/sevenn-env/bin/python \
+        --output docs/benchmarks.md
 
-Each side works in a process of its own for each model and structure, so that its peak memory is
-that of this structure. After warm-up they are timed in turn, round by round, on the same positions,
-which move a little before every evaluation of energy, forces and stress.
+SevenNet-0 is another model, of about the accuracy of the one that ships with dpa3sim, and is
+compared with that. Each side works in a process of its own for each model and structure, so that
+its peak memory is that of this structure. After warm-up they are timed in turn, round by round, on
+the same positions, which move a little before every evaluation of energy, forces and stress.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -28,6 +31,8 @@ from dpa3sim.benchmark import peak_memory, time_calls  # noqa: E402
 SYSTEMS = ("Si8", "Si64", "Si216", "Cu32", "MgO64", "water81")
 TARGETS = ("Si64", "Cu32", "MgO64")
 MODELS = ("mptrj", "openlam")
+SHIPPED = "openlam"
+NAMES = {"deepmd": "deepmd-kit", "sevennet": "SevenNet-0"}
 START, END = "<!-- compare -->", "<!-- end of compare -->"
 
 
@@ -57,7 +62,7 @@ def system(name: str) -> Any:
     return atoms
 
 
-# -- the two sides -------------------------------------------------------------------------------
+# -- the sides -----------------------------------------------------------------------------------
 
 
 def work(side: str, model: str, name: str) -> None:
@@ -72,6 +77,13 @@ def work(side: str, model: str, name: str) -> None:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         calculator: Any = DPA3Calculator(model)
         versions = {"torch": torch.__version__, "kernels": native.status().build}
+    elif side == "sevennet":
+        import sevenn
+        import torch
+        from sevenn.calculator import SevenNetCalculator
+
+        calculator = SevenNetCalculator("7net-0", device="cpu")
+        versions = {"sevenn": sevenn.__version__, "torch": torch.__version__}
     else:
         import deepmd
         import torch
@@ -99,6 +111,10 @@ def work(side: str, model: str, name: str) -> None:
 class WorkerDiedError(Exception):
     """A worker process ended before it answered."""
 
+    def __init__(self, side: str, status: int) -> None:
+        super().__init__(f"exit status {status}")
+        self.side = side
+
 
 class Side:
     """A worker process."""
@@ -106,9 +122,11 @@ class Side:
     def __init__(self, side: str, python: str, model: Path, name: str, threads: int) -> None:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
             "DP_INTRA_OP_PARALLELISM_THREADS": str(threads),
             "DP_INTER_OP_PARALLELISM_THREADS": "1",
         }
+        self._side = side
         self._process = subprocess.Popen(
             [python, __file__, "--worker", side, str(model), name],
             stdin=subprocess.PIPE,
@@ -131,40 +149,46 @@ class Side:
             line = ""
         if not line:
             self._process.wait()
-            raise WorkerDiedError(f"exit status {self._process.returncode}")
+            raise WorkerDiedError(self._side, self._process.returncode)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def end(self) -> None:
         """End the process."""
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         self._process.wait()
 
 
 def compare(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
-    """Time both sides on one structure, dpa3sim first in every round.
+    """Time all sides on one structure, dpa3sim first in every round.
 
-    Where deepmd-kit dies, as it does when the machine has not enough memory for it, dpa3sim is
-    timed alone.
+    Where a peer dies, as deepmd-kit does when the machine has not enough memory for it, the
+    others are timed without it.
     """
-    sides = {
-        "dpa3sim": Side("dpa3sim", sys.executable, model, name, args.threads),
-        "deepmd": Side("deepmd", args.peer, model, name, args.threads),
-    }
+    pythons = {"dpa3sim": sys.executable, "deepmd": args.peer}
+    if args.sevenn and SHIPPED in model.stem:
+        pythons["sevennet"] = args.sevenn
     result: dict[str, Any] = {"system": name, "n_atoms": len(system(name))}
-    try:
-        return result | take_turns(args, sides, result["n_atoms"])
-    except WorkerDiedError as error:
-        alone = {"dpa3sim": Side("dpa3sim", sys.executable, model, name, args.threads)}
-        return result | take_turns(args, alone, result["n_atoms"]) | {"deepmd": str(error)}
-    finally:
-        for side in sides.values():
-            side.end()
+    while True:
+        sides = {
+            key: Side(key, python, model, name, args.threads) for key, python in pythons.items()
+        }
+        try:
+            return result | take_turns(args, sides, result["n_atoms"])
+        except WorkerDiedError as error:
+            if error.side == "dpa3sim":
+                raise
+            del pythons[error.side]
+            result[error.side] = str(error)
+        finally:
+            for side in sides.values():
+                side.end()
 
 
 def take_turns(args: argparse.Namespace, sides: dict[str, Side], n: int) -> dict[str, Any]:
-    """Times, memory and, with two sides, ratios and deviations."""
+    """Times, memory, and ratios to each peer."""
     warm = {key: side.ask(args.warm_up, seed=0)["seconds"] for key, side in sides.items()}
     calls = {key: int(np.clip(args.seconds / min(t), 1, 20)) for key, t in warm.items()}
     times: dict[str, list[float]] = {key: [] for key in sides}
@@ -181,13 +205,15 @@ def take_turns(args: argparse.Namespace, sides: dict[str, Side], n: int) -> dict
             "peak_MiB": last[key]["peak_memory"] / 2**20,
             "versions": last[key]["versions"],
         }
-    if len(sides) == 2:
-        ours, theirs = last["dpa3sim"], last["deepmd"]
-        ratios = np.divide(times["deepmd"], times["dpa3sim"])
-        result |= {
+        ratios = np.divide(times[key], times["dpa3sim"])
+        result[key] |= {
             "ratio": float(np.median(ratios)),
             "ratio_min": float(ratios.min()),
             "ratio_max": float(ratios.max()),
+        }
+    if "deepmd" in sides:  # the same model
+        ours, theirs = last["dpa3sim"], last["deepmd"]
+        result["deepmd"] |= {
             "max_dF": float(np.abs(np.subtract(ours["forces"], theirs["forces"])).max()),
             "dE_per_atom": abs(ours["energy"] - theirs["energy"]) / n,
         }
@@ -198,34 +224,48 @@ def take_turns(args: argparse.Namespace, sides: dict[str, Side], n: int) -> dict
 
 
 def table(model: str, results: list[dict[str, Any]]) -> str:
-    """Markdown table of one model."""
+    """Markdown tables of one model, one for each peer."""
+    parts = [f"**{model}**"]
+    for peer, name in NAMES.items():
+        if any(peer in r for r in results):
+            parts += ["\n".join(comparison(peer, name, results)), *means(peer, results)]
+    return "\n\n".join(parts)
+
+
+def comparison(peer: str, name: str, results: list[dict[str, Any]]) -> list[str]:
+    """Lines of one table."""
     lines = [
-        f"**{model}**",
-        "",
-        "| system | deepmd-kit ms/atom | dpa3sim ms/atom | ratio (lowest to highest pair) "
-        "| deepmd-kit peak MiB | dpa3sim peak MiB | max abs dF eV/Å | first call s, each |",
+        f"| system | {name} ms/atom | dpa3sim ms/atom | ratio (lowest to highest pair) "
+        f"| {name} peak MiB | dpa3sim peak MiB | max abs dF eV/Å | first call s, each |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        theirs, ours = r["deepmd"], r["dpa3sim"]
+        theirs, ours = r[peer], r["dpa3sim"]
         if isinstance(theirs, str):
             lines.append(
                 f"| {r['system']} | died ({theirs}) | {ours['ms_per_atom']:.2f} | | "
                 f"| {ours['peak_MiB']:.0f} | | -, {ours['first_call_s']:.1f} |"
             )
             continue
+        deviation = f"{theirs['max_dF']:.1e}" if "max_dF" in theirs else "another model"
         lines.append(
             f"| {r['system']} | {theirs['ms_per_atom']:.1f} | {ours['ms_per_atom']:.2f} "
-            f"| **{r['ratio']:.2f}** ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) "
-            f"| {theirs['peak_MiB']:.0f} | {ours['peak_MiB']:.0f} | {r['max_dF']:.1e} "
+            f"| **{theirs['ratio']:.2f}** ({theirs['ratio_min']:.2f} to {theirs['ratio_max']:.2f}) "
+            f"| {theirs['peak_MiB']:.0f} | {ours['peak_MiB']:.0f} | {deviation} "
             f"| {theirs['first_call_s']:.1f}, {ours['first_call_s']:.1f} |"
         )
-    found = {r["system"]: r["ratio"] for r in results if "ratio" in r}
-    for names in (TARGETS, tuple(found)):
+    return lines
+
+
+def means(peer: str, results: list[dict[str, Any]]) -> list[str]:
+    """Geometric means of the ratios."""
+    found = {r["system"]: r[peer]["ratio"] for r in results if not isinstance(r[peer], str)}
+    lines = []
+    for names in dict.fromkeys([TARGETS, tuple(found)]):
         if names and set(names) <= set(found):
             mean = float(np.exp(np.mean(np.log([found[name] for name in names]))))
-            lines += ["", f"Geometric mean over {', '.join(names)}: {mean:.2f}"]
-    return "\n".join(lines)
+            lines.append(f"Geometric mean over {', '.join(names)}: {mean:.2f}")
+    return lines
 
 
 def machine() -> str:
@@ -254,13 +294,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--peer", help="Python of an environment with deepmd-kit 3.1.3 and ASE")
+    parser.add_argument("--sevenn", help="Python of an environment with sevenn")
     folder = os.environ.get("DPA3SIM_TEST_MODELS", str(ROOT.parent / "shared" / "models"))
     models = [str(Path(folder) / f"2025-03-14-dpa3-{name}.pth") for name in MODELS]
     parser.add_argument("--models", nargs="+", default=models, help="frozen models (.pth)")
     parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warm-up", type=int, default=6, help="evaluations before")
-    parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns")
+    parser.add_argument("--rounds", type=int, default=5, help="how often they take turns")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each side and round")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--output", type=Path, help="file whose marked part the tables replace")
@@ -279,14 +320,18 @@ def main() -> None:
         numbers[model.stem] = results
         parts.append(table(model.stem, results))
     versions = {
-        key: ", ".join(f"{k} {v}" for k, v in side["versions"].items())
-        for key in ("dpa3sim", "deepmd")
-        for side in [r[key] for r in results if not isinstance(r[key], str)][:1]
+        key: ", ".join(f"{k} {v}" for k, v in r[key]["versions"].items())
+        for key in ("dpa3sim", *NAMES)
+        for r in (r for found in numbers.values() for r in found)
+        if isinstance(r.get(key), dict)
     }
+    against = " and ".join(
+        f"{name} ({versions[key]})" for key, name in NAMES.items() if key in versions
+    )
     parts.insert(
         0,
         f"{machine()}, {args.threads} threads; dpa3sim with {versions['dpa3sim']}, against "
-        f"{versions.get('deepmd')}; medians of {args.rounds} rounds in turn.",
+        f"{against}; medians of {args.rounds} rounds in turn.",
     )
     report = "\n\n".join(parts)
     print(report)

@@ -38,6 +38,8 @@ MAX_SESSIONS, MAX_SESSION_ATOMS = 64, 2**15
 MAX_BATCH_ATOMS = 2**14
 # Room beyond the present counts where shapes have to stay (spec/engine.md 1.6).
 DEVICE_MARGIN = 0.08
+# There, rooms and candidates of an atom come in multiples of these.
+ROOM_BUCKET, CANDIDATE_BUCKET = 4, 16
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,7 @@ class BatchEvaluator:
                 self._rules,
                 self._config.descriptor.update_angle,
                 self._device,
+                bucket=1 if self._on_host else CANDIDATE_BUCKET,
             )
             session = Session(
                 graph, self._evaluator, self._limits(frugal), self._on_host, self._counters
@@ -268,6 +271,7 @@ class BatchEvaluator:
             edges=max(1, size // per_edge),
             overhead=CPU_OVERHEAD if self._on_host else DEVICE_OVERHEAD,
             margin=0.0 if self._on_host else DEVICE_MARGIN,
+            bucket=1 if self._on_host else ROOM_BUCKET,
         )
 
     def _budget(self) -> int:

@@ -40,9 +40,10 @@ class Session:
 
     Where the host is the device (``exact``), it looks at the distances first and lays the blocks
     out for the counts of every step, so that results depend on the structures alone. Elsewhere
-    shapes have some margin and stay: a step is one program without host synchronisation, captured
-    as a CUDA graph where there is CUDA, and its results come with a status. Only if that says
-    that a list has expired, atoms overlap or a centre outgrew its room, the step is done again.
+    shapes have some margin, come in buckets and stay: a step is one program without host
+    synchronisation, captured as a CUDA graph where there is CUDA, and its results come with a
+    status. Only if that says that a list has expired, atoms overlap or a centre outgrew its room,
+    the step is done again; new lists go where the old ones were, so that the capture stays.
 
     Args:
         graph: the batch.
@@ -112,8 +113,11 @@ class Session:
 
     def replace_lists(self, lists: Sequence[SkinList]) -> None:
         """New candidate lists, one for each structure."""
+        programs = self.graph.programs
         self.graph.set_lists(lists)
-        self._arranged = self._capture = None
+        self._arranged = None
+        if self.graph.programs != programs:
+            self._capture = None
 
     def evaluate(self, policy: MemoryPolicy) -> Step:
         """Run the model on what was measured last."""

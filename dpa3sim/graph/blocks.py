@@ -85,6 +85,7 @@ class BlockLimits:
         overhead: cost of another block, in units of the work for an angle.
         edge_cost: work for an edge, in the same units.
         margin: room beyond the present counts, as a fraction (for fixed capacities).
+        bucket: rooms are multiples of this, so that few counts change a shape.
     """
 
     angles: int
@@ -92,6 +93,12 @@ class BlockLimits:
     overhead: float
     edge_cost: float = 6.0
     margin: float = 0.0
+    bucket: int = 1
+
+    def rooms(self, counts: np.ndarray) -> np.ndarray:
+        """Room for so many edges or angle-edges."""
+        rooms = np.ceil(counts * (1 + self.margin)).astype(np.int64)
+        return -(-rooms // self.bucket) * self.bucket
 
 
 @dataclass(frozen=True)
@@ -153,8 +160,7 @@ def make_layout(n_edges: np.ndarray, n_angle_edges: np.ndarray, limits: BlockLim
         n_edges, n_angle_edges: ``(n_atoms,)`` counts of each centre.
         limits: see :class:`BlockLimits`.
     """
-    k = np.ceil(n_edges * (1 + limits.margin)).astype(np.int64)
-    m = np.ceil(n_angle_edges * (1 + limits.margin)).astype(np.int64)
+    k, m = limits.rooms(n_edges), np.minimum(limits.rooms(n_angle_edges), limits.rooms(n_edges))
     # Which of the two varies less within a block is not known beforehand.
     plans = [(*_partition(k[order], m[order], limits), order) for order in _orders(k, m)]
     _, sizes, order = min(plans, key=lambda plan: plan[0])

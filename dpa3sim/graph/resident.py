@@ -68,6 +68,12 @@ class ResidentGraph:
         rules: cutoffs and limits of the model.
         with_angles: whether the model has angles at all.
         device: where the state lives.
+        bucket: candidates of an atom have room for a multiple of so many, which new lists use in
+            place; 1 is exactly what the lists need.
+
+    Attributes:
+        programs: changes when what was captured of a step no longer holds: other shapes, other
+            memory or another way.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class ResidentGraph:
         rules: EdgeRules,
         with_angles: bool,
         device: torch.device,
+        bucket: int = 1,
     ) -> None:
         self._rules = rules
         self._with_angles = with_angles
@@ -87,7 +94,10 @@ class ResidentGraph:
         self.n_structures = len(members)
         self._member_types = [m.types for m in members]
         self._slots: _Slots | None = None
+        self._bucket = bucket
         self._width = 0
+        self._ranked = False
+        self.programs = 0
         self._upload_members(members)
         self._input = torch.empty(self._input_size, dtype=torch.float64, device=device)
         self.set_lists(lists)
@@ -109,7 +119,10 @@ class ResidentGraph:
     def set_lists(self, lists: Sequence[SkinList]) -> None:
         """Use other candidates, one list for each structure."""
         self.lists = list(lists)
-        n, width = self.n_atoms, max(1, *(x.neighbour.shape[1] for x in lists))
+        width = max(1, *(x.neighbour.shape[1] for x in lists))
+        if self._bucket > 1:
+            width = max(self._width, -(-width // self._bucket) * self._bucket)
+        n = self.n_atoms
         neighbour = np.repeat(np.arange(n)[:, None], width, axis=1)
         shifts = np.zeros((n, width, 3))
         listed = np.zeros((n, width), dtype=bool)
@@ -124,17 +137,26 @@ class ResidentGraph:
             for a, b in self._rules.excluded_pairs:
                 excluded[rows, :own] |= (types[:, None] == a) & (types[x.neighbour] == b)
             can_be_cut |= bool(x.count.max(initial=0) > min(self._rules.a_sel, self._rules.e_sel))
-        self._neighbour = self._tensor(neighbour)
-        self._shifts = self._tensor(shifts)
-        self._listed = self._tensor(listed)
-        self._excluded = self._tensor(excluded) if self._rules.excluded_pairs else None
-        self._ranked = can_be_cut and self._rules.truncate == "deepmd"
-        self._reference = self._tensor(np.concatenate([x.positions for x in self.lists]))
+        ranked = can_be_cut and self._rules.truncate == "deepmd"
+        if self._bucket > 1:  # ranking where nothing can be cut changes nothing
+            ranked = ranked or self._ranked
         pbc = np.repeat([x.pbc for x in self.lists], self.sizes, axis=0)
-        self._pbc = self._tensor(pbc.astype(np.float64))
+        arrays = [neighbour, shifts, listed, pbc.astype(np.float64)]
+        arrays.append(np.concatenate([x.positions for x in self.lists]))
+        arrays += [excluded] if self._rules.excluded_pairs else []
+        if (width, ranked) == (self._width, self._ranked):
+            for tensor, array in zip(self._candidates, arrays, strict=True):
+                tensor.copy_(torch.from_numpy(array))
+            return
+        self.programs += 1
+        self._candidates = [self._tensor(array) for array in arrays]
+        self._neighbour, self._shifts, self._listed, self._pbc, self._reference = (
+            self._candidates[:5]
+        )
+        self._excluded = self._candidates[5] if self._rules.excluded_pairs else None
         if self._slots is not None and width != self._width:
             self._slots = _Slots(self._slots.layout, self.device, width)
-        self._width = width
+        self._width, self._ranked = width, ranked
 
     # -- every step ----------------------------------------------------------------------------
 

@@ -340,6 +340,38 @@ def test_overflow_and_expired_lists_are_noticed_and_done_again(tiny):
     assert 1 < counters.layouts < 12
 
 
+def test_new_lists_go_where_the_old_ones_were(tiny):
+    """Addresses are part of a captured step, which has to outlive the lists."""
+    structures = hydrogen_oxygen_structures()
+    batches = tiny._batches
+    batches._on_host = False
+    batches._evaluator = Evaluator(tiny._network, sparse=False)
+    rng = np.random.default_rng(2)
+
+    def addresses():
+        (session,) = batches._sessions.values()
+        graph = session.graph
+        tensors = [*graph._candidates, graph._input, *vars(graph._slots).values()]
+        return graph.programs, [t.data_ptr() for t in tensors if isinstance(t, torch.Tensor)]
+
+    tiny.evaluate(structures)
+    first = addresses()
+    for _ in range(5):
+        for atoms in structures:
+            # Far, but in step, so that lists expire and distances hardly change.
+            atoms.rotate(30, (1, 2, 3), rotate_cell=True)
+            atoms.rattle(1e-3, rng=rng)
+        for atoms, result in zip(structures, tiny.evaluate(structures), strict=True):
+            assert_equal_results(result, autograd_results(tiny, atoms), 1e-10)
+    assert tiny.counters.rebuilds >= 5
+    assert addresses() == first
+    # More candidates than there is room for: another program.
+    for atoms in structures:
+        atoms.set_cell(atoms.cell.array * 0.8, scale_atoms=True)
+    tiny.evaluate(structures)
+    assert addresses()[0] == first[0] + 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_captured_step_gives_what_the_cpu_gives(tiny):
     structures = hydrogen_oxygen_structures()
