@@ -98,6 +98,7 @@ class ResidentGraph:
         self._width = 0
         self._ranked = False
         self.programs = 0
+        self._candidates: list[Tensor] = []
         self._upload_members(members)
         self._input = torch.empty(self._input_size, dtype=torch.float64, device=device)
         self.set_lists(lists)
@@ -150,9 +151,9 @@ class ResidentGraph:
             return
         self.programs += 1
         self._candidates = [self._tensor(array) for array in arrays]
-        self._neighbour, self._shifts, self._listed, self._pbc, self._reference = (
-            self._candidates[:5]
-        )
+        self._neighbour, self._shifts, self._listed, self._pbc, self._reference = self._candidates[
+            :5
+        ]
         self._excluded = self._candidates[5] if self._rules.excluded_pairs else None
         if self._slots is not None and width != self._width:
             self._slots = _Slots(self._slots.layout, self.device, width)
