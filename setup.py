@@ -16,6 +16,7 @@ COMMON = [
     "-fopenmp",
     "-ffp-contract=fast",
     "-fno-math-errno",
+    "-Wno-maybe-uninitialized",  # in a header of GCC 12
 ]
 # On a processor with neither, the tensor operations are as good.
 X86 = {
