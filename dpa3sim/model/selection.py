@@ -24,10 +24,10 @@ from dpa3sim.model.weights import weight_shapes
 # A test needs no more layers than these: the first, the middle and the last differ.
 TEST_LAYERS = 3
 # Edges and angle-edges of the centres of its graphs: full and partial tiles, none at all.
-TEST_GRAPHS = (((37, 20, 5, 1, 64, 33), (19, 9, 0, 1, 34, 33)), ((7, 3, 16), (5, 0, 16)))
+TEST_GRAPHS = (((40, 5, 34, 1), (33, 5, 0, 1)), ((7, 3, 16), (5, 0, 16)))
 # Error of the gradient, relative to its largest component, that a test accepts: in float64; and
-# where products round their inputs, many times what was found with the emulated rounding.
-EXACT, ROUNDED = 1e-11, {"tf32": 0.03, "bf16": 0.2}
+# where products round their inputs, ten times what the embedded model has with such rounding.
+EXACT, ROUNDED = 1e-11, {"tf32": 0.01, "bf16": 0.1}
 # float32 may err this many times as much as tensor operations do, and a little more.
 ALLOWANCE, SLACK = 3.0, 2e-6
 
@@ -119,4 +119,4 @@ def _compare(network: Network, device: torch.device, matmul: Matmul) -> str | No
 def _error(found: tuple[Tensor, Tensor], exact: tuple[Tensor, Tensor]) -> float:
     """Largest error of energies and gradient, relative to the largest value."""
     pairs = zip(found, exact, strict=True)
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-8)) for a, b in pairs)
