@@ -19,8 +19,8 @@ from dpa3sim.graph.resident import Member, ResidentGraph
 from dpa3sim.memory import UNLIMITED, MemoryModel, free_bytes, memory_share
 from dpa3sim.model.evaluator import MemoryPolicy
 from dpa3sim.model.network import Network
-from dpa3sim.model.selection import select
 from dpa3sim.model.triton_kernels import Matmul
+from dpa3sim.selection import select
 from dpa3sim.session import Session
 
 # Pre-activations of the angles of a block: what fits the caches of a core or two, and what
@@ -29,9 +29,9 @@ CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 4 * 2**20, 2**28
 # Work in angles that takes as long as starting the operations of another block (on the CPU
 # measured: 1600 with the 9-layer, 4100 with the 24-layer model; a GPU is far faster at angles).
 CPU_OVERHEAD, DEVICE_OVERHEAD = 2500.0, 2.0e5
-# The Triton programs start once for all blocks: what is left for a block is about 20 launches of
-# the geometry and the results, not some 70 for each layer.
-TRITON_OVERHEAD = 1.0e4
+# The Triton programs start once for all blocks: what is left for a block are some 16 operations
+# of the geometry and the results, not 116 for each layer (counted; the ratio is for 9 layers).
+TRITON_OVERHEAD = DEVICE_OVERHEAD / 60
 # Pre-activations are kept up to here: beyond, writing and reading them gains little.
 KEEP_BYTES = 2**29
 # Below this no memory model is needed.

@@ -190,18 +190,26 @@ class Potential:
         """What ``matmul`` changes against ``"full"``; measured when first asked for."""
         if self.matmul == "full":
             return None
-        full = Potential(self.model, device=self.device, dtype=self.dtype, truncate=self.truncate)
-        energy = force = 0.0
-        count = 0
+        items = []
         for reference in references():
             try:
-                a, b = (p.evaluate([reference.atoms])[0] for p in (self, full))
-            except InputError:  # an element or an input that this model does not know
+                items.append(self._item(reference.atoms))
+            except InputError:  # an element that this model does not know, or an input is missing
                 continue
-            energy = max(energy, abs(a.energy - b.energy) / len(reference.atoms))
+        # Evaluators of their own: neither lists nor counters nor warnings of the user are touched.
+        arguments = self._network, self._rules, 0.0, None, self._identity()
+        results = []
+        for matmul in (self.matmul, "full"):
+            outputs = BatchEvaluator(*arguments, Counters(), matmul).evaluate(items)
+            for output in outputs:
+                if not isinstance(output, ItemResult):
+                    raise output
+            results.append([x for x in outputs if isinstance(x, ItemResult)])
+        energy = force = 0.0
+        for a, b in zip(*results, strict=True):
+            energy = max(energy, abs(float(a.energies.sum() - b.energies.sum())) / len(a.energies))
             force = max(force, float(np.abs(a.forces - b.forces).max()))
-            count += 1
-        return MatmulDeviation(energy, force, count)
+        return MatmulDeviation(energy, force, len(items))
 
     def _identity(self) -> str:
         return f"{self.model.sha256} {self.model.head} {self.dtype}"

@@ -159,6 +159,8 @@ def advice(potential: Potential) -> Iterator[str]:
     from dpa3sim import native
 
     if potential.device.type != "cpu":
+        if potential.kernels != "triton":
+            yield f"the Triton programs should compute, but: {potential.kernels_reason}"
         return
     if native.status().library is None:
         yield (

@@ -200,10 +200,10 @@ class TritonLayerKernel(LayerKernel):
         self._edge_rows = EDGE_ROWS[w.edge.dtype]
         self._rho = torch.stack(w.node_rho)
         e, width = config.e_dim, self._message_width
-        self._act_of = {"ACT": _activation_constants(config.activation)}
+        self._activation = _activation_constants(config.activation)
         self._sizes = {"E": e, "N": config.n_dim}
         self._product = {
-            **self._act_of,
+            **self._activation,
             "E": e,
             "WIDTH": w.width_edge,
             "B_ROWS": self._edge_rows,
@@ -215,7 +215,7 @@ class TritonLayerKernel(LayerKernel):
         self._chained = {
             "P_E": _tile(e),
             "B_COLUMNS": _tile(max(e, width), CHAINED_COLUMNS),
-            "num_warps": WIDE_WARPS if e > WIDE // 2 else WARPS,
+            "num_warps": WIDE_WARPS if _tile(e) >= WIDE else WARPS,
         }
 
     def _run(
@@ -526,7 +526,7 @@ class TritonLayerKernel(LayerKernel):
             "P_A": _tile(config.a_dim),
             "WIDTH": w.width_angle,
             "B_ROWS": jobs.angle_rows,
-            "ACT": self._product["ACT"],
+            **self._activation,
             "PRECISION": self._product["PRECISION"],
         }
 
@@ -539,7 +539,7 @@ class TritonLayerKernel(LayerKernel):
         self._run(
             "update_nodes",
             (len(node),),
-            self._act_of,
+            self._activation,
             self._nodes(tape),
             node=node,
             v3=sums.v3,
@@ -555,7 +555,7 @@ class TritonLayerKernel(LayerKernel):
         self._run(
             "update_nodes_backward",
             (len(d_node),),
-            self._act_of,
+            self._activation,
             self._nodes(tape),
             d_node=d_node,
             d_self=d_self,
@@ -609,11 +609,10 @@ def _precision(matmul: Matmul, interpreted: bool) -> str:
     """As the programs know it."""
     if matmul == "full":
         return "ieee"
-    return f"rounded {matmul}" if interpreted else matmul
+    return "emulated bf16" if matmul == "bf16" and interpreted else matmul
 
 
-def _activation_constants(activation: Activation) -> tuple[str, float, float, float]:
+def _activation_constants(activation: Activation) -> dict[str, Any]:
     kind = "gelu" if activation.name == "gelu_tf" else activation.name
-    if kind != "silut":
-        return kind, 0.0, 0.0, 0.0
-    return kind, activation.threshold, *silut_constants(activation.threshold)
+    alpha, beta = silut_constants(activation.threshold)
+    return {"KIND": kind, "THRESHOLD": activation.threshold, "ALPHA": alpha, "BETA": beta}

@@ -11,18 +11,15 @@ same order.
 
 Conventions: names in capitals are compile-time constants. ``P_X`` is X rounded up to a power of
 two, ``B_X`` the size of a tile; channels beyond X are loaded as zero and never stored. Array
-offsets that may exceed 32 bits start from an int64 row. ``ACT`` is the activation: its kind and
-the threshold, alpha and beta of SiLUT. ``PRECISION``: see :func:`_product`.
+offsets that may exceed 32 bits start from an int64 row. ``KIND`` and the constants of SiLUT are
+the activation; ``PRECISION``: see :func:`_product`.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton import knobs
-
-INTERPRETED = knobs.runtime.interpret
-"""Whether Triton's interpreter runs the programs, on the CPU: ``TRITON_INTERPRET=1``."""
+from triton.runtime.interpreter import InterpretedFunction
 
 # -- products and activations ---------------------------------------------------------------------
 
@@ -31,27 +28,34 @@ INTERPRETED = knobs.runtime.interpret
 def _product(a, b, sum, PRECISION: tl.constexpr):
     """``sum + a @ b``; of the inputs, tf32 keeps 10 bits of the mantissa and bf16 keeps 7.
 
-    "rounded" forms do the same by rounding alone: Triton's interpreter cannot multiply in bf16
-    and ignores tf32.
+    "emulated bf16" gives the same without the type, which Triton's interpreter can neither round
+    to nor multiply.
     """
     if PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), sum, out_dtype=sum.dtype)
-    if PRECISION == "rounded bf16":
-        a = a.to(tl.bfloat16).to(tl.float32)
-        b = b.to(tl.bfloat16).to(tl.float32)
-    elif PRECISION == "rounded tf32":
-        a = _tf32(a)
-        b = _tf32(b)
+    if PRECISION == "emulated bf16":
+        a = _round(a, 16)
+        b = _round(b, 16)
     if PRECISION == "tf32":
-        return tl.dot(a, b, sum, input_precision="tf32", out_dtype=sum.dtype)
+        # Tensor cores would cut the other bits off, which biases every sum.
+        return tl.dot(
+            _round(a, 13), _round(b, 13), sum, input_precision="tf32", out_dtype=sum.dtype
+        )
     return tl.dot(a, b, sum, input_precision="ieee", out_dtype=sum.dtype)
 
 
 @triton.jit
-def _tf32(x):
-    """Round to the nearest number with 10 bits of mantissa, ties away from zero."""
+def _round(x, BITS: tl.constexpr):
+    """Round float32 to the nearest number whose last bits are zero, ties to even."""
+    HALF: tl.constexpr = (1 << (BITS - 1)) - 1
+    MASK: tl.constexpr = -(1 << BITS)
     bits = x.to(tl.int32, bitcast=True)
-    return ((bits + 0x1000) & ~0x1FFF).to(tl.float32, bitcast=True)
+    bits += HALF + ((bits >> BITS) & 1)
+    return (bits & MASK).to(tl.float32, bitcast=True)
+
+
+INTERPRETED = isinstance(_round, InterpretedFunction)
+"""Whether Triton's interpreter runs the programs, on the CPU: ``TRITON_INTERPRET=1``."""
 
 
 @triton.jit
@@ -60,18 +64,23 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _activate(x, ACT: tl.constexpr):
+def _activate(
+    x,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
+):
     """The activation of ``x`` and its derivative (spec 1.6)."""
-    KIND: tl.constexpr = ACT[0]
     if KIND == "silut":
         s = _sigmoid(x)
         y = x * s
         slope = s * (1 + x * (1 - s))
         # tanh(z) = 1 - 2 / (exp(2 z) + 1)
-        t = 1 - 2 / (tl.exp(2 * tl.maximum((x - ACT[1]) * ACT[2], 0)) + 1)
-        below = x < ACT[1]
-        y = tl.where(below, y, t + ACT[3])
-        slope = tl.where(below, slope, (1 - t * t) * ACT[2])
+        t = 1 - 2 / (tl.exp(2 * tl.maximum((x - THRESHOLD) * ALPHA, 0)) + 1)
+        below = x < THRESHOLD
+        y = tl.where(below, y, t + BETA)
+        slope = tl.where(below, slope, (1 - t * t) * ALPHA)
     elif KIND == "silu":
         s = _sigmoid(x)
         y = x * s
@@ -141,7 +150,6 @@ def _add(base, at, mask, x):
 
 @triton.jit
 def _edge_pre(
-    *,
     edge,
     own,
     own_stride,
@@ -188,7 +196,10 @@ def messages(
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
     B_DEPTH: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Some columns of v3 of a centre. Grid: rows, columns."""
@@ -219,7 +230,7 @@ def messages(
             B_DEPTH=B_DEPTH,
             PRECISION=PRECISION,
         )
-        message, _ = _activate(pre, ACT)
+        message, _ = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         factor = tl.load(message_weight + r, mask=in_r, other=0)
         total += tl.sum(factor[:, None] * message, axis=0)
     tl.store(v3 + row * MESSAGE + columns, total, mask=in_columns)
@@ -270,7 +281,6 @@ def symmetrise_sums(
 
 @triton.jit
 def _edge_angle_pre(
-    *,
     edge,
     other,
     reduced,
@@ -329,7 +339,10 @@ def update_edges(
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
     B_DEPTH: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """New edges from u1 and u2. Grid: tiles of edges, columns."""
@@ -354,7 +367,7 @@ def update_edges(
         B_DEPTH=B_DEPTH,
         PRECISION=PRECISION,
     )
-    u1, _ = _activate(pre, ACT)
+    u1, _ = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
     x = KEEP * _load(edge, r, in_r, columns, in_columns, E)
     x += _load_vector(rho_self, columns, in_columns)[None, :] * u1
     if ANGLES:
@@ -374,7 +387,7 @@ def update_edges(
             B_DEPTH=B_DEPTH,
             PRECISION=PRECISION,
         )
-        u2, _ = _activate(pre, ACT)
+        u2, _ = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         x += _load_vector(rho_angle, columns, in_columns)[None, :] * u2
     _store(new_edge, r, in_r, columns, in_columns, E, x)
 
@@ -398,7 +411,10 @@ def edge_angle_backward(
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
     B_DEPTH: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """From the new edges through u2 to its input, ``(n_edges, E)``. Grid: tiles of edges.
@@ -433,7 +449,7 @@ def edge_angle_backward(
             B_DEPTH=B_DEPTH,
             PRECISION=PRECISION,
         )
-        _, slope = _activate(pre, ACT)
+        _, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         rho = _load_vector(rho_angle, columns, in_columns)
         d_u2 = rho[None, :] * _load(d_edge, r, in_r, columns, in_columns, E) * slope
         transposed = tl.trans(_load(ea2, whole, in_whole, columns, in_columns, E))
@@ -479,7 +495,10 @@ def edges_backward(
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
     B_DEPTH: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Through v3, u1 and Psi[e] to the edges of the layer's start. Grid: edge jobs.
@@ -518,7 +537,7 @@ def edges_backward(
             B_DEPTH=B_DEPTH,
             PRECISION=PRECISION,
         )
-        message, slope = _activate(pre, ACT)
+        message, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         d_message = _load_vector(d_v3 + row * MESSAGE, columns, in_columns)
         d_factor += tl.sum(message * d_message[None, :], axis=1)
         d = factor[:, None] * d_message[None, :] * slope
@@ -548,7 +567,7 @@ def edges_backward(
                 B_DEPTH=B_DEPTH,
                 PRECISION=PRECISION,
             )
-            _, slope = _activate(pre, ACT)
+            _, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
             rho = _load_vector(rho_self, columns, in_columns)
             d = rho[None, :] * _load(d_edge, r, in_r, columns, in_columns, E) * slope
             _store(d_pre + MESSAGE, r, in_r, columns, in_columns, WIDTH, d)
@@ -636,7 +655,6 @@ def symmetrise_sums_backward(
 
 @triton.jit
 def _angle_pre(
-    *,
     angle,
     own,
     both,
@@ -685,7 +703,10 @@ def angle_messages(
     WIDTH: tl.constexpr,
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Some columns of R of an angle-edge. Grid: angle-edge slots, columns."""
@@ -716,7 +737,7 @@ def angle_messages(
             WIDTH=WIDTH,
             PRECISION=PRECISION,
         )
-        message, _ = _activate(pre, ACT)
+        message, _ = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         factor = tl.load(angle_weight + start + k, mask=in_k, other=0)
         total += tl.sum(factor[:, None] * message, axis=0)
     tl.store(reduced + slot * E + columns, total, mask=in_columns)
@@ -741,7 +762,10 @@ def update_angles(
     WIDTH: tl.constexpr,
     KEEP: tl.constexpr,
     B_ROWS: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """The new angles that an angle-edge receives. Grid: angle-edge slots."""
@@ -772,7 +796,7 @@ def update_angles(
             WIDTH=WIDTH,
             PRECISION=PRECISION,
         )
-        t, _ = _activate(pre, ACT)
+        t, _ = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         x = KEEP * _load(angle, start + k, in_k, columns, in_columns, A) + rho[None, :] * t
         _store(new_angle, start + k, in_k, columns, in_columns, A, x)
 
@@ -807,7 +831,10 @@ def angles_backward(
     RECEIVERS: tl.constexpr,
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Through R and the new angles to the angles of the layer's start. Grid: angle jobs.
@@ -853,7 +880,7 @@ def angles_backward(
                 WIDTH=WIDTH,
                 PRECISION=PRECISION,
             )
-            _, slope = _activate(pre, ACT)
+            _, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
             d_target = _load(d_angle, at, in_k, updated, in_updated, A)
             d = rho[None, :] * d_target * slope
             total += d
@@ -867,6 +894,9 @@ def angles_backward(
         in_columns = columns < E
         w = _load(weight, updated, in_updated, columns, in_columns, WIDTH)
         total = tl.zeros([B_ROWS, B_COLUMNS], d_k.dtype.element_ty)
+        # What other threads stored for the columns before must have arrived; within the loop
+        # every q has memory of its own.
+        tl.debug_barrier()
         for q in range(q_first, q_end):
             at = start + q * m + k
             pre = _angle_pre(
@@ -885,7 +915,7 @@ def angles_backward(
                 WIDTH=WIDTH,
                 PRECISION=PRECISION,
             )
-            message, slope = _activate(pre, ACT)
+            message, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
             edge = tl.load(angle_slots + first + q)
             d_reduced = _load_vector(d_input + edge * E, columns, in_columns)
             factor = tl.load(angle_weight + at, mask=in_k, other=0)
@@ -893,8 +923,6 @@ def angles_backward(
             total += d
             tl.store(d_q + q * WIDTH + columns, tl.sum(d, axis=0), mask=in_columns)
             d_factor = tl.sum(message * d_reduced[None, :], axis=1)
-            # What other threads stored for the columns before must have arrived.
-            tl.debug_barrier()
             _add(d_angle_weight, at, in_k, d_factor)
             x = _load(d_angle, at, in_k, updated, in_updated, A)
             x = _product(d, tl.trans(w), x, PRECISION)
@@ -999,14 +1027,25 @@ def update_nodes(
     CHUNKS: tl.constexpr,
     KEEP: tl.constexpr,
     B_COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
 ):
     """New nodes from v1, v2 and v3; ``rho`` is ``(2 + CHUNKS, N)``. Grid: rows."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, B_COLUMNS)
     in_columns = columns < N
-    v1, _ = _activate(_load_vector(self_pre + row * self_stride, columns, in_columns), ACT)
-    v2, _ = _activate(_load_vector(sym_pre + row * N, columns, in_columns), ACT)
+    v1, _ = _activate(
+        _load_vector(self_pre + row * self_stride, columns, in_columns),
+        KIND,
+        THRESHOLD,
+        ALPHA,
+        BETA,
+    )
+    v2, _ = _activate(
+        _load_vector(sym_pre + row * N, columns, in_columns), KIND, THRESHOLD, ALPHA, BETA
+    )
     x = KEEP * _load_vector(node + row * N, columns, in_columns)
     x += _load_vector(rho, columns, in_columns) * v1
     x += _load_vector(rho + N, columns, in_columns) * v2
@@ -1030,17 +1069,28 @@ def update_nodes_backward(
     N: tl.constexpr,
     CHUNKS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
-    ACT: tl.constexpr,
+    KIND: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
 ):
     """From the new nodes to the arguments of v1 and v2 and to v3. Grid: rows."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, B_COLUMNS)
     in_columns = columns < N
     d = _load_vector(d_node + row * N, columns, in_columns)
-    _, slope = _activate(_load_vector(self_pre + row * self_stride, columns, in_columns), ACT)
+    _, slope = _activate(
+        _load_vector(self_pre + row * self_stride, columns, in_columns),
+        KIND,
+        THRESHOLD,
+        ALPHA,
+        BETA,
+    )
     x = _load_vector(rho, columns, in_columns) * d * slope
     tl.store(d_self + row * d_self_stride + columns, x, mask=in_columns)
-    _, slope = _activate(_load_vector(sym_pre + row * N, columns, in_columns), ACT)
+    _, slope = _activate(
+        _load_vector(sym_pre + row * N, columns, in_columns), KIND, THRESHOLD, ALPHA, BETA
+    )
     x = _load_vector(rho + N, columns, in_columns) * d * slope
     tl.store(d_sym + row * N + columns, x, mask=in_columns)
     for chunk in tl.static_range(CHUNKS):

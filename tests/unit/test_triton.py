@@ -21,14 +21,14 @@ from tests_support import (
 )
 
 import dpa3sim.potential
-from dpa3sim import DPA3Calculator, Potential, native
+from dpa3sim import DPA3Calculator, Potential, native, selection
 from dpa3sim.checkpoints.registry import load_model
 from dpa3sim.cli import doctor
 from dpa3sim.cli.main import main
 from dpa3sim.cli.options import MATMUL
 from dpa3sim.errors import InputError
 from dpa3sim.memory import probe
-from dpa3sim.model import selection, triton_kernels
+from dpa3sim.model import triton_kernels
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import ACTIVATIONS, Activation
 from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
@@ -45,7 +45,19 @@ with pytest.MonkeyPatch.context() as patch:
     for name, value in INTERPRET.items():
         patch.setenv(name, value)
     pytest.importorskip("triton")
+    import triton
+    import triton.language as tl
+
     from dpa3sim.model import triton_programs
+    from dpa3sim.model.triton_programs import _product
+
+    @triton.jit
+    def multiply(a, b, out, PRECISION: tl.constexpr):
+        i = tl.arange(0, 16)
+        at = i[:, None] * 16 + i[None, :]
+        x = _product(tl.load(a + at), tl.load(b + at), tl.zeros([16, 16], tl.float32), PRECISION)
+        tl.store(out + at, x)
+
 
 NAMES = ["models/dynamic", "models/static_linear"]
 NAMES += [f"variants/{name}" for name in ("res_incr", "noangle", "e_a", "linear", "ema")]
@@ -62,14 +74,14 @@ def interpret(monkeypatch):
 
 
 @pytest.fixture
-def triton(monkeypatch):
+def wanted(monkeypatch):
     """Potentials use the Triton programs."""
     monkeypatch.setenv("DPA3SIM_KERNELS", "triton")
     monkeypatch.setattr(selection, "_faults", {})
 
 
 @pytest.fixture
-def trusted(triton, monkeypatch):
+def trusted(wanted, monkeypatch):
     """They do so without a test."""
     monkeypatch.setattr(selection, "_compare", lambda *arguments: None)
 
@@ -130,6 +142,28 @@ def test_a_real_model_in_float32_rounds_as_tensor_operations_do(embedded):
     assert 0 < error(gradients(low, graph, "full"), exact) < 2 * torch_error
 
 
+@pytest.mark.parametrize("matmul", MATMUL)
+def test_products_round_to_the_nearest(matmul):
+    """Not towards zero, which would bias every sum (and is what tensor cores do to float32)."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(16, 16, generator=generator) for _ in range(2))
+    keep = {"full": 24, "tf32": 11, "bf16": 8}[matmul]
+
+    def rounded(x):
+        mantissa, exponent = torch.frexp(x.double())
+        return torch.ldexp(torch.round(torch.ldexp(mantissa, torch.tensor(keep))), exponent - keep)
+
+    if matmul == "bf16":
+        assert torch.equal(rounded(a), a.bfloat16().double())
+    out = torch.empty(16, 16, device=DEVICE)
+    precision = triton_kernels._precision(matmul, triton_programs.INTERPRETED)
+    arguments = {"a": a.to(DEVICE), "b": b.to(DEVICE), "out": out}
+    triton_kernels.launch(multiply, (1,), DEVICE, **arguments, PRECISION=precision)
+    torch.testing.assert_close(out.cpu().double(), rounded(a) @ rounded(b), rtol=0, atol=1e-5)
+    if matmul != "full":
+        assert (out.cpu() - a @ b).abs().max() > EPSILON[matmul] / 4
+
+
 @pytest.mark.parametrize("matmul", EPSILON)
 def test_rounded_products_deviate_as_much_as_their_rounding(matmul):
     network = network_of(load("models/dynamic"), torch.float32)
@@ -156,7 +190,7 @@ def test_activations_and_node_updates(activation, dtype):
     new, d_self, d_sym, d_v3 = outputs
     given = {"self_pre": self_pre, "self_stride": 2 * n, "sym_pre": sym_pre, "rho": rho}
     constants = {"N": n, "CHUNKS": 1, "B_COLUMNS": 32}
-    constants["ACT"] = triton_kernels._activation_constants(activation)
+    constants |= triton_kernels._activation_constants(activation)
     triton_kernels.launch(
         triton_programs.update_nodes, (rows,), DEVICE,
         **given, **constants, node=node, v3=v3, new_node=new, KEEP=0.3,
@@ -238,13 +272,13 @@ def select(network=None, matmul="full"):
     return selection.select(network or network_of(load("models/dynamic"), torch.float32), matmul)
 
 
-def test_programs_that_pass_their_test_are_used(triton):
+def test_programs_that_pass_their_test_are_used(wanted):
     chosen = select()
     assert (chosen.kernels, chosen.matmul) == ("triton", "full")
     assert chosen.reason.startswith("passed the test on")
 
 
-def test_programs_that_fail_are_not_used(triton, monkeypatch):
+def test_programs_that_fail_are_not_used(wanted, monkeypatch):
     calls = []
 
     def fail(*arguments, **more):
@@ -260,7 +294,7 @@ def test_programs_that_fail_are_not_used(triton, monkeypatch):
     assert Potential(DATA / "models/dynamic/model.pt", device=DEVICE).kernels == "torch"
 
 
-def test_programs_with_wrong_results_are_not_used(triton, monkeypatch):
+def test_programs_with_wrong_results_are_not_used(wanted, monkeypatch):
     monkeypatch.setattr(selection, "TEST_GRAPHS", [RAGGED])
     right = triton_kernels.TritonLayerKernel._symmetrise
     monkeypatch.setattr(
@@ -273,7 +307,7 @@ def test_programs_with_wrong_results_are_not_used(triton, monkeypatch):
     assert "deviate by" in chosen.reason
 
 
-def test_without_triton(triton, monkeypatch):
+def test_without_triton(wanted, monkeypatch):
     monkeypatch.setitem(sys.modules, "dpa3sim.model.triton_programs", None)
     monkeypatch.delattr("dpa3sim.model.triton_programs")
     assert not triton_kernels.interpreted()
