@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dpa3sim import native
 from dpa3sim.errors import Dpa3simError, InputError, OutOfMemoryError
 from dpa3sim.graph.blocks import BlockLimits, Layout
 from dpa3sim.graph.candidates import complete_cell
@@ -18,8 +17,10 @@ from dpa3sim.graph.edges import MIN_DISTANCE, EdgeRules, find_edges
 from dpa3sim.graph.lists import Counters, ListCache
 from dpa3sim.graph.resident import Member, ResidentGraph
 from dpa3sim.memory import UNLIMITED, MemoryModel, free_bytes, memory_share
-from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.model.evaluator import MemoryPolicy
 from dpa3sim.model.network import Network
+from dpa3sim.model.triton_kernels import Matmul
+from dpa3sim.selection import select
 from dpa3sim.session import Session
 
 # Pre-activations of the angles of a block: what fits the caches of a core or two, and what
@@ -28,6 +29,9 @@ CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 4 * 2**20, 2**28
 # Work in angles that takes as long as starting the operations of another block (on the CPU
 # measured: 1600 with the 9-layer, 4100 with the 24-layer model; a GPU is far faster at angles).
 CPU_OVERHEAD, DEVICE_OVERHEAD = 2500.0, 2.0e5
+# The Triton programs start once for all blocks: what is left for a block are some 16 operations
+# of the geometry and the results, not 116 for each layer (counted; the ratio is for 9 layers).
+TRITON_OVERHEAD = DEVICE_OVERHEAD / 60
 # Pre-activations are kept up to here: beyond, writing and reading them gains little.
 KEEP_BYTES = 2**29
 # Below this no memory model is needed.
@@ -92,6 +96,10 @@ class BatchEvaluator:
         max_memory: GiB; None is what is free.
         identity: name of the model and its precision for the memory model's cache.
         counters: where the work is counted.
+        matmul: see :class:`dpa3sim.potential.Potential`.
+
+    Attributes:
+        selection: what computes the layers, and why.
     """
 
     def __init__(
@@ -102,6 +110,7 @@ class BatchEvaluator:
         max_memory: float | None,
         identity: str,
         counters: Counters,
+        matmul: Matmul = "full",
     ) -> None:
         self._config = network.config
         self._rules = rules
@@ -110,18 +119,13 @@ class BatchEvaluator:
         self._max_memory = max_memory
         self._counters = counters
         self._itemsize = network.dtype.itemsize
-        library = native.status().library if self._on_host else None
-        self._evaluator = Evaluator(network, sparse=self._on_host, library=library)
+        self.selection = select(network, matmul)
+        self._evaluator = self.selection.evaluator(network, sparse=self._on_host)
         self._memory = MemoryModel(self._evaluator, self._config, self._device, identity)
         self._lists = ListCache(rules.e_rcut, skin, counters)
         self._sessions: OrderedDict[tuple[bool, tuple[tuple[bytes, ...], ...]], Session] = (
             OrderedDict()
         )
-
-    @property
-    def native(self) -> bool:
-        """Whether compiled kernels compute the layers."""
-        return self._evaluator.native
 
     def evaluate(
         self, items: Sequence[BatchItem], frugal: bool = False
@@ -258,8 +262,12 @@ class BatchEvaluator:
 
     def _limits(self, frugal: bool) -> BlockLimits:
         """Blocks whose temporaries fit the caches, or a share of the memory."""
-        if self._evaluator.native:  # no temporaries to bound, nothing to pad
+        kernels = self._evaluator.kernels
+        margin, bucket = (0.0, 1) if self._on_host else (DEVICE_MARGIN, ROOM_BUCKET)
+        if kernels == "compiled":  # no temporaries to bound, nothing to pad
             return BlockLimits(UNLIMITED, UNLIMITED, overhead=0.0)
+        if kernels == "triton":
+            return BlockLimits(UNLIMITED, UNLIMITED, TRITON_OVERHEAD, margin=margin, bucket=bucket)
         d = self._config.descriptor
         per_angle = self._itemsize * (d.e_dim + d.a_dim)
         per_edge = self._itemsize * (d.e_dim + d.n_multi_edge_message * d.n_dim)
@@ -270,8 +278,8 @@ class BatchEvaluator:
             angles=max(1, size // per_angle),
             edges=max(1, size // per_edge),
             overhead=CPU_OVERHEAD if self._on_host else DEVICE_OVERHEAD,
-            margin=0.0 if self._on_host else DEVICE_MARGIN,
-            bucket=1 if self._on_host else ROOM_BUCKET,
+            margin=margin,
+            bucket=bucket,
         )
 
     def _budget(self) -> int:
@@ -304,8 +312,9 @@ class BatchEvaluator:
         return next((p for p in policies if self._memory.estimate(layout, p) <= budget), None)
 
     def _fastest(self) -> MemoryPolicy:
-        # Compiled kernels compute pre-activations faster than they could be written and read.
-        return MemoryPolicy("inputs" if self._evaluator.native else "preactivations")
+        # Others compute pre-activations faster than they could be written and read.
+        torch_only = self._evaluator.kernels == "torch"
+        return MemoryPolicy("preactivations" if torch_only else "inputs")
 
     def _frugal(self) -> MemoryPolicy:
         return MemoryPolicy(every=max(1, round(math.sqrt(self._config.descriptor.nlayers))))

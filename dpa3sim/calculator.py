@@ -21,6 +21,7 @@ from dpa3sim.checkpoints import ModelFile
 from dpa3sim.errors import InputError
 from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import Truncation
+from dpa3sim.model.triton_kernels import Matmul
 from dpa3sim.potential import Dtype, Potential, PotentialLike
 from dpa3sim.structure import Structure
 
@@ -38,6 +39,7 @@ class DPA3Calculator(Calculator):
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:0"`` ...
         dtype: ``"auto"`` is the checkpoint's own precision; ``"float32"``, ``"float64"``.
         truncate: ``"deepmd"`` or ``"none"``, see :class:`Potential`.
+        matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
 
     Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
     ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
@@ -67,16 +69,18 @@ class DPA3Calculator(Calculator):
         device: str = "auto",
         dtype: Dtype = "auto",
         truncate: Truncation = "deepmd",
+        matmul: Matmul = "full",
     ) -> None:
         super().__init__()
         self.potential: PotentialLike
         if isinstance(model, PotentialLike):
-            if (head, device, dtype, truncate) != (None, "auto", "auto", "deepmd"):
-                raise InputError("head, device, dtype and truncate are those of the Potential")
+            given = (head, device, dtype, truncate, matmul)
+            if given != (None, "auto", "auto", "deepmd", "full"):
+                raise InputError("head, device, dtype, truncate, matmul are those of the Potential")
             self.potential = model
         else:
             self.potential = Potential(
-                model, head=head, device=device, dtype=dtype, truncate=truncate
+                model, head=head, device=device, dtype=dtype, truncate=truncate, matmul=matmul
             )
         if model is None:
             _log.warning("no model named, using the embedded one: %s", self.potential)

@@ -93,7 +93,7 @@ class MemoryModel:
         self._identity = {
             "model": identity,
             "device": name,
-            "kernels": "compiled" if evaluator.native else "torch",
+            "kernels": evaluator.kernels,
             "torch": torch.__version__,
             "dpa3sim": dpa3sim.__version__,
         }
@@ -175,22 +175,32 @@ def _counts(layout: Layout) -> np.ndarray:
 def probe(
     config: ModelConfig,
     n_atoms: int,
-    n_edges: int,
-    n_angle_edges: int,
+    n_edges: int | np.ndarray,
+    n_angle_edges: int | np.ndarray,
     together: bool,
     device: torch.device,
 ) -> BlockGraph:
-    """A graph of random vectors with the given numbers of edges and angle-edges per atom."""
+    """A graph of random vectors with the given numbers of edges and angle-edges.
+
+    Args:
+        config: the model.
+        n_atoms: number of centres.
+        n_edges, n_angle_edges: of every centre, or ``(n_atoms,)`` of each.
+        together: put all centres into one block, which needs equal numbers, or each in its own.
+        device: where the graph is.
+    """
     if not config.descriptor.update_angle:
         n_angle_edges = 0
     size = UNLIMITED if together else 1
     limits = BlockLimits(size, size, 0.0)
-    layout = make_layout(np.full(n_atoms, n_edges), np.full(n_atoms, n_angle_edges), limits)
+    counts = np.full(n_atoms, n_edges), np.full(n_atoms, n_angle_edges)
+    layout = make_layout(*counts, limits)
     rng = np.random.default_rng(0)
-    edge_i = np.repeat(np.arange(n_atoms), n_edges)
+    k, m, edge_start, *_ = layout.centres
+    edge_i = np.repeat(np.arange(n_atoms), k)
     edge_j = rng.integers(n_atoms, size=len(edge_i))
     incoming = np.argsort(edge_j, kind="stable")
-    slots = np.arange(len(edge_i)).reshape(n_atoms, n_edges)[:, :n_angle_edges].ravel()
+    slots = np.flatnonzero(np.arange(len(edge_i)) - edge_start[edge_i] < m[edge_i])
     vectors = rng.normal(size=(len(edge_i), 3))
     vectors *= 3 / np.linalg.norm(vectors, axis=1, keepdims=True)
     fitting = config.fitting

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import RLock
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -12,7 +13,6 @@ from typing import Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 import torch
 
-from dpa3sim import native
 from dpa3sim.batches import BatchEvaluator, BatchItem, ItemResult
 from dpa3sim.checkpoints import ModelFile
 from dpa3sim.checkpoints.registry import load_model
@@ -23,6 +23,8 @@ from dpa3sim.graph.edges import EdgeRules, Truncation, find_edges
 from dpa3sim.graph.lists import Counters
 from dpa3sim.graph.resident import Member
 from dpa3sim.model.network import DTYPES, Network, hessian
+from dpa3sim.model.triton_kernels import Matmul
+from dpa3sim.reference import references
 from dpa3sim.structure import AtomsLike, Structure, as_structure, extra_inputs, type_indices
 
 Dtype = Literal["auto", "float32", "float64"]
@@ -70,6 +72,28 @@ class PotentialLike(Protocol):
         """Raise InputError if ``structure`` cannot be evaluated."""
 
 
+@dataclass(frozen=True)
+class MatmulDeviation:
+    """What rounding in products changes, at most, for the built-in reference structures.
+
+    Attributes:
+        energy: eV/atom; force: a component, eV/Å.
+        structures: how many of them this model can compute.
+    """
+
+    energy: float
+    force: float
+    structures: int
+
+    def __str__(self) -> str:
+        if not self.structures:
+            return "unknown: this model can compute none of the reference structures"
+        return (
+            f"{1e3 * self.energy:.2g} meV/atom, {self.force:.2g} eV/Å at most in "
+            f"{self.structures} reference structures"
+        )
+
+
 class Potential:
     """A DPA3 model that stays on its device.
 
@@ -86,6 +110,9 @@ class Potential:
             ``"none"`` keeps every neighbour inside the cutoffs.
         skin: how much further than the cutoff neighbours are searched, Å; 0 searches every time.
         max_memory: GiB that evaluations may use; None is what is free, with some margin.
+        matmul: how the products of edges and angles round their inputs, on GPUs with the Triton
+            programs and in float32: ``"full"`` not at all, ``"tf32"`` to 10 and ``"bf16"`` to 7
+            bits. Faster, but see :attr:`matmul_deviation`.
 
     Attributes:
         counters: what the incremental graph did so far.
@@ -104,7 +131,10 @@ class Potential:
         truncate: Truncation = "deepmd",
         skin: float = DEFAULT_SKIN,
         max_memory: float | None = None,
+        matmul: Matmul = "full",
     ) -> None:
+        if matmul not in get_args(Matmul):
+            raise InputError(f"matmul {matmul!r} is not one of {', '.join(get_args(Matmul))}")
         if dtype not in get_args(Dtype):
             raise InputError(f"dtype {dtype!r} is not one of {', '.join(get_args(Dtype))}")
         if truncate not in get_args(Truncation):
@@ -132,22 +162,62 @@ class Potential:
         self._network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
+        self.matmul: Matmul = matmul
+        if matmul != "full" and self.dtype != "float32":
+            raise InputError(f"matmul={matmul!r} is for float32, not for {self.dtype}")
         self._batches = BatchEvaluator(
-            self._network, self._rules, skin, max_memory, self._identity(), self.counters
+            self._network, self._rules, skin, max_memory, self._identity(), self.counters, matmul
         )
+        if matmul != "full" and self.kernels != "triton":
+            raise InputError(
+                f"matmul={matmul!r} needs the Triton programs, which do not run on {self.device}: "
+                f"{self.kernels_reason}. Use matmul='full'"
+            )
         self._lock = RLock()
 
     @property
     def kernels(self) -> str:
-        """What computes the layers: a build of the compiled kernels, or ``"torch"``."""
-        return native.status().build if self._batches.native else "torch"
+        """What computes the layers: ``"triton"``, a build of the compiled kernels, ``"torch"``."""
+        return self._batches.selection.kernels
+
+    @property
+    def kernels_reason(self) -> str:
+        """Why these kernels."""
+        return self._batches.selection.reason
+
+    @cached_property
+    def matmul_deviation(self) -> MatmulDeviation | None:
+        """What ``matmul`` changes against ``"full"``; measured when first asked for."""
+        if self.matmul == "full":
+            return None
+        items = []
+        for reference in references():
+            try:
+                items.append(self._item(reference.atoms))
+            except InputError:  # an element that this model does not know, or an input is missing
+                continue
+        # Evaluators of their own: neither lists nor counters nor warnings of the user are touched.
+        arguments = self._network, self._rules, 0.0, None, self._identity()
+        results = []
+        for matmul in (self.matmul, "full"):
+            outputs = BatchEvaluator(*arguments, Counters(), matmul).evaluate(items)
+            for output in outputs:
+                if not isinstance(output, ItemResult):
+                    raise output
+            results.append([x for x in outputs if isinstance(x, ItemResult)])
+        energy = force = 0.0
+        for a, b in zip(*results, strict=True):
+            energy = max(energy, abs(float(a.energies.sum() - b.energies.sum())) / len(a.energies))
+            force = max(force, float(np.abs(a.forces - b.forces).max()))
+        return MatmulDeviation(energy, force, len(items))
 
     def _identity(self) -> str:
         return f"{self.model.sha256} {self.model.head} {self.dtype}"
 
     def __repr__(self) -> str:
         head = f", head {self.model.head}" if self.model.head else ""
-        return f"{self.model.name}{head}; {self.dtype} on {self.device}"
+        matmul = "" if self.matmul == "full" else f", {self.matmul} products"
+        return f"{self.model.name}{head}; {self.dtype}{matmul} on {self.device}"
 
     def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
         """Evaluate any mix of structures, as few batches as memory allows.

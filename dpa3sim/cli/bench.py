@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import (
@@ -95,6 +95,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
     after = potential.counters.to_dict()
     median = float(np.median(seconds))
     n = len(source.atoms)
+    deviation = potential.matmul_deviation
     return {
         "structure": source.origin,
         "formula": source.atoms.get_chemical_formula(),
@@ -113,6 +114,8 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
         "device": str(potential.device),
         "dtype": potential.dtype,
         "kernels": potential.kernels,
+        "matmul": potential.matmul,
+        "matmul_deviation": deviation and asdict(deviation),
         "counters": {name: after[name] - before[name] for name in after},
         "warnings": list(batch.results[0].warnings),
     }

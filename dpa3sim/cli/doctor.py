@@ -9,7 +9,7 @@ import platform
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli.options import Parser
+from dpa3sim.cli.options import MATMUL, Parser
 
 if TYPE_CHECKING:
     from dpa3sim.potential import Potential
@@ -23,6 +23,12 @@ LIST_STEPS = 12
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim doctor``."""
     parser.add_argument("--device", default="auto", help="device to check [auto]")
+    parser.add_argument(
+        "--matmul",
+        default="full",
+        choices=MATMUL,
+        help="also measure what rounding in products on a GPU changes [full]",
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
@@ -36,14 +42,22 @@ def run(args: argparse.Namespace) -> int:
     report: dict[str, Any] = environment()
     for name, value in report.items():
         console.print(f"{name:<15}{value}")
-    potential = Potential(device=args.device)
-    report["model"] = repr(potential)
-    console.print(f"{'model':<15}{potential}")
+    potential = rounded = Potential(device=args.device)
+    facts = {
+        "model": repr(potential),
+        "kernels": f"{potential.kernels} ({potential.kernels_reason})",
+    }
+    if args.matmul != "full":
+        rounded = Potential(potential.model, device=args.device, matmul=args.matmul)
+        facts["deviation"] = f"{args.matmul} products: {rounded.matmul_deviation}"
+    for name, value in facts.items():
+        console.print(f"{name:<15}{value}")
+    report |= facts
 
     checks = [*parity(potential), lists(potential)]
     for check in checks:
         console.print(f"{'ok' if check['passed'] else 'FAILED':<15}{check['what']}")
-    speed = pace(potential)
+    speed = pace(rounded)
     console.print(
         f"{'speed':<15}{speed['per_atom_ms']:.2f} ms/atom and step for Si64, "
         f"{speed['simulated_ns_per_day']:.3g} ns/day at {speed['timestep_fs']:g} fs"
@@ -60,21 +74,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, kernels, threads and memory."""
+    """Versions, threads and memory."""
     import ase
     import torch
 
     import dpa3sim
-    from dpa3sim import native
     from dpa3sim.memory import free_bytes
 
-    status = native.status()
     cpu = torch.device("cpu")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "dpa3sim": f"{dpa3sim.__version__}, Python {platform.python_version()}",
         "torch": f"{torch.__version__}, ASE {ase.__version__}",
-        "kernels": f"{status.build} ({status.reason})",
         "threads": f"{torch.get_num_threads()} of {cores()} cores",
         "memory": f"{free_bytes(cpu) / 2**30:.1f} GiB free",
         "GPU": ", ".join(gpus) or "none that torch can use",
@@ -92,19 +103,17 @@ def cores() -> int:
 def parity(potential: Potential) -> Iterator[dict[str, Any]]:
     """Energies and forces against those of deepmd-kit that come with the embedded model."""
     import numpy as np
-    from ase import Atoms
 
-    from dpa3sim.checkpoints.registry import embedded_path
+    from dpa3sim.reference import references
 
-    text = embedded_path().with_name("reference.json").read_text(encoding="utf-8")
-    for case in json.loads(text)["cases"]:
-        atoms = Atoms(case["symbols"], case["positions"], cell=case["cell"], pbc=case["pbc"])
-        result = potential.evaluate([atoms])[0]
-        energy = abs(result.energy - case["energy"]) / len(atoms)
-        force = float(np.abs(result.forces - case["forces"]).max())
+    for reference in references():
+        result = potential.evaluate([reference.atoms])[0]
+        energy = abs(result.energy - reference.energy) / len(reference.atoms)
+        force = float(np.abs(result.forces - reference.forces).max())
+        formula = reference.atoms.get_chemical_formula()
         yield {
-            "what": f"{atoms.get_chemical_formula()} against deepmd-kit: energy {energy:.1e} "
-            f"eV/atom, forces {force:.1e} eV/Å",
+            "what": f"{formula} against deepmd-kit: energy {energy:.1e} eV/atom, "
+            f"forces {force:.1e} eV/Å",
             "passed": energy <= ENERGY and force <= FORCE,
         }
 
@@ -150,6 +159,8 @@ def advice(potential: Potential) -> Iterator[str]:
     from dpa3sim import native
 
     if potential.device.type != "cpu":
+        if potential.kernels != "triton":
+            yield f"the Triton programs should compute, but: {potential.kernels_reason}"
         return
     if native.status().library is None:
         yield (

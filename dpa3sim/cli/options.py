@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from dpa3sim.potential import Potential
 
 
+MATMUL = ("full", "tf32", "bf16")
+"""Those of :data:`dpa3sim.model.triton_kernels.Matmul`, without importing torch."""
+
+
 @dataclass(frozen=True)
 class ModelSettings:
     """Which model computes, and how."""
@@ -30,6 +34,11 @@ class ModelSettings:
         "auto",
         "arithmetic; auto is the checkpoint's own precision",
         choices=("auto", "float32", "float64"),
+    )
+    matmul: str = option(
+        "full",
+        "products on a GPU: full precision, or inputs rounded; the deviation is reported",
+        choices=MATMUL,
     )
     truncate: str = option(
         "deepmd",
@@ -50,6 +59,7 @@ class ModelSettings:
             device=self.device,
             dtype=self.dtype,  # type: ignore[arg-type]
             truncate=self.truncate,  # type: ignore[arg-type]
+            matmul=self.matmul,  # type: ignore[arg-type]
         )
 
 
@@ -59,6 +69,11 @@ def announce(console: Console, potential: Potential) -> None:
 
     which = "embedded model" if potential.model.path == embedded_path() else "model"
     console.print(f"{which} {potential}", style="dim")
+    if potential.matmul_deviation is not None:
+        console.print(
+            f"{potential.matmul} products change results by {potential.matmul_deviation}",
+            style="dim",
+        )
 
 
 class Parser(argparse.ArgumentParser):

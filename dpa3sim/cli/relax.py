@@ -144,6 +144,7 @@ class _Job:
             "model_sha256": model.sha256,
             "head": model.head,
             "dtype": potential.dtype,
+            "matmul": potential.matmul,
             "truncate": potential.truncate,
             **asdict(settings),
         }
@@ -274,6 +275,7 @@ class _Job:
             "model": reference(model),
             "head": model.head,
             "dtype": self.potential.dtype,
+            "matmul": self.potential.matmul,
             "truncate": self.potential.truncate,
         }
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)

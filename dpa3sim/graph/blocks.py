@@ -135,6 +135,11 @@ class Layout:
             )
         return np.ascontiguousarray(np.concatenate(columns, axis=1))
 
+    @cached_property
+    def derived(self) -> dict[str, Any]:
+        """What others make of the layout, and want to keep as long as it lives."""
+        return {}
+
     @property
     def n_edges(self) -> int:
         """Edge slots of all blocks."""

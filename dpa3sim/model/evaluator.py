@@ -25,8 +25,10 @@ from dpa3sim.model.kernels import (
 )
 from dpa3sim.model.native_kernels import NativeLayerKernel
 from dpa3sim.model.network import Network
+from dpa3sim.model.triton_kernels import Matmul, TritonLayerKernel
 
 Keep = Literal["preactivations", "inputs"]
+Kernels = Literal["compiled", "triton", "torch"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,22 @@ class Evaluator:
         network: the readable network, whose weights and node embedding are used.
         sparse: see :class:`ActivationKernel`; right where the host is the device.
         library: compiled kernels for edges and angles, where there are some.
+        matmul: how the products of the Triton programs round, where these are to be used.
+
+    Attributes:
+        kernels: what computes the layers. Only tensor operations have temporaries that the size
+            of a block bounds, and keep pre-activations; the others compute them again.
     """
 
-    def __init__(self, network: Network, sparse: bool, library: ctypes.CDLL | None = None) -> None:
+    kernels: Kernels
+
+    def __init__(
+        self,
+        network: Network,
+        sparse: bool,
+        library: ctypes.CDLL | None = None,
+        matmul: Matmul | None = None,
+    ) -> None:
         config, weights = network.config, network.weights
         self._network = network
         self._config = config
@@ -60,12 +75,14 @@ class Evaluator:
         activation = ActivationKernel(config.descriptor.activation, sparse)
         self.workspace = Workspace(device, network.dtype)
         self._geometry = GeometryKernel(config.descriptor, weights, activation)
-        self.native = library is not None
         kind: Callable[..., LayerKernel] = LayerKernel
+        self.kernels = "torch"
         if library is not None:
-            kind = partial(NativeLayerKernel, library=library)
+            kind, self.kernels = partial(NativeLayerKernel, library=library), "compiled"
         elif config.descriptor.sequential_update:
             kind = SequentialLayerKernel
+        elif matmul is not None:
+            kind, self.kernels = partial(TritonLayerKernel, matmul=matmul), "triton"
         self._layers = [
             kind(config.descriptor, weights, layer, activation, self.workspace)
             for layer in range(config.descriptor.nlayers)

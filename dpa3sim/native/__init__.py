@@ -20,6 +20,8 @@ import torch
 ABI = 2
 VARIABLE = "DPA3SIM_KERNELS"
 """Environment variable that names a build to use, or ``torch`` for none."""
+TRITON = "triton"
+"""Its value that asks for the GPU programs; says nothing about a build."""
 # Fastest first, with the capability that torch reports for a processor that can run it.
 BUILDS = {"avx512": ("AVX512",), "avx2": ("AVX2", "AVX512"), "base": ()}
 # "base" is for other processors than x86, whose every model has vectors of 16 bytes.
@@ -46,6 +48,8 @@ def status() -> Status:
     wanted = os.environ.get(VARIABLE, "").lower()
     if wanted == "torch":
         return Status(None, "torch", f"{VARIABLE}=torch")
+    if wanted == TRITON:
+        wanted = ""
     if wanted and wanted not in BUILDS:
         return Status(None, "torch", f"{VARIABLE}={wanted} is not one of {', '.join(BUILDS)}")
     reasons = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ _PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors")
 
 def session(potential: Potential, command: list[str]) -> dict[str, Any]:
     """Facts about one run of a command, JSON-ready."""
+    deviation = potential.matmul_deviation
     return {
         "started": timestamp(),
         "command": command,
@@ -28,6 +30,8 @@ def session(potential: Potential, command: list[str]) -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "device": str(potential.device),
         "kernels": potential.kernels,
+        "matmul": potential.matmul,
+        "matmul_deviation": deviation and asdict(deviation),
         "model": model_facts(potential.model),
     }
 
