@@ -70,6 +70,35 @@ class PotentialLike(Protocol):
         """Raise InputError if ``structure`` cannot be evaluated."""
 
 
+@runtime_checkable
+class BatchPotential(PotentialLike, Protocol):
+    """What an engine and the property protocols need: a :class:`Potential`, or one like it."""
+
+    @property
+    def counters(self) -> Counters:
+        """What the model did so far."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the descriptor: ``"float32"`` or ``"float64"``."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the results of this potential from those of others."""
+
+    def evaluate_each(
+        self, structures: Sequence[AtomsLike | Structure]
+    ) -> list[Evaluation | Dpa3simError]:
+        """Like ``evaluate``, with the error of a bad structure in place of its result."""
+
+    def in_precision(self, dtype: Dtype) -> BatchPotential:
+        """The same model in this precision; ``"auto"`` is the one it has."""
+
+
 class Potential:
     """A DPA3 model that stays on its device.
 
@@ -133,8 +162,14 @@ class Potential:
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
         self._batches = BatchEvaluator(
-            self._network, self._rules, skin, max_memory, self._identity(), self.counters
+            self._network,
+            self._rules,
+            skin,
+            max_memory,
+            f"{self.model.sha256} {self.model.head} {self.dtype}",
+            self.counters,
         )
+        self._skin, self._max_memory = skin, max_memory
         self._lock = RLock()
 
     @property
@@ -142,8 +177,10 @@ class Potential:
         """What computes the layers: a build of the compiled kernels, or ``"torch"``."""
         return native.status().build if self._batches.native else "torch"
 
-    def _identity(self) -> str:
-        return f"{self.model.sha256} {self.model.head} {self.dtype}"
+    @property
+    def identity(self) -> str:
+        """What tells the results of this potential from those of others."""
+        return f"{self.model.sha256} {self.model.head} {self.dtype} {self.truncate}"
 
     def __repr__(self) -> str:
         head = f", head {self.model.head}" if self.model.head else ""
@@ -157,13 +194,7 @@ class Potential:
             NonFiniteError: the model's answer is not finite.
             OutOfMemoryError: one structure alone is too large.
         """
-        results = self.evaluate_each(structures)
-        for index, result in enumerate(results):
-            if isinstance(result, Dpa3simError):
-                if len(results) == 1:
-                    raise result
-                raise type(result)(f"structure {index}: {result}")
-        return results  # type: ignore[return-value]
+        return raise_first(self.evaluate_each(structures))
 
     def evaluate_each(
         self, structures: Sequence[AtomsLike | Structure]
@@ -184,6 +215,19 @@ class Potential:
             else:
                 results[index] = output
         return [results[index] for index in range(len(structures))]
+
+    def in_precision(self, dtype: Dtype) -> Potential:
+        """The same model in this precision, a new one unless it has it; ``"auto"`` is its own."""
+        if dtype in ("auto", self.dtype):
+            return self
+        return Potential(
+            self.model,
+            device=self.device,
+            dtype=dtype,
+            truncate=self.truncate,
+            skin=self._skin,
+            max_memory=self._max_memory,
+        )
 
     def check(self, structure: AtomsLike | Structure) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
@@ -259,6 +303,16 @@ class Potential:
                 self._warned.add(message)
                 warnings.warn(message, Dpa3simWarning, stacklevel=5)
         return tuple(messages)
+
+
+def raise_first(outcomes: Sequence[Evaluation | Dpa3simError]) -> list[Evaluation]:
+    """The evaluations; the error of a bad structure is raised, with its index if of several."""
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, Dpa3simError):
+            if len(outcomes) == 1:
+                raise outcome
+            raise type(outcome)(f"structure {index}: {outcome}")
+    return list(outcomes)  # type: ignore[arg-type]
 
 
 def _resolve_device(device: str | torch.device) -> torch.device:
