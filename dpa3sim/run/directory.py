@@ -30,6 +30,8 @@ _UNITS = {
     "_A": "Å",
     "_deg": "degree",
     "_THz": "THz",
+    "_km_per_s": "km/s",
+    "_g_per_cm3": "g/cm^3",
     "_K": "K",
     "_s": "s",
 }
