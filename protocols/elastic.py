@@ -34,6 +34,9 @@ WHAT = "elastic constants"
 RESIDUAL = 0.02
 # Warn of a stress at zero strain beyond this, GPa.
 PRESTRESS = 0.1
+# Tolerance, Å, for the symmetry of a strained cell: far below what strains move atoms by, above
+# rounding. The cell before was exactly symmetric.
+STRAINED_SYMPREC = 1e-5
 # International number up to which a space group belongs to a Laue class.
 LAUE_CLASSES = (
     (2, "-1"),
@@ -258,8 +261,8 @@ def _relaxed_stresses(
     """Voigt stresses ``(n, 6)`` of the strained cells ``moving``, their ions relaxed."""
     from dataclasses import replace
 
-    # A strain lowers the symmetry to what the forces have of themselves.
-    options = replace(prepare.relax_settings(settings, "fixed"), fix_symmetry=False)
+    # The symmetry that a strained cell still has; a wider tolerance would not see the strain.
+    options = replace(prepare.relax_settings(settings, "fixed"), symprec=STRAINED_SYMPREC)
     relaxed = prepare.relax_together(
         [strained[index] for index in moving], ready.potential, options, "strain", progress
     )
