@@ -171,7 +171,8 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: no crystal. NotConvergedError: a relaxation did not converge.
+        InputError: no crystal. NotConvergedError: the relaxation before did not converge; if that
+            of a volume does not, ``converged`` is False.
     """
     settings = settings or Settings()
     ready = prepare.prepare(atoms, potential, settings, WHAT, progress)
@@ -183,7 +184,9 @@ def run(
         prepare.relax_settings(settings, "shape"),
         "volumes",
         progress,
+        strict=False,
     )
+    failed = sum(not r.converged for r in relaxed)
     volumes = np.array([r.atoms.get_volume() for r in relaxed]) / n
     energies = np.array([r.atoms.get_potential_energy() for r in relaxed]) / n
     pressures = np.array([-np.trace(r.atoms.get_stress(voigt=False)) / 3 / GPA for r in relaxed])
@@ -192,8 +195,10 @@ def run(
         reasons = [f"the minimum of {settings.equation} lies within the volumes"]
     else:
         reasons = [problems[settings.equation]]
+    if failed:
+        reasons.insert(0, f"{failed} of {len(relaxed)} volumes did not relax")
     if progress:
-        progress(Event("fit", reasons[0]))
+        progress(Event("fit", reasons[-1]))
     fit = fits.get(settings.equation)
     doubts = [] if fit is None else _doubts(fit, volumes, pressures)
     limits = guards.check(ready.atoms, ready.potential, strain=_linear(settings.volume_range))
@@ -205,7 +210,7 @@ def run(
         pressures=pressures,
         structures=tuple(r.atoms for r in relaxed),
         fits=fits,
-        converged=settings.equation in fits,
+        converged=settings.equation in fits and not failed,
         reasons=tuple(reasons),
         warnings=tuple(dict.fromkeys([*ready.warnings, *limits, *doubts])),
     )

@@ -139,12 +139,14 @@ def _truncated(atoms: Atoms, potential: BatchPotential, start: Evaluation) -> li
         variant.rotate(float(rng.uniform(20, 160)), rng.normal(size=3), rotate_cell=True)
         variants.append(variant)
     results = [start, *potential.evaluate(variants)]
-    energies = [1000 * r.energy / len(atoms) for r in results]
-    pressures = [_pressure(r, atoms) for r in results]
+    energy = float(np.ptp([1000 * r.energy / len(atoms) for r in results]))
+    stress = float(np.ptp([_pressure(r, atoms) for r in results]))
+    if energy < SMALLEST_MEV and stress < SMALLEST_GPA:
+        return []
     return [
         "the selection limit cuts neighbours: rotating the structure and reordering its atoms "
-        f"changes the energy by {np.ptp(energies):.2g} meV/atom and the pressure by "
-        f"{np.ptp(pressures):.2g} GPa; truncate=none avoids that"
+        f"changes the energy by {energy:.2g} meV/atom and the pressure by {stress:.2g} GPa; "
+        "truncate=none avoids that"
     ]
 
 

@@ -183,6 +183,7 @@ def relax_together(
     settings: relax.Settings,
     stage: str,
     progress: Progress | None = None,
+    strict: bool = True,
 ) -> list[relax.Result]:
     """Relax many structures at once, the evaluations of each step in one batch.
 
@@ -192,9 +193,11 @@ def relax_together(
         settings: for each of them.
         stage: of the events that say how many are done.
         progress: called after each of them, by one thread at a time.
+        strict: raise if one does not converge; otherwise it is for the caller to look at
+            ``converged`` of each.
 
     Raises:
-        NotConvergedError: one of them did not converge.
+        NotConvergedError: one of them did not converge, if ``strict``.
         NonFiniteError: one of them went astray.
     """
     from dpa3sim.engine import Engine
@@ -215,7 +218,7 @@ def relax_together(
 
     results: list[Any] = Engine(potential).map(structures, one)
     for index, result in enumerate(results):
-        if not result.converged:
+        if strict and not result.converged:
             raise NotConvergedError(
                 f"{stage}: relaxation {index} of {len(results)} did not converge in "
                 f"{result.steps[-1].index} steps: {'; '.join(result.reasons)}"
