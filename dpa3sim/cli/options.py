@@ -107,7 +107,9 @@ def add_settings(parser: Parser, title: str, settings: Any) -> None:
                 help=text,
             )
         else:
-            metavar = info.unit or {int: "N", float: "X"}.get(kind, name.upper())
+            # argparse takes a percent sign there for a format.
+            unit = "PERCENT" if info.unit == "%" else info.unit
+            metavar = unit or {int: "N", float: "X"}.get(kind, name.upper())
             group.add_argument(
                 flag,
                 dest=name,
