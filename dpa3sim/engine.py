@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 from dpa3sim.errors import EngineError, InputError
-from dpa3sim.potential import Evaluation, Potential
+from dpa3sim.potential import BatchPotential, Evaluation, Potential
 from dpa3sim.structure import AtomsLike, Structure, as_structure
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Engine:
     nobody waits longer than ``window`` for others to join.
 
     Args:
-        potential: the model, or what :class:`Potential` takes as its model.
+        potential: a :class:`Potential` or one like it, or what that takes as its model.
         mode: see above.
         window: s, only used when streaming.
 
@@ -71,7 +71,7 @@ class Engine:
 
     def __init__(
         self,
-        potential: Potential | Any = None,
+        potential: BatchPotential | Any = None,
         *,
         mode: Mode = "lockstep",
         window: float = DEFAULT_WINDOW,
@@ -80,7 +80,9 @@ class Engine:
             raise InputError(f"mode {mode!r} is not one of {', '.join(get_args(Mode))}")
         if not window >= 0:
             raise InputError(f"window {window!r} must be at least 0 s")
-        self.potential = potential if isinstance(potential, Potential) else Potential(potential)
+        self.potential: BatchPotential = (
+            potential if isinstance(potential, BatchPotential) else Potential(potential)
+        )
         self._streaming = mode == "streaming"
         self._window = window
         self._changed = threading.Condition()

@@ -21,6 +21,12 @@ class DownloadError(Dpa3simError):
     """A model could not be fetched, or what was fetched is not what was asked for."""
 
 
+class NotConvergedError(Dpa3simError):
+    """A part of a calculation did not converge, and what builds on it was not done."""
+
+    exit_code = 3
+
+
 class NonFiniteError(Dpa3simError):
     """The model returned NaN or infinity for a structure that passed the input checks."""
 

@@ -72,6 +72,35 @@ class PotentialLike(Protocol):
         """Raise InputError if ``structure`` cannot be evaluated."""
 
 
+@runtime_checkable
+class BatchPotential(PotentialLike, Protocol):
+    """What an engine and the property protocols need: a :class:`Potential`, or one like it."""
+
+    @property
+    def counters(self) -> Counters:
+        """What the model did so far."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the descriptor: ``"float32"`` or ``"float64"``."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the results of this potential from those of others."""
+
+    def evaluate_each(
+        self, structures: Sequence[AtomsLike | Structure]
+    ) -> list[Evaluation | Dpa3simError]:
+        """Like ``evaluate``, with the error of a bad structure in place of its result."""
+
+    def in_precision(self, dtype: Dtype) -> BatchPotential:
+        """The same model in this precision; ``"auto"`` is the one it has."""
+
+
 @dataclass(frozen=True)
 class MatmulDeviation:
     """What rounding in products changes, at most, for the built-in reference structures.
@@ -166,8 +195,9 @@ class Potential:
         if matmul != "full" and self.dtype != "float32":
             raise InputError(f"matmul={matmul!r} is for float32, not for {self.dtype}")
         self._batches = BatchEvaluator(
-            self._network, self._rules, skin, max_memory, self._identity(), self.counters, matmul
+            self._network, self._rules, skin, max_memory, self._memory_key, self.counters, matmul
         )
+        self._skin, self._max_memory = skin, max_memory
         if matmul != "full" and self.kernels != "triton":
             raise InputError(
                 f"matmul={matmul!r} needs the Triton programs, which do not run on {self.device}: "
@@ -197,7 +227,7 @@ class Potential:
             except InputError:  # an element that this model does not know, or an input is missing
                 continue
         # Evaluators of their own: neither lists nor counters nor warnings of the user are touched.
-        arguments = self._network, self._rules, 0.0, None, self._identity()
+        arguments = self._network, self._rules, 0.0, None, self._memory_key
         results = []
         for matmul in (self.matmul, "full"):
             outputs = BatchEvaluator(*arguments, Counters(), matmul).evaluate(items)
@@ -211,7 +241,14 @@ class Potential:
             force = max(force, float(np.abs(a.forces - b.forces).max()))
         return MatmulDeviation(energy, force, len(items))
 
-    def _identity(self) -> str:
+    @property
+    def identity(self) -> str:
+        """What tells the results of this potential from those of others."""
+        return f"{self._memory_key} {self.truncate} {self.matmul}"
+
+    @property
+    def _memory_key(self) -> str:
+        """What tells the memory that this potential needs from that of others."""
         return f"{self.model.sha256} {self.model.head} {self.dtype}"
 
     def __repr__(self) -> str:
@@ -227,13 +264,7 @@ class Potential:
             NonFiniteError: the model's answer is not finite.
             OutOfMemoryError: one structure alone is too large.
         """
-        results = self.evaluate_each(structures)
-        for index, result in enumerate(results):
-            if isinstance(result, Dpa3simError):
-                if len(results) == 1:
-                    raise result
-                raise type(result)(f"structure {index}: {result}")
-        return results  # type: ignore[return-value]
+        return raise_first(self.evaluate_each(structures))
 
     def evaluate_each(
         self, structures: Sequence[AtomsLike | Structure]
@@ -254,6 +285,20 @@ class Potential:
             else:
                 results[index] = output
         return [results[index] for index in range(len(structures))]
+
+    def in_precision(self, dtype: Dtype) -> Potential:
+        """The same model in this precision, a new one unless it has it; ``"auto"`` is its own."""
+        if dtype in ("auto", self.dtype):
+            return self
+        return Potential(
+            self.model,
+            device=self.device,
+            dtype=dtype,
+            truncate=self.truncate,
+            skin=self._skin,
+            max_memory=self._max_memory,
+            matmul=self.matmul if dtype == "float32" else "full",
+        )
 
     def check(self, structure: AtomsLike | Structure) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
@@ -329,6 +374,16 @@ class Potential:
                 self._warned.add(message)
                 warnings.warn(message, Dpa3simWarning, stacklevel=5)
         return tuple(messages)
+
+
+def raise_first(outcomes: Sequence[Evaluation | Dpa3simError]) -> list[Evaluation]:
+    """The evaluations; the error of a bad structure is raised, with its index if of several."""
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, Dpa3simError):
+            if len(outcomes) == 1:
+                raise outcome
+            raise type(outcome)(f"structure {index}: {outcome}")
+    return list(outcomes)  # type: ignore[arg-type]
 
 
 def _resolve_device(device: str | torch.device) -> torch.device:

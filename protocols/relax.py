@@ -14,6 +14,7 @@ import numpy as np
 
 from dpa3sim import settings as options_of
 from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
+from dpa3sim.protocols.cells import symmetry
 from dpa3sim.settings import option
 
 # ASE takes most of a second to import; `dpa3sim relax --help` needs only the settings.
@@ -360,7 +361,7 @@ def _fix_symmetry(atoms: Atoms, initial: Atoms, settings: Settings) -> None:
 
 def spacegroup(atoms: Atoms, symprec: float) -> str | None:
     """International symbol and number, such as ``Fd-3m (227)``; None where there is none."""
-    dataset = _symmetry(atoms, symprec)
+    dataset = symmetry(atoms, symprec)
     return None if dataset is None else f"{dataset.international} ({dataset.number})"
 
 
@@ -368,20 +369,8 @@ def conventional_cell(atoms: Atoms, symprec: float) -> tuple[float, ...] | None:
     """a, b, c (Å) and angles (degrees) of the conventional cell; None where there is none."""
     from ase.geometry import cell_to_cellpar
 
-    dataset = _symmetry(atoms, symprec)
+    dataset = symmetry(atoms, symprec)
     return None if dataset is None else tuple(map(float, cell_to_cellpar(dataset.std_lattice)))
-
-
-def _symmetry(atoms: Atoms, symprec: float) -> Any:
-    import spglib
-
-    if not atoms.pbc.all():
-        return None
-    cell = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
-    try:
-        return spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except getattr(spglib, "SpglibError", ()):  # newer versions raise, older ones return None
-        return None
 
 
 def _part(values: tuple[float, ...] | None, start: int, stop: int) -> list[float] | None:

@@ -18,6 +18,8 @@ INTERRUPTED = 130
 # Modules are imported when their command runs, so that help and errors come at once.
 COMMANDS = {
     "relax": "relax the atoms and the cell of structures",
+    "eos": "equation of state: energy against volume, bulk modulus",
+    "elastic": "elastic constants, with relaxed and with clamped ions",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",

@@ -49,15 +49,15 @@ class ModelSettings:
     def __post_init__(self) -> None:
         validate(self)
 
-    def load(self) -> Potential:
-        """Load the model onto its device."""
+    def load(self, dtype: str | None = None) -> Potential:
+        """Load the model onto its device, in another precision than the option's if given."""
         from dpa3sim.potential import Potential
 
         return Potential(
             self.model,
             head=self.head,
             device=self.device,
-            dtype=self.dtype,  # type: ignore[arg-type]
+            dtype=dtype or self.dtype,  # type: ignore[arg-type]
             truncate=self.truncate,  # type: ignore[arg-type]
             matmul=self.matmul,  # type: ignore[arg-type]
         )
@@ -100,11 +100,16 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def add_settings(parser: Parser, title: str, settings: Any) -> None:
-    """Add one flag for each option of a settings class; absent flags leave no value."""
+    """Add one flag for each option of a settings class; absent flags leave no value.
+
+    A flag that another class has already is for both of them.
+    """
     group = parser.add_argument_group(title)
     defaults = settings()
     for name, (kind, info) in options_of.options(settings).items():
         flag = "--" + name.replace("_", "-")
+        if flag in parser.flags():
+            continue
         default = getattr(defaults, name)
         text = info.help if default is None else f"{info.help} [{_show(default)}]"
         text = text.replace("%", "%%")
@@ -117,7 +122,9 @@ def add_settings(parser: Parser, title: str, settings: Any) -> None:
                 help=text,
             )
         else:
-            metavar = info.unit or {int: "N", float: "X"}.get(kind, name.upper())
+            # argparse takes a percent sign there for a format.
+            unit = "PERCENT" if info.unit == "%" else info.unit
+            metavar = unit or {int: "N", float: "X"}.get(kind, name.upper())
             group.add_argument(
                 flag,
                 dest=name,

@@ -15,22 +15,30 @@ from dpa3sim.files import atomic_write
 RESULT = "result.json"
 PROVENANCE = "provenance.json"
 CHECKPOINT = "checkpoint.json"
+EVALUATIONS = "evaluations.sqlite"
 CONFIG = "config.resolved.yaml"
 LOG = "run.log"
 SCHEMA_VERSION = 1
 
 # Endings of keys that carry a unit, longest first where one contains another.
+# `_per_atom`, `_per_cell` or `_per_formula_unit` before it says of how much.
 _UNITS = {
     "_eV_per_A": "eV/Å",
-    "_per_atom_eV": "eV/atom",
     "_GPa": "GPa",
     "_eV": "eV",
     "_A3": "Å^3",
     "_A": "Å",
     "_deg": "degree",
     "_THz": "THz",
+    "_km_per_s": "km/s",
+    "_g_per_cm3": "g/cm^3",
     "_K": "K",
     "_s": "s",
+}
+_SHARES = {
+    "_per_atom": "/atom",
+    "_per_cell": "/cell",
+    "_per_formula_unit": "/formula unit",
 }
 
 
@@ -91,7 +99,8 @@ class RunDirectory:
         """Save the result with schema version and units; a final one needs no state any more."""
         atomic_write(self.path / RESULT, to_json(with_units(result)))
         if final:
-            (self.path / CHECKPOINT).unlink(missing_ok=True)
+            for name in (CHECKPOINT, EVALUATIONS):
+                (self.path / name).unlink(missing_ok=True)
 
     def write_provenance(self, provenance: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Save where the calculation came from; keeps the sessions of a resumed one."""
@@ -100,12 +109,16 @@ class RunDirectory:
         data = {"fingerprint": self.fingerprint, "calculation": dict(summary), "sessions": sessions}
         atomic_write(self.path / PROVENANCE, to_json(data))
 
-    def end_session(self, exit_code: int) -> None:
-        """Note when and how this session ended."""
+    def note(self, **facts: Any) -> None:
+        """Add facts about this session to its provenance."""
         known = self._read(PROVENANCE)
         if known and known.get("sessions"):
-            known["sessions"][-1] |= {"ended": timestamp(), "exit_code": exit_code}
+            known["sessions"][-1] |= facts
             atomic_write(self.path / PROVENANCE, to_json(known))
+
+    def end_session(self, exit_code: int) -> None:
+        """Note when and how this session ended."""
+        self.note(ended=timestamp(), exit_code=exit_code)
 
     def log(self, message: str) -> None:
         """Append a line to the log."""
@@ -141,7 +154,12 @@ def with_units(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def unit_of(key: str) -> str | None:
     """Unit that a key's ending names, None for dimensionless ones."""
-    return next((unit for ending, unit in _UNITS.items() if key.endswith(ending)), None)
+    found = next((e for e in _UNITS if key.endswith(e)), None)
+    if found is None:
+        return None
+    name = key.removesuffix(found)
+    share = next((text for ending, text in _SHARES.items() if name.endswith(ending)), "")
+    return _UNITS[found] + share
 
 
 def to_json(data: Mapping[str, Any]) -> str:

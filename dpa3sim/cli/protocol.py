@@ -1,0 +1,444 @@
+"""What every command that runs a protocol does: structures in, run directories out.
+
+A command gives its :class:`Command`; a property of a crystal needs no more than a
+:class:`PropertyCommand`: the protocol module and three functions that write its extra files,
+draw its plots and say its summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import (
+    ModelSettings,
+    Parser,
+    add_config,
+    add_settings,
+    announce,
+    resolve,
+)
+from dpa3sim.cli.structures import Source, read_structures
+from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.files import atomic_write
+from dpa3sim.run import directory as rundir
+from dpa3sim.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from rich.console import Console
+    from rich.live import Live
+
+    from dpa3sim.potential import Potential
+    from dpa3sim.protocols.prepare import Event
+
+DONE, BAD_INPUT, NOT_CONVERGED, SOME_FAILED, INTERRUPTED = 0, 2, 3, 5, 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that runs a protocol.
+
+    Attributes:
+        name: of the command, and the ending of its run directories.
+        title: of its group of options.
+        settings: the protocol's options.
+        job: what is done for each structure.
+        plots: what is drawn, for the help.
+        structures: how many structures one calculation takes; each of those of the command line
+            is a calculation of its own where this is 1, else they are one together.
+    """
+
+    name: str
+    title: str
+    settings: type
+    job: type[Job]
+    plots: str
+    structures: int = 1
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command."""
+        count: Any = "+" if self.structures == 1 else self.structures
+        parser.add_argument(
+            "structures",
+            nargs=count,
+            metavar="STRUCTURE",
+            help="file of any format that ASE reads; FILE@INDEX for a frame; - for standard input",
+        )
+        add_settings(parser, self.title, self.settings)
+        add_settings(parser, "model", ModelSettings)
+        add_config(parser)
+        group = parser.add_argument_group("output")
+        group.add_argument(
+            "--out", metavar="DIR", help="run directory; with several structures, their parent"
+        )
+        group.add_argument("--force", action="store_true", help="replace an existing run directory")
+        group.add_argument("--no-plot", action="store_true", help=f"do not draw {self.plots}")
+        group.add_argument("--json", action="store_true", help="print only the results, as JSON")
+        group.add_argument("--quiet", action="store_true", help="print only errors")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do all calculations; a failure of one does not stop the others."""
+        from rich.console import Console
+
+        settings, model = resolve(args, self.settings, ModelSettings)
+        groups = self._groups(read_structures(args.structures))
+        if not any(isinstance(group, tuple) for group in groups):
+            for error in groups:
+                print(f"dpa3sim: error: {error}", file=sys.stderr)
+            return BAD_INPUT
+        console = Console(quiet=args.quiet or args.json, highlight=False, soft_wrap=True)
+        # The precision of a property is the protocol's own option, of the same name.
+        potential = model.load(getattr(settings, "dtype", model.dtype))
+        announce(console, potential)
+
+        codes: list[int] = []
+        results: list[dict[str, Any]] = []
+        for group in groups:
+            if isinstance(group, InputError):
+                print(f"dpa3sim: error: {group}", file=sys.stderr)
+                codes.append(group.exit_code)
+                continue
+            try:
+                path = _out(args, self.name, group, len(groups))
+                job = self.job(self, group, potential, settings, args, path, console)
+                with warnings.catch_warnings():
+                    # What limits a result stands in the result, and is printed with it.
+                    warnings.simplefilter("ignore", Dpa3simWarning)
+                    result = job.execute()
+            except Dpa3simError as error:
+                print(f"dpa3sim: error: {_origin(group)}: {error}", file=sys.stderr)
+                codes.append(error.exit_code)
+                continue
+            results.append(result)
+            codes.append(job.exit_code(result))
+        if args.json:
+            shown: Any = results if len(groups) > 1 else next(iter(results), None)
+            print(json.dumps(shown, indent=2, ensure_ascii=False))
+        return _exit_code(codes)
+
+    def _groups(
+        self, sources: Sequence[Source | InputError]
+    ) -> Sequence[tuple[Source, ...] | InputError]:
+        """The structures of each calculation, or the error of one that cannot be read."""
+        if self.structures == 1:
+            return [s if isinstance(s, InputError) else (s,) for s in sources]
+        good = [s for s in sources if isinstance(s, Source)]
+        bad = [s for s in sources if isinstance(s, InputError)]
+        if not bad and len(good) != self.structures:
+            bad = [InputError(f"needs {self.structures} structures, {len(good)} were given")]
+        return bad or [tuple(good)]
+
+
+def _exit_code(codes: Sequence[int]) -> int:
+    """One code for all structures; mixed failures are 5, the others having been kept."""
+    failures = set(codes) - {DONE}
+    if not failures:
+        return DONE
+    if len(codes) == 1 or failures == {NOT_CONVERGED} or set(codes) == failures == {codes[0]}:
+        return failures.pop()
+    return SOME_FAILED
+
+
+def _out(args: argparse.Namespace, name: str, group: Sequence[Source], count: int) -> Path:
+    name = f"{group[0].label}.{name}"
+    if args.out is None:
+        return Path(name)
+    return Path(args.out) if count == 1 else Path(args.out) / name
+
+
+def _origin(group: Sequence[Source]) -> str:
+    return ", ".join(source.origin for source in group)
+
+
+class Job:
+    """One calculation in its run directory: run, continued, or found done.
+
+    A command overrides :meth:`check`, :meth:`compute`, :meth:`write` and :meth:`summary_lines`.
+
+    Args:
+        command: which one. sources: its structures. potential: the model. settings: the options.
+        args: the command line. path: the run directory. console: where to print.
+
+    Raises:
+        InputError: a structure, or the directory, that cannot be used; nothing was written then.
+    """
+
+    # Options that continue a calculation instead of making it another one.
+    EXTENDING: tuple[str, ...] = ("steps",)
+
+    def __init__(
+        self,
+        command: Command,
+        sources: tuple[Source, ...],
+        potential: Potential,
+        settings: Any,
+        args: argparse.Namespace,
+        path: Path,
+        console: Console,
+    ) -> None:
+        self.command, self.sources, self.potential = command, sources, potential
+        self.settings, self.args, self.console = settings, args, console
+        self._live: Live | None = None
+        # Refuse a bad structure before a directory is made for it.
+        for source in sources:
+            potential.check(source.atoms)
+        self.check()
+        self.summary = self._summary()
+        names = ("structure", "model", *self.EXTENDING)
+        identity = {k: v for k, v in self.summary.items() if k not in names}
+        self.directory = RunDirectory(
+            path, rundir.fingerprint(identity), self.summary, force=args.force
+        )
+
+    # -- what commands define --------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise InputError if the protocol cannot be applied to the structures."""
+
+    def compute(self) -> Any:
+        """Run the protocol; returns its ``Result``."""
+        raise NotImplementedError
+
+    def write(self, result: Any) -> None:
+        """Write structures, tables and plots into the run directory."""
+        raise NotImplementedError
+
+    def summary_lines(self, result: dict[str, Any]) -> list[str]:
+        """The stored result in a few lines for people."""
+        raise NotImplementedError
+
+    def is_final(self, stored: dict[str, Any]) -> bool:
+        """Whether a stored result leaves nothing to do for the present settings."""
+        return bool(stored["converged"])
+
+    def exit_code(self, stored: dict[str, Any]) -> int:
+        """Exit code of a calculation that has a result."""
+        return DONE if stored["converged"] else NOT_CONVERGED
+
+    # -- the course of all of them ---------------------------------------------------------------
+
+    @property
+    def source(self) -> Source:
+        """The first structure, which names the outputs."""
+        return self.sources[0]
+
+    @property
+    def atoms(self) -> Atoms:
+        """The first structure."""
+        return self.source.atoms
+
+    def execute(self) -> dict[str, Any]:
+        """Run, continue, or find done; returns the content of ``result.json``."""
+        directory = self.directory
+        finished = directory.result
+        if finished is not None and self.is_final(finished):
+            self._report(finished, f"already done in {directory.path}")
+            return finished
+        from dpa3sim.run.provenance import session
+
+        directory.write_provenance(session(self.potential, self.args.command_line), self.summary)
+        self._write_config()
+        kinds = "; ".join(describe(source.atoms) for source in self.sources)
+        self.say(f"{_origin(self.sources)}: {kinds} -> {directory.path}")
+        code = INTERRUPTED
+        try:
+            with self._live_line():
+                result = self.compute()
+            stored = self._finish(result)
+            code = self.exit_code(stored)
+            return stored
+        except KeyboardInterrupt:
+            self.say(f"interrupted; the same command continues (state in {directory.path})")
+            raise
+        except Dpa3simError as error:
+            code = error.exit_code
+            directory.log(f"failed: {error}")
+            raise
+        finally:
+            directory.end_session(code)
+
+    def say(self, message: str) -> None:
+        """Print and log a line."""
+        self.directory.log(message)
+        self.console.print(message)
+
+    def show(self, status: str) -> None:
+        """On a terminal, replace the live line below the printed ones."""
+        if self._live is not None:
+            self._live.update(status, refresh=True)
+
+    @contextmanager
+    def _live_line(self) -> Iterator[None]:
+        if not self.console.is_terminal or self.console.quiet:
+            yield
+            return
+        from rich.live import Live
+
+        with Live(console=self.console, transient=True, auto_refresh=False) as live:
+            self._live = live
+            yield
+        self._live = None
+
+    def _summary(self) -> dict[str, Any]:
+        """What decides the result, readable."""
+        model = self.potential.model
+        structures: dict[str, Any] = {
+            "structure_sha256": self.source.sha256,
+            "structure": _name(self.source),
+        }
+        if len(self.sources) > 1:
+            structures = {
+                "structure_sha256": [source.sha256 for source in self.sources],
+                "structure": [_name(source) for source in self.sources],
+            }
+        return {
+            "protocol": self.command.name,
+            **structures,
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "head": model.head,
+            **asdict(self.settings),
+            "dtype": self.potential.dtype,
+            "matmul": self.potential.matmul,
+            "truncate": self.potential.truncate,
+        }
+
+    def _write_config(self) -> None:
+        import yaml
+
+        from dpa3sim.checkpoints.registry import reference
+
+        model = self.potential.model
+        config = asdict(self.settings) | {
+            "model": reference(model),
+            "head": model.head,
+            "dtype": self.potential.dtype,
+            "matmul": self.potential.matmul,
+            "truncate": self.potential.truncate,
+        }
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        atomic_write(self.directory.path / rundir.CONFIG, text)
+
+    def _finish(self, result: Any) -> dict[str, Any]:
+        from dpa3sim.run.provenance import model_facts
+
+        self.write(result)
+        content = {
+            "protocol": self.command.name,
+            "structure": _origin(self.sources),
+            **result.to_dict(),
+        }
+        content["model"] = model_facts(self.potential.model)
+        content["dtype"] = self.potential.dtype
+        content["directory"] = str(self.directory.path)
+        self.directory.write_result(content, final=result.converged)
+        stored = self.directory.result
+        assert stored is not None
+        self._report(stored, f"results in {self.directory.path}")
+        return stored
+
+    def _report(self, result: dict[str, Any], where: str) -> None:
+        for line in self.summary_lines(result):
+            self.say(line)
+        for warning in result["warnings"]:
+            self.say(f"warning: {warning}")
+        self.say(where)
+
+
+@dataclass(frozen=True)
+class PropertyCommand(Command):
+    """A command that runs a property protocol, resumable by its saved evaluations.
+
+    Attributes:
+        protocol: the module, with ``run(*atoms, potential, settings, progress=)`` and
+            ``check(*atoms, settings)``.
+        write: ``write(folder, result, label, plots)``: writes the files besides ``result.json``,
+            pictures only if ``plots``.
+        lines: ``lines(stored)``: the summary of a stored result, for people.
+    """
+
+    protocol: Any = None
+    write: Callable[[Path, Any, str, bool], None] | None = None
+    lines: Callable[[dict[str, Any]], list[str]] | None = None
+
+
+class PropertyJob(Job):
+    """A property protocol over a :class:`StoredPotential`: killed at any moment, it repeats none.
+
+    Started again, the protocol runs from its beginning, and finds what was evaluated.
+    """
+
+    command: PropertyCommand
+
+    def check(self) -> None:
+        """Raise InputError if the protocol cannot be applied to the structures."""
+        self.command.protocol.check(*(s.atoms for s in self.sources), self.settings)
+
+    def compute(self) -> Any:
+        """Run the protocol."""
+        from dpa3sim.run.store import StoredPotential
+
+        self._lock, self._began = threading.Lock(), time.monotonic()
+        with StoredPotential(self.potential, self.directory.path / rundir.EVALUATIONS) as stored:
+            try:
+                return self.command.protocol.run(
+                    *(s.atoms for s in self.sources), stored, self.settings, progress=self._record
+                )
+            finally:
+                self.directory.note(evaluations=stored.statistics.to_dict())
+                self.say(str(stored.statistics))
+
+    def write(self, result: Any) -> None:
+        """Write the files of the command."""
+        assert self.command.write is not None
+        plots = not self.args.no_plot
+        self.command.write(self.directory.path, result, self.source.label, plots)
+
+    def summary_lines(self, result: dict[str, Any]) -> list[str]:
+        """Whether it converged, and the summary of the command."""
+        assert self.command.lines is not None
+        state = "converged" if result["converged"] else "NOT converged"
+        return [f"{state}: {'; '.join(result['reasons'])}", *self.command.lines(result)]
+
+    def _record(self, event: Event) -> None:
+        with self._lock:
+            self.say(f"{event.stage}: {event.message}")
+            if event.total:
+                seconds = time.monotonic() - self._began
+                self.show(f"{event.stage}: {event.done} of {event.total}, {seconds:.0f} s")
+
+
+def _name(source: Source) -> str:
+    return source.origin.rpartition("/")[2]
+
+
+def describe(atoms: Atoms) -> str:
+    """Formula, size and periodicity in a few words."""
+    periodic = "".join(axis for axis, p in zip("abc", atoms.pbc, strict=True) if p)
+    kind = f"periodic along {periodic}" if periodic else "molecule"
+    return f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {kind}"
+
+
+def write_structure(folder: Path, name: str, atoms: Atoms) -> None:
+    """Write ``name.extxyz``, with what its calculator knows, and ``name.vasp``.
+
+    The latter has its species grouped; a molecule gets a box, which the format demands.
+    """
+    from ase.io import write
+
+    write(folder / f"{name}.extxyz", atoms, format="extxyz")
+    atoms = atoms.copy()
+    if atoms.cell.rank < 3:
+        atoms.center(vacuum=10.0, axis=[i for i in range(3) if not atoms.pbc[i]])
+    if abs(atoms.cell.volume) > 0.0:
+        write(folder / f"{name}.vasp", atoms, format="vasp", direct=True, sort=True)

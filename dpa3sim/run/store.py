@@ -1,0 +1,284 @@
+"""Evaluations on disk, so that a calculation that was killed does not repeat them.
+
+A protocol is a deterministic function of evaluations. Started again over a
+:class:`StoredPotential` it asks the same questions, gets the saved answers bit for bit, and goes
+on where it was: with all of its state, such as the memory of an optimizer, as if nothing had
+happened.
+
+The last bits of an evaluation depend on what else is in its batch, so that requests are divided
+into the same batches whatever is saved already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpa3sim.errors import Dpa3simError, InputError
+from dpa3sim.graph.lists import Counters
+from dpa3sim.potential import BatchPotential, Dtype, Evaluation, raise_first
+from dpa3sim.run.directory import EVALUATIONS
+from dpa3sim.structure import AtomsLike, Structure, as_structure
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpa3sim.checkpoints import ModelFile
+
+# Requests are cut into batches of about so many atoms: no more than 5 to 20 s of computing, which
+# is what a kill can cost. Fixed numbers, since batches must not depend on timing.
+CPU_CHUNK_ATOMS, DEVICE_CHUNK_ATOMS = 512, 2**14
+# Computed evaluations wait no longer than this for the disk, s of computing.
+COMMIT_SECONDS = 2.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS evaluations (
+    key BLOB PRIMARY KEY, request INTEGER NOT NULL, energy REAL NOT NULL, arrays BLOB NOT NULL,
+    limits TEXT NOT NULL
+) WITHOUT ROWID
+"""
+# Of an evaluation, what is neither the energy nor an array.
+_LIMITS = ("n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges", "warnings")
+
+
+@dataclass
+class StoreStatistics:
+    """What was asked of a :class:`StoredPotential` so far.
+
+    Attributes:
+        asked: evaluations asked for; found: of these, those that were saved already.
+        computed: evaluations by the model; batches: in so many batches.
+    """
+
+    asked: int = 0
+    found: int = 0
+    computed: int = 0
+    batches: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain form."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.asked} evaluations: {self.computed} computed in {self.batches} batches, "
+            f"{self.found} from {EVALUATIONS}"
+        )
+
+
+class StoredPotential:
+    """A potential that remembers on disk what it has computed; otherwise like the one beneath.
+
+    Evaluations are told apart by the exact positions, cell, elements, periodicity and extra
+    inputs, and by the model, head, precision and truncation. One process at a time may have the
+    file open. To be closed, or used as a context manager.
+
+    Args:
+        potential: computes what is not there.
+        path: the database, an SQLite file; made if absent.
+        chunk_atoms: larger requests are cut into batches that are saved one by one; None is
+            what the device computes in some seconds.
+
+    Attributes:
+        statistics: what was asked so far.
+
+    Raises:
+        InputError: the file is no such database, or another process has it open.
+    """
+
+    def __init__(
+        self, potential: BatchPotential, path: Path, chunk_atoms: int | None = None
+    ) -> None:
+        self.potential = potential
+        self.path = path
+        self.statistics = StoreStatistics()
+        self._identity = potential.identity.encode()
+        usual = CPU_CHUNK_ATOMS if potential.device.type == "cpu" else DEVICE_CHUNK_ATOMS
+        self._chunk_atoms = chunk_atoms or usual
+        self._request = 0
+        self._unsaved = 0.0
+        self._lock = RLock()
+        self._database = self._open()
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            # Explicit transactions; the lock below makes the use from several threads safe.
+            database = sqlite3.connect(
+                self.path, timeout=1.0, isolation_level=None, check_same_thread=False
+            )
+            # A rollback journal needs no shared memory, which network file systems lack.
+            database.execute("PRAGMA locking_mode = EXCLUSIVE")
+            database.execute("BEGIN EXCLUSIVE")
+            database.execute(_SCHEMA)
+            database.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            reason = "another process is using it" if "locked" in str(error) else str(error)
+            raise InputError(f"{self.path}: cannot be used ({reason})") from None
+        return database
+
+    @property
+    def model(self) -> ModelFile:
+        """The model in use."""
+        return self.potential.model
+
+    @property
+    def counters(self) -> Counters:
+        """What the model did so far."""
+        return self.potential.counters
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.potential.device
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the model."""
+        return self.potential.dtype
+
+    @property
+    def identity(self) -> str:
+        """What tells the results of this potential from those of others."""
+        return self.potential.identity
+
+    def __repr__(self) -> str:
+        return repr(self.potential)
+
+    def in_precision(self, dtype: Dtype) -> StoredPotential:
+        """Itself: what is stored has one precision.
+
+        Raises:
+            InputError: another precision is asked for.
+        """
+        if dtype not in ("auto", self.dtype):
+            raise InputError(f"{self.path} is of a model in {self.dtype}, not in {dtype}")
+        return self
+
+    def check(self, structure: AtomsLike | Structure) -> None:
+        """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
+        self.potential.check(structure)
+
+    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+        """Like :meth:`Potential.evaluate`, with saved evaluations in the place of new ones.
+
+        Raises:
+            InputError, NonFiniteError, OutOfMemoryError: see there.
+        """
+        return raise_first(self.evaluate_each(structures))
+
+    def evaluate_each(
+        self, structures: Sequence[AtomsLike | Structure]
+    ) -> list[Evaluation | Dpa3simError]:
+        """Like :meth:`evaluate`, with the error of a bad structure in place of its result."""
+        plain = [as_structure(structure) for structure in structures]
+        keys = [self._key(structure) for structure in plain]
+        with self._lock:
+            self._request += 1
+            known: dict[bytes, Evaluation | Dpa3simError] = {}
+            fresh: dict[bytes, Structure] = {}
+            for key, structure in zip(keys, plain, strict=True):
+                if key in known or key in fresh:
+                    continue
+                saved, request = self._load(key)
+                if saved is not None:
+                    known[key] = saved
+                # What an undisturbed run would compute now, saved or not.
+                if saved is None or request == self._request:
+                    fresh[key] = structure
+            self.statistics.asked += len(keys)
+            self.statistics.found += sum(key in known for key in keys)
+            for chunk in self._chunks(fresh):
+                missing = {key: fresh[key] for key in chunk if key not in known}
+                if missing:
+                    known |= self._compute(missing)
+        return [known[key] for key in keys]
+
+    def close(self) -> None:
+        """Save what is not saved yet and release the file."""
+        with self._lock:
+            self._save()
+            self._database.close()
+
+    def __enter__(self) -> StoredPotential:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _chunks(self, structures: dict[bytes, Structure]) -> list[list[bytes]]:
+        """The keys of ``structures`` in batches, by size alone."""
+        chunks: list[list[bytes]] = []
+        room = 0
+        for key, structure in structures.items():
+            size = len(structure.numbers)
+            if not chunks or size > room:
+                chunks.append([])
+                room = self._chunk_atoms
+            chunks[-1].append(key)
+            room -= size
+        return chunks
+
+    def _compute(self, missing: dict[bytes, Structure]) -> dict[bytes, Evaluation | Dpa3simError]:
+        """Evaluate as one batch, and save what it gives, all or nothing of it."""
+        began, batches = time.monotonic(), self.counters.batches
+        outcomes = self.potential.evaluate_each(list(missing.values()))
+        self._unsaved += time.monotonic() - began
+        self.statistics.batches += self.counters.batches - batches
+        if not self._database.in_transaction:
+            self._database.execute("BEGIN")
+        for key, outcome in zip(missing, outcomes, strict=True):
+            if isinstance(outcome, Evaluation):
+                self.statistics.computed += 1
+                self._insert(key, outcome)
+        if self._unsaved >= COMMIT_SECONDS:
+            self._save()
+        return dict(zip(missing, outcomes, strict=True))
+
+    def _save(self) -> None:
+        if self._database.in_transaction:
+            self._database.execute("COMMIT")
+        self._unsaved = 0.0
+
+    def _key(self, structure: Structure) -> bytes:
+        digest = hashlib.sha256(self._identity)
+        for part in structure.key():
+            data = part if isinstance(part, bytes) else str(part).encode()
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+        return digest.digest()
+
+    def _insert(self, key: bytes, e: Evaluation) -> None:
+        arrays = np.concatenate([e.energies, e.forces.ravel(), e.virial.ravel()])
+        limits = {name: getattr(e, name) for name in _LIMITS}
+        self._database.execute(
+            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)",
+            (key, self._request, e.energy, arrays.astype("<f8").tobytes(), json.dumps(limits)),
+        )
+
+    def _load(self, key: bytes) -> tuple[Evaluation | None, int]:
+        """A saved evaluation, and which request it was computed for."""
+        row = self._database.execute(
+            "SELECT request, energy, arrays, limits FROM evaluations WHERE key = ?", (key,)
+        ).fetchone()
+        if row is None:
+            return None, 0
+        request, energy, blob, limits = row
+        arrays = np.frombuffer(blob, dtype="<f8").astype(np.float64)
+        n = (len(arrays) - 9) // 4
+        limited = json.loads(limits)
+        evaluation = Evaluation(
+            energy=energy,
+            energies=arrays[:n],
+            forces=arrays[n : 4 * n].reshape(n, 3),
+            virial=arrays[4 * n :].reshape(3, 3),
+            **(limited | {"warnings": tuple(limited["warnings"])}),
+        )
+        return evaluation, request
