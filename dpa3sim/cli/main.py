@@ -18,6 +18,9 @@ INTERRUPTED = 130
 # Modules are imported when their command runs, so that help and errors come at once.
 COMMANDS = {
     "relax": "relax the atoms and the cell of structures",
+    "neb": "minimum energy path and barrier between two structures",
+    "vacancy": "formation energies of vacancies",
+    "surface": "energies of surfaces",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",

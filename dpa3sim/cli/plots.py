@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dpa3sim.protocols import relax
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dpa3sim.protocols import relax
 
 
-def plot_relaxation(path: Path, result: relax.Result, title: str) -> None:
-    """Energy, largest force and largest stress against the optimizer step."""
+def pyplot() -> Any:
+    """Pyplot of matplotlib, drawing into files only."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+
+    return pyplot
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write ``name.png`` and ``name.svg``, and let the figure go."""
+    for ending in ("png", "svg"):
+        figure.savefig(folder / f"{name}.{ending}", dpi=150)
+    pyplot().close(figure)
+
+
+def plot_relaxation(path: Path, result: relax.Result, title: str) -> None:
+    """Energy, largest force and largest stress against the optimizer step."""
     from matplotlib.ticker import MaxNLocator
 
     steps = result.steps
@@ -28,7 +45,7 @@ def plot_relaxation(path: Path, result: relax.Result, title: str) -> None:
         stress = [s.smax_GPa for s in steps if s.smax_GPa is not None]
         panels.append(("largest stress", "GPa", stress, result.settings.smax))
 
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         len(panels), 1, sharex=True, figsize=(6, 2.2 * len(panels)), layout="constrained"
     )
     for axis, (name, unit, values, threshold) in zip(axes, panels, strict=True):
@@ -47,4 +64,4 @@ def plot_relaxation(path: Path, result: relax.Result, title: str) -> None:
     state = "converged" if result.converged else "not converged"
     axes[0].set_title(f"{title}: {result.atoms.get_chemical_formula()}, {state}")
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)
