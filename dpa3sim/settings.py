@@ -28,12 +28,14 @@ class OptionInfo:
         unit: of the value, if it has one.
         choices: the allowed values, if they are few.
         minimum: smallest allowed number.
+        repeatable: whether its flag may be repeated, for a text of several words.
     """
 
     help: str
     unit: str | None = None
     choices: tuple[str, ...] | None = None
     minimum: float | None = None
+    repeatable: bool = False
 
 
 def option(
@@ -43,9 +45,10 @@ def option(
     unit: str | None = None,
     choices: Iterable[str] | None = None,
     minimum: float | None = None,
+    repeatable: bool = False,
 ) -> Any:
     """A dataclass field that documents and checks itself."""
-    info = OptionInfo(help, unit, tuple(choices) if choices else None, minimum)
+    info = OptionInfo(help, unit, tuple(choices) if choices else None, minimum, repeatable)
     return dataclasses.field(default=default, metadata={"option": info})
 
 

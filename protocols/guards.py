@@ -46,17 +46,22 @@ def check(
         displacement: largest displacement of an atom, Å.
     """
     start = potential.evaluate([atoms])[0]
+    warnings = domain(atoms, potential, start)
+    warnings += _steps(atoms, potential, strain, displacement)
+    if start.n_cut_edges or start.n_cut_angle_edges:
+        warnings += _truncated(atoms, potential, start)
+    return warnings
+
+
+def domain(atoms: Atoms, potential: BatchPotential, start: Evaluation) -> list[str]:
+    """Warnings about a structure that the model was not made for, ``start`` its evaluation."""
     warnings = list(start.warnings)
     if not atoms.pbc.any():
         warnings.append(
             f"this is a molecule; model {potential.model.name} is used as it is, whatever it was "
             "trained on"
         )
-    warnings += _charged(atoms, potential)
-    warnings += _steps(atoms, potential, strain, displacement)
-    if start.n_cut_edges or start.n_cut_angle_edges:
-        warnings += _truncated(atoms, potential, start)
-    return warnings
+    return warnings + _charged(atoms, potential)
 
 
 def _charged(atoms: Atoms, potential: BatchPotential) -> list[str]:

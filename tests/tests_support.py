@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpa3sim import Potential
 from dpa3sim.graph.batch import make_batch
+from dpa3sim.graph.lists import Counters
+from dpa3sim.potential import Evaluation, raise_first
+from dpa3sim.structure import Structure, as_structure
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -120,3 +125,46 @@ def hydrogen_oxygen_structures() -> list[Atoms]:
     far.translate([40.0, -30.0, 25.0])
     chain = Atoms("OH", [[0, 0, 0], [1.0, 0.2, 0]], cell=[2.6, 0, 0], pbc=(True, False, False))
     return [molecule("H2O"), dense, Atoms("H"), slab, one, left_handed, far, chain]
+
+
+class EMTPotential:
+    """Effective medium theory in the place of a model: fast metals with known properties.
+
+    Attributes:
+        requests: how many structures each request had.
+    """
+
+    def __init__(self) -> None:
+        descriptor = SimpleNamespace(e_rcut=6.0, has_step=False, add_chg_spin_ebd=False)
+        self.model = SimpleNamespace(name="emt", config=SimpleNamespace(descriptor=descriptor))
+        self.counters = Counters()
+        self.device = torch.device("cpu")
+        self.dtype = "float64"
+        self.identity = "emt"
+        self.requests: list[int] = []
+
+    def in_precision(self, dtype: str) -> EMTPotential:
+        return self
+
+    def check(self, structure: Any) -> None:
+        as_structure(structure)
+
+    def evaluate(self, structures: Any) -> list[Evaluation]:
+        return raise_first(self.evaluate_each(structures))
+
+    def evaluate_each(self, structures: Any) -> list[Any]:
+        self.requests.append(len(structures))
+        return [self._evaluate(as_structure(structure)) for structure in structures]
+
+    @staticmethod
+    def _evaluate(structure: Structure) -> Evaluation:
+        atoms = Atoms(
+            structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
+        )
+        atoms.calc = EMT()
+        virial = np.zeros((3, 3))
+        if atoms.pbc.any():
+            virial = -atoms.get_volume() * atoms.get_stress(voigt=False)
+        energies = atoms.get_potential_energies()
+        forces = atoms.get_forces()
+        return Evaluation(atoms.get_potential_energy(), energies, forces, virial, 0, 0, 0, 0)

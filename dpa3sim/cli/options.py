@@ -99,6 +99,14 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30, width=100)
 
 
+class _Words(argparse.Action):
+    """Puts the values of a repeated flag together, as words of one text."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before} {values}" if before else values)
+
+
 def add_settings(parser: Parser, title: str, settings: Any) -> None:
     """Add one flag for each option of a settings class; absent flags leave no value.
 
@@ -128,6 +136,7 @@ def add_settings(parser: Parser, title: str, settings: Any) -> None:
             group.add_argument(
                 flag,
                 dest=name,
+                action=_Words if info.repeatable else "store",
                 type=kind,
                 default=argparse.SUPPRESS,
                 metavar="|".join(info.choices) if info.choices else metavar,

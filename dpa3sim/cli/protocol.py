@@ -384,6 +384,10 @@ class PropertyJob(Job):
         """Raise InputError if the protocol cannot be applied to the structures."""
         self.command.protocol.check(*(s.atoms for s in self.sources), self.settings)
 
+    def arguments(self) -> dict[str, Any]:
+        """Further arguments of the protocol's ``run``."""
+        return {}
+
     def compute(self) -> Any:
         """Run the protocol."""
         from dpa3sim.run.store import StoredPotential
@@ -392,7 +396,11 @@ class PropertyJob(Job):
         with StoredPotential(self.potential, self.directory.path / rundir.EVALUATIONS) as stored:
             try:
                 return self.command.protocol.run(
-                    *(s.atoms for s in self.sources), stored, self.settings, progress=self._record
+                    *(s.atoms for s in self.sources),
+                    stored,
+                    self.settings,
+                    progress=self._record,
+                    **self.arguments(),
                 )
             finally:
                 self.directory.note(evaluations=stored.statistics.to_dict())

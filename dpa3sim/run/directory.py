@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ SCHEMA_VERSION = 1
 # Endings of keys that carry a unit, longest first where one contains another.
 # `_per_atom`, `_per_cell` or `_per_formula_unit` before it says of how much.
 _UNITS = {
+    "_eV_per_A2": "eV/Å^2",
     "_eV_per_A": "eV/Å",
+    "_J_per_m2": "J/m^2",
+    "_A2": "Å^2",
     "_GPa": "GPa",
     "_eV": "eV",
     "_A3": "Å^3",
@@ -148,8 +151,20 @@ def fingerprint(summary: Mapping[str, Any]) -> str:
 
 def with_units(result: Mapping[str, Any]) -> dict[str, Any]:
     """The result with ``schema_version`` first and the unit of every dimensional key last."""
-    units = {key: unit for key in result if (unit := unit_of(key)) is not None}
+    units = {key: unit for key in _keys(result) if (unit := unit_of(key)) is not None}
     return {"schema_version": SCHEMA_VERSION, **result, "units": units}
+
+
+def _keys(data: Any) -> Iterator[str]:
+    """The keys of a result and of the tables in it; how it was asked for is not a result."""
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            yield key
+            if key != "settings":
+                yield from _keys(value)
+    elif isinstance(data, (list, tuple)):
+        for value in data:
+            yield from _keys(value)
 
 
 def unit_of(key: str) -> str | None:

@@ -78,7 +78,15 @@ def test_units_follow_from_the_keys():
     assert rundir.unit_of("fmax_eV_per_A") == "eV/Å"
     assert rundir.unit_of("energy_per_atom_eV") == "eV/atom"
     assert rundir.unit_of("volume_A3") == "Å^3"
+    assert rundir.unit_of("surface_energy_J_per_m2") == "J/m^2"
+    assert rundir.unit_of("surface_energy_eV_per_A2") == "eV/Å^2"
+    assert rundir.unit_of("area_A2") == "Å^2"
     assert rundir.unit_of("n_steps") is None
+
+
+def test_units_of_the_tables_in_a_result():
+    result = {"rows": [{"energy_eV": 1.0, "n": 2}], "settings": {"fmax_eV_per_A": 0.1}}
+    assert rundir.with_units(result)["units"] == {"energy_eV": "eV"}
 
 
 def test_results_are_strict_json(tmp_path):

@@ -1,5 +1,7 @@
 """Options: one definition, checked values, suggestions for typing errors."""
 
+import dataclasses
+
 import pytest
 
 from dpa3sim import settings
@@ -98,3 +100,16 @@ def test_bad_config_files(tmp_path, text, message):
     config.write_text(text)
     with pytest.raises(InputError, match=message):
         parse("--config", str(config))
+
+
+def test_a_flag_that_may_be_repeated():
+    @dataclasses.dataclass(frozen=True)
+    class Words:
+        faces: str = settings.option("auto", "some words", repeatable=True)
+
+    parser = Parser(prog="test")
+    add_settings(parser, "words", Words)
+    add_config(parser)
+    args = parser.parse_args(["--faces", "1,1,1", "--faces=-1,0,0"])
+    assert resolve(args, Words)[0].faces == "1,1,1 -1,0,0"
+    assert resolve(parser.parse_args([]), Words)[0].faces == "auto"

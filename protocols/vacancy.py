@@ -1,0 +1,501 @@
+"""Formation energies of neutral vacancies in a supercell of the relaxed crystal.
+
+    E_f = E(N - 1 atoms) + mu - E(N atoms)
+
+with the cell of the perfect crystal kept and the ions relaxed; mu is the energy of an atom of the
+missing element in its reference, which for an element is the crystal itself (Zhang and Northrup,
+Phys. Rev. Lett. 67, 2339 (1991); spec/protocols.md 2.6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpa3sim import settings as options_of
+from dpa3sim.errors import InputError, NotConvergedError
+from dpa3sim.protocols import guards, prepare, relax, supercells
+from dpa3sim.protocols.cells import Cells, Supercell, connected_dimension, symmetry
+from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
+from dpa3sim.settings import option
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from dpa3sim.potential import BatchPotential
+
+# Face distance of `supercell=auto`, Å, or twice the cutoff of the model if that is more.
+WIDTH = 12.0
+# A change between the two largest supercells that is worth a warning, eV.
+SIZE_CHANGE = 0.05
+# What the same crystal may differ by in a primitive cell and in a supercell, eV.
+SAME_CRYSTAL = 1e-3
+# Neighbours of the vacancy: up to this much further than the nearest one.
+FIRST_SHELL = 1.25
+# Crystals of other elements only are metals or alloys, whose vacancies have no charge.
+NONMETALS = frozenset("H He B C N O F Ne Si P S Cl Ar Ge As Se Br Kr Sb Te I Xe At Rn".split())
+
+
+@dataclass(frozen=True)
+class Settings(PropertySettings):
+    """Options of vacancy formation energies."""
+
+    supercell: str = option(
+        "auto",
+        f"largest supercell: {supercells.FORMS}; auto is 12 Å or twice the cutoff of the model",
+    )
+    sizes: int = option(
+        2, "how many supercells: that one, and smaller ones of its shape", minimum=1
+    )
+    rattle: float = option(
+        0.05,
+        "random displacement of the neighbours of the vacancy, so that it may lose its symmetry",
+        unit="Å",
+        minimum=0,
+    )
+    seed: int = option(0, "of the random displacements", minimum=0)
+    reference: str | None = option(
+        None,
+        "files of elements in their reference states, for the chemical potentials in a compound, "
+        "separated by commas, such as Mg.cif,O2.xyz",
+    )
+    fmax: float = option(1e-3, "largest force of a relaxed structure", unit="eV/Å", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        supercells.parse(self.supercell)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site of the crystal, with all that symmetry makes equal to it.
+
+    Attributes:
+        index: its atom in the primitive cell. input_index: one in the input cell.
+        element: its element. wyckoff: its letter.
+        multiplicity: sites equal to it in the primitive cell.
+    """
+
+    index: int
+    input_index: int
+    element: str
+    wyckoff: str
+    multiplicity: int
+
+
+@dataclass(frozen=True)
+class Vacancy:
+    """One vacancy in one supercell.
+
+    Attributes:
+        site: what is missing.
+        n_atoms: of the perfect supercell.
+        face_distance, image_distance: of it, Å; the latter to the nearest other vacancy.
+        atoms: relaxed, with energy and forces.
+        perfect: energy of the perfect supercell, eV; start: of the unrelaxed vacancy.
+        chemical_potential: of the missing atom, eV; None if unknown.
+        displacement: largest one of an atom in the relaxation, Å.
+        shell: change of the mean distance of the nearest neighbours from the vacancy, Å.
+        dipole: ``(3, 3)`` elastic dipole, eV: virial less that of the perfect supercell.
+        steps: of the relaxation.
+    """
+
+    site: Site
+    n_atoms: int
+    face_distance: float
+    image_distance: float
+    atoms: Atoms
+    perfect: float
+    start: float
+    chemical_potential: float | None
+    displacement: float
+    shell: float
+    dipole: np.ndarray
+    steps: int
+
+    @property
+    def removal(self) -> float:
+        """E(N - 1) - E(N): the formation energy without the chemical potential, eV."""
+        return float(self.atoms.get_potential_energy()) - self.perfect
+
+    @property
+    def formation(self) -> float | None:
+        """Formation energy, eV; None without a chemical potential."""
+        mu = self.chemical_potential
+        return None if mu is None else self.removal + mu
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; keys end in their units."""
+        mu = self.chemical_potential
+        return {
+            "n_atoms_perfect": self.n_atoms,
+            "face_distance_A": self.face_distance,
+            "image_distance_A": self.image_distance,
+            "formation_energy_eV": self.formation,
+            "formation_energy_unrelaxed_eV": None if mu is None else self.start - self.perfect + mu,
+            "removal_energy_eV": self.removal,
+            "removal_energy_unrelaxed_eV": self.start - self.perfect,
+            "relaxation_energy_eV": self.removal - (self.start - self.perfect),
+            "largest_displacement_A": self.displacement,
+            "neighbour_displacement_A": self.shell,
+            "elastic_dipole_eV": self.dipole.tolist(),
+            "n_steps": self.steps,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """Vacancies of every kind of site in supercells of increasing size.
+
+    Attributes:
+        vacancies: for each site, from the smallest supercell to the largest.
+        chemical_potentials: by element, eV, with where they come from.
+    """
+
+    settings: Settings
+    prepared: Prepared
+    energy_per_atom: float
+    vacancies: tuple[tuple[Vacancy, ...], ...]
+    chemical_potentials: Mapping[str, tuple[float, str]]
+    warnings: tuple[str, ...]
+    converged: bool = True
+    reasons: tuple[str, ...] = ("all vacancies are relaxed below the threshold",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready summary; every key with a dimension ends in its unit."""
+        potentials = {
+            element: {"chemical_potential_eV": mu, "reference": origin}
+            for element, (mu, origin) in self.chemical_potentials.items()
+        }
+        return {
+            "converged": self.converged,
+            "reasons": list(self.reasons),
+            "warnings": list(self.warnings),
+            **self.prepared.to_dict(),
+            "energy_per_atom_eV": self.energy_per_atom,
+            "charge": 0,
+            "chemical_potentials": potentials,
+            "sites": [_site_dict(vacancies) for vacancies in self.vacancies],
+            "settings": options_of.to_dict(self.settings),
+        }
+
+
+def check(atoms: Atoms, settings: Settings) -> None:
+    """Raise InputError if there is no crystal to take atoms out of."""
+    prepare.check(atoms, settings, "vacancies")
+    _shapes(Cells.of(atoms, settings.symprec), settings, WIDTH)
+
+
+def run(
+    atoms: Atoms,
+    potential: BatchPotential,
+    settings: Settings | None = None,
+    *,
+    references: Mapping[str, Atoms] | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Formation energies of the vacancies of a crystal, one for every kind of site.
+
+    Args:
+        atoms: any cell of the crystal. potential: the model. settings: options.
+        references: elements in their reference states, by name, for the chemical potentials;
+            not needed for an element, which is its own. They are relaxed as the crystal is.
+        progress: called with what happens.
+
+    Raises:
+        InputError: no crystal, a supercell without room, or a bad reference.
+        NotConvergedError: a relaxation did not converge.
+    """
+    settings = settings or Settings()
+    prepared = prepare.prepare(atoms, potential, settings, "vacancies", progress)
+    cells, potential = prepared.cells, prepared.potential
+    width = max(WIDTH, 2 * potential.model.config.descriptor.e_rcut)
+    shapes = _shapes(cells, settings, width)
+    bulk = potential.evaluate([cells.primitive.atoms])[0]
+    energy_per_atom = bulk.energy / len(cells.primitive.atoms)
+    potentials = _chemical_potentials(
+        cells, energy_per_atom, references or {}, potential, settings, progress
+    )
+    vacancies = _vacancies(cells, shapes, potential, settings, potentials, progress)
+    largest = max(v.displacement for site in vacancies for v in site)
+    warnings = [
+        *prepared.warnings,
+        *guards.check(cells.primitive.atoms, potential, displacement=largest),
+        *_size_warnings(vacancies, len(shapes), settings, width, energy_per_atom),
+        *_reference_warnings(vacancies, potentials),
+    ]
+    return Result(
+        settings=settings,
+        prepared=prepared,
+        energy_per_atom=energy_per_atom,
+        vacancies=vacancies,
+        chemical_potentials=potentials,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def sites(cells: Cells) -> list[Site]:
+    """The kinds of sites that the symmetry of a crystal tells apart."""
+    primitive = cells.primitive
+    dataset = symmetry(primitive.atoms, cells.symprec)
+    kinds = dataset.equivalent_atoms
+    return [
+        Site(
+            index=int(index),
+            input_index=int(np.flatnonzero(primitive.index == index)[0]),
+            element=primitive.atoms.symbols[index],
+            wyckoff=dataset.wyckoffs[index],
+            multiplicity=int(np.count_nonzero(kinds == index)),
+        )
+        for index in np.unique(kinds)
+    ]
+
+
+def _shapes(cells: Cells, settings: Settings, width: float) -> list[supercells.Shape]:
+    """The supercells, from the smallest to the largest."""
+    shape: supercells.Shape | None = supercells.choose(
+        cells, supercells.parse(settings.supercell), width
+    )
+    shapes: list[supercells.Shape] = []
+    while shape is not None and len(shapes) < settings.sizes:
+        if shape.size * len(cells.primitive.atoms) > 1:
+            shapes.insert(0, shape)
+        shape = shape.smaller()
+    if not shapes:
+        raise InputError(
+            f"supercell = {settings.supercell}: has a single atom, nothing of which is left"
+        )
+    return shapes
+
+
+def _vacancies(
+    cells: Cells,
+    shapes: list[supercells.Shape],
+    potential: BatchPotential,
+    settings: Settings,
+    potentials: Mapping[str, tuple[float, str]],
+    progress: Progress | None,
+) -> tuple[tuple[Vacancy, ...], ...]:
+    """All vacancies in all supercells, relaxed in lockstep."""
+    perfect = [Supercell.of(cells.primitive, shape.matrix).atoms for shape in shapes]
+    kinds = sites(cells)
+    pairs = [(kind, box) for kind in kinds for box in range(len(perfect))]
+    starts = [_without(perfect[box], kind.index) for kind, box in pairs]
+    evaluations = potential.evaluate([*perfect, *starts])
+    bulks, unrelaxed = evaluations[: len(perfect)], evaluations[len(perfect) :]
+    if progress:
+        sizes = ", ".join(str(len(box)) for box in perfect)
+        progress(Event("vacancy", f"kinds of sites: {len(kinds)}; supercells of {sizes} atoms"))
+    rng = np.random.default_rng(settings.seed)
+    rattled = [
+        _rattled(start, perfect[box].positions[kind.index], settings.rattle, rng)
+        for (kind, box), start in zip(pairs, starts, strict=True)
+    ]
+    fixed = relax.Settings(fmax=settings.fmax, steps=settings.steps, symprec=settings.symprec)
+    relaxed = prepare.relax_together(rattled, potential, fixed, "vacancy", progress)
+    found: list[list[Vacancy]] = [[] for _ in kinds]
+    for number, (kind, box) in enumerate(pairs):
+        hole = perfect[box].positions[kind.index]
+        atoms, start = relaxed[number].atoms, starts[number]
+        moved = np.linalg.norm(atoms.positions - start.positions, axis=1)
+        mu = potentials.get(kind.element)
+        vacancy = Vacancy(
+            site=kind,
+            n_atoms=len(perfect[box]),
+            face_distance=supercells.face_distance(cells, shapes[box].matrix),
+            image_distance=_image_distance(perfect[box]),
+            atoms=atoms,
+            perfect=bulks[box].energy,
+            start=unrelaxed[number].energy,
+            chemical_potential=None if mu is None else mu[0],
+            displacement=float(moved.max()),
+            shell=_shell(atoms, start, hole),
+            dipole=_virial(atoms) - bulks[box].virial,
+            steps=relaxed[number].steps[-1].index,
+        )
+        found[kinds.index(kind)].append(vacancy)
+    return tuple(tuple(vacancies) for vacancies in found)
+
+
+def _without(perfect: Atoms, index: int) -> Atoms:
+    atoms = perfect.copy()
+    del atoms[index]
+    return atoms
+
+
+def _distances(atoms: Atoms, point: np.ndarray) -> np.ndarray:
+    from ase.geometry import find_mic
+
+    return np.asarray(find_mic(atoms.positions - point, atoms.cell, atoms.pbc)[1])
+
+
+def _first_shell(atoms: Atoms, point: np.ndarray) -> np.ndarray:
+    distance = _distances(atoms, point)
+    return np.flatnonzero(distance <= FIRST_SHELL * distance.min())
+
+
+def _rattled(start: Atoms, hole: np.ndarray, amount: float, rng: np.random.Generator) -> Atoms:
+    atoms = start.copy()
+    near = _first_shell(atoms, hole)
+    atoms.positions[near] += rng.normal(scale=amount, size=(len(near), 3))
+    return atoms
+
+
+def _shell(relaxed: Atoms, start: Atoms, hole: np.ndarray) -> float:
+    """How much further from the vacancy its nearest neighbours are than in the crystal."""
+    near = _first_shell(start, hole)
+    return float((_distances(relaxed, hole) - _distances(start, hole))[near].mean())
+
+
+def _virial(atoms: Atoms) -> np.ndarray:
+    return np.asarray(-atoms.get_volume() * atoms.get_stress(voigt=False))
+
+
+def _image_distance(perfect: Atoms) -> float:
+    from ase.geometry import minkowski_reduce
+
+    return float(np.linalg.norm(minkowski_reduce(perfect.cell[:])[0], axis=1).min())
+
+
+def _chemical_potentials(
+    cells: Cells,
+    energy_per_atom: float,
+    references: Mapping[str, Atoms],
+    potential: BatchPotential,
+    settings: Settings,
+    progress: Progress | None,
+) -> dict[str, tuple[float, str]]:
+    """Energy per atom and origin of the reference of every element that has one."""
+    elements = sorted(set(cells.primitive.atoms.symbols))
+    if len(elements) == 1:
+        if references:
+            raise InputError(
+                f"a crystal of {elements[0]} alone is its own reference; leave out reference"
+            )
+        return {elements[0]: (energy_per_atom, "the crystal itself")}
+    given: dict[str, tuple[str, Atoms]] = {}
+    for name, atoms in references.items():
+        element = reference_element(name, atoms)
+        if element not in elements:
+            raise InputError(f"reference {name} is {element}, which the crystal has none of")
+        if element in given:
+            raise InputError(f"references {given[element][0]} and {name} are both {element}")
+        given[element] = (name, atoms)
+    found = {}
+    for element, (name, atoms) in given.items():
+        energy = _reference_energy(name, atoms, potential, settings)
+        found[element] = (energy, name)
+        if progress:
+            progress(Event("reference", f"{name}: {energy:.6f} eV for an atom of {element}"))
+    return found
+
+
+def reference_element(name: str, atoms: Atoms) -> str:
+    """The element of a reference structure.
+
+    Raises:
+        InputError: it has several.
+    """
+    elements = sorted(set(atoms.symbols))
+    if len(elements) != 1:
+        raise InputError(f"reference {name} must be of one element, not of {', '.join(elements)}")
+    return str(elements[0])
+
+
+def _reference_energy(
+    name: str, atoms: Atoms, potential: BatchPotential, settings: Settings
+) -> float:
+    """Energy per atom of a reference, relaxed as the crystal is: a crystal with its cell."""
+    atoms = atoms.copy()
+    atoms.set_constraint()
+    if not settings.relax:
+        return potential.evaluate([atoms])[0].energy / len(atoms)
+    crystal = atoms.pbc.all() and connected_dimension(atoms) == 3
+    options = relax.Settings(
+        cell="full" if crystal else "fixed",
+        fmax=settings.fmax,
+        smax=settings.smax,
+        steps=settings.steps,
+    )
+    result = relax.run(atoms, potential, options)
+    if not result.converged:
+        raise NotConvergedError(
+            f"reference {name} did not converge in {result.steps[-1].index} steps: "
+            f"{'; '.join(result.reasons)}"
+        )
+    return result.steps[-1].energy_eV / len(atoms)
+
+
+def _size_warnings(
+    vacancies: tuple[tuple[Vacancy, ...], ...],
+    n_sizes: int,
+    settings: Settings,
+    width: float,
+    energy_per_atom: float,
+) -> list[str]:
+    """What the sizes of the supercells say of the results, and what they cannot say."""
+    warnings = []
+    largest = vacancies[0][-1]
+    if n_sizes < 2:
+        why = "sizes = 1" if settings.sizes == 1 else "there is no smaller one"
+        warnings.append(f"convergence with the size of the supercell was not looked at ({why})")
+    if largest.face_distance < width - 1e-6:
+        warnings.append(
+            f"faces of the largest supercell are {largest.face_distance:.1f} Å apart; below "
+            f"{width:g} Å a vacancy sees its own images"
+        )
+    for site in vacancies:
+        change = site[-1].removal - site[-2].removal if n_sizes > 1 else 0.0
+        if abs(change) > SIZE_CHANGE:
+            warnings.append(
+                f"the formation energy of {site[0].site.element} ({site[0].site.wyckoff}) changes "
+                f"by {change:+.3f} eV from {site[-2].n_atoms} to {site[-1].n_atoms} atoms: use a "
+                "larger supercell"
+            )
+    for vacancy in vacancies[0]:
+        off = vacancy.perfect - vacancy.n_atoms * energy_per_atom
+        if abs(off) > SAME_CRYSTAL:
+            warnings.append(
+                f"the perfect supercell of {vacancy.n_atoms} atoms has {off:+.4f} eV more than as "
+                "many atoms in the primitive cell (selection limit of the model); energies are "
+                "differences from the supercell"
+            )
+    return warnings
+
+
+def _reference_warnings(
+    vacancies: tuple[tuple[Vacancy, ...], ...], potentials: Mapping[str, tuple[float, str]]
+) -> list[str]:
+    elements = sorted({site[0].site.element for site in vacancies})
+    warnings = []
+    missing = [element for element in elements if element not in potentials]
+    if missing:
+        warnings.append(
+            f"no reference for {', '.join(missing)}: only the energy without the chemical "
+            "potential (removal_energy_eV) is known, to which that is to be added; --reference"
+        )
+    if NONMETALS & set(elements):
+        warnings.append(
+            "vacancies are neutral; the charged ones that insulators and semiconductors have "
+            "cannot be described"
+        )
+    return warnings
+
+
+def _site_dict(vacancies: tuple[Vacancy, ...]) -> dict[str, Any]:
+    """A site, its values in the largest supercell, and all sizes."""
+    site, largest = vacancies[0].site, vacancies[-1]
+    change = None if len(vacancies) < 2 else largest.removal - vacancies[-2].removal
+    return {
+        "element": site.element,
+        "wyckoff": site.wyckoff,
+        "multiplicity_primitive": site.multiplicity,
+        "index_input": site.input_index,
+        "chemical_potential_eV": largest.chemical_potential,
+        **largest.to_dict(),
+        "size_change_eV": change,
+        "by_size": [vacancy.to_dict() for vacancy in vacancies],
+    }
