@@ -1,7 +1,7 @@
 """Elastic constants of silicon, and a picture of how stiff it is along each direction.
 
 Prints:
-    C11 C12 C44: 133 57 73 GPa, 101 GPa with clamped ions
+    C11 C12 C44: 134 57 73 GPa, 101 GPa with clamped ions
     drawn in elastic_silicon.png
 """
 
