@@ -13,7 +13,7 @@ formulas are those of spec/dpa3.md 1.5; ``d_x`` is dE/dx. Against ``network.py``
 Temporaries live in a workspace that is reused by all blocks, layers and evaluations.
 
 A faster implementation of the edges and angles overrides :meth:`LayerKernel._forward_blocks` and
-:meth:`LayerKernel._backward_blocks` (native_kernels.py).
+:meth:`LayerKernel._backward_blocks` (native_kernels.py, triton_kernels.py).
 """
 
 from __future__ import annotations
