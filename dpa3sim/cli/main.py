@@ -18,6 +18,7 @@ INTERRUPTED = 130
 # Modules are imported when their command runs, so that help and errors come at once.
 COMMANDS = {
     "relax": "relax the atoms and the cell of structures",
+    "phonon": "phonon bands, densities of states, thermal properties, stability",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",
@@ -27,6 +28,7 @@ _EPILOG = """\
 examples:
   dpa3sim relax POSCAR --cell full          relax with the embedded model
   dpa3sim relax a.cif b.cif --model my.pth  several structures, your checkpoint
+  dpa3sim phonon POSCAR                     phonons of the relaxed crystal
   dpa3sim model list                        the public DPA3 models
 
 exit codes: 0 done, 2 bad usage or input, 3 not converged, 4 unphysical result,

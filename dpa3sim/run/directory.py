@@ -23,7 +23,12 @@ SCHEMA_VERSION = 1
 # Endings of keys that carry a unit, longest first where one contains another.
 # `_per_atom`, `_per_cell` or `_per_formula_unit` before it says of how much.
 _UNITS = {
+    "_eV_per_A2": "eV/Å^2",
     "_eV_per_A": "eV/Å",
+    "_J_per_K_mol": "J/K/mol",
+    "_kJ_per_mol": "kJ/mol",
+    "_km_per_s": "km/s",
+    "_per_K": "1/K",
     "_GPa": "GPa",
     "_eV": "eV",
     "_A3": "Å^3",
