@@ -33,6 +33,12 @@ class NonFiniteError(Dpa3simError):
     exit_code = 4
 
 
+class UnphysicalError(Dpa3simError):
+    """A part of a calculation has a result that what builds on it cannot use."""
+
+    exit_code = 4
+
+
 class OutOfMemoryError(Dpa3simError):
     """A single structure needs more memory than there is, even in the most frugal way."""
 

@@ -97,6 +97,15 @@ class BatchPotential(PotentialLike, Protocol):
     ) -> list[Evaluation | Dpa3simError]:
         """Like ``evaluate``, with the error of a bad structure in place of its result."""
 
+    @property
+    def batches(self) -> int:
+        """How many batches were asked of the model so far."""
+
+    def hessian(
+        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Second derivatives; see :meth:`Potential.hessian`."""
+
     def in_precision(self, dtype: Dtype) -> BatchPotential:
         """The same model in this precision; ``"auto"`` is the one it has."""
 
@@ -242,6 +251,11 @@ class Potential:
         return MatmulDeviation(energy, force, len(items))
 
     @property
+    def batches(self) -> int:
+        """How many batches were evaluated so far."""
+        return self.counters.batches
+
+    @property
     def identity(self) -> str:
         """What tells the results of this potential from those of others."""
         return f"{self._memory_key} {self.truncate} {self.matmul}"
@@ -304,23 +318,30 @@ class Potential:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
         self._graph_input(structure)
 
-    def hessian(self, structure: AtomsLike | Structure) -> np.ndarray:
+    def hessian(
+        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+    ) -> np.ndarray:
         """Second derivatives d2E/dx_i dx_j, ``(3n, 3n)``, eV/Å^2, always in float64.
 
         Analytic: the readable network is differentiated twice, once per coordinate, so that
         time and memory limit this to some tens of atoms. Where the energy is not smooth (spec
         traps T1 and T2) it is the curvature on this side of the step.
 
+        Args:
+            structure: any structure.
+            atoms: those k whose rows, ``(3k, 3n)``, are wanted; None is all.
+
         Raises:
             InputError: a structure that cannot be computed.
         """
         structure = as_structure(structure)
+        rows = range(len(structure.numbers)) if atoms is None else atoms
         batch = make_batch([self._graph_input(structure)], self.device)
         network = self._network
         if self.dtype != "float64":
             network = Network(self.model.config, self.model.weights, self.device, torch.float64)
         with self._lock:
-            return hessian(network, batch)
+            return hessian(network, batch, rows)
 
     def _graph_input(self, structure: AtomsLike | Structure) -> GraphInput:
         """The graph from a fresh search, without skin: what the resident one must equal."""

@@ -136,11 +136,11 @@ def face_distance(cells: Cells, matrix: Any) -> float:
     Args:
         cells: of the crystal. matrix: ``(3, 3)``, in the vectors of its primitive cell.
     """
-    return float(_heights(np.asarray(matrix) @ cells.primitive.atoms.cell[:]).min())
+    return float(widths(np.asarray(matrix) @ cells.primitive.atoms.cell[:]).min())
 
 
-def _heights(lattice: np.ndarray) -> np.ndarray:
-    """Distances of the three pairs of faces of a cell, its vectors in rows."""
+def widths(lattice: np.ndarray) -> np.ndarray:
+    """Distances ``(3,)`` of the pairs of faces of a cell, its vectors in rows."""
     return 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
 
 
@@ -155,14 +155,14 @@ def _positive(matrix: np.ndarray) -> np.ndarray:
 
 
 def _wide(cells: Cells, basis: np.ndarray, width: float) -> Shape:
-    heights = _heights(basis @ cells.primitive.atoms.cell[:])
+    heights = widths(basis @ cells.primitive.atoms.cell[:])
     n = [max(1, int(np.ceil(width / h - 1e-6))) for h in heights]
     return Shape(basis, (n[0], n[1], n[2]))
 
 
 def _widest(cells: Cells, basis: np.ndarray, max_atoms: int) -> Shape | None:
     """Repeated along its narrowest sides while there is room for the atoms."""
-    heights = _heights(basis @ cells.primitive.atoms.cell[:])
+    heights = widths(basis @ cells.primitive.atoms.cell[:])
     n = np.ones(3, dtype=int)
     best = None
     while True:

@@ -23,6 +23,7 @@ COMMANDS = {
     "neb": "minimum energy path and barrier between two structures",
     "vacancy": "formation energies of vacancies",
     "surface": "energies of surfaces",
+    "phonon": "phonon bands, densities of states, thermal properties, stability",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",
@@ -32,6 +33,7 @@ _EPILOG = """\
 examples:
   dpa3sim relax POSCAR --cell full          relax with the embedded model
   dpa3sim relax a.cif b.cif --model my.pth  several structures, your checkpoint
+  dpa3sim phonon POSCAR                     phonons of the relaxed crystal
   dpa3sim model list                        the public DPA3 models
 
 exit codes: 0 done, 2 bad usage or input, 3 not converged, 4 unphysical result,

@@ -9,6 +9,7 @@ neighbour of an edge; q, k two angle-edges of one centre, q the one that receive
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -421,8 +422,8 @@ def sum_rows(x: Tensor, index: Tensor, size: int) -> Tensor:
     return x.new_zeros((size, *x.shape[1:])).index_add(0, index, x)
 
 
-def hessian(network: Network, graph: GraphBatch) -> np.ndarray:
-    """Second derivatives of a structure's energy, ``(3n, 3n)``, eV/Å^2.
+def hessian(network: Network, graph: GraphBatch, atoms: Sequence[int]) -> np.ndarray:
+    """Second derivatives of a structure's energy, rows of ``atoms``, ``(3k, 3n)``, eV/Å^2.
 
     Differentiates twice with respect to displacements of the atoms, which enter the edge
     vectors linearly: row by row, a Hessian-vector product each.
@@ -437,10 +438,10 @@ def hessian(network: Network, graph: GraphBatch) -> np.ndarray:
         )
         energies = network.atomic_energies(graph, graph.vectors + ends[0] - ends[1])
         if not energies.requires_grad:  # isolated atoms
-            return np.zeros((3 * n, 3 * n))
+            return np.zeros((3 * len(atoms), 3 * n))
         (gradient,) = torch.autograd.grad(energies.sum(), displacement, create_graph=True)
         rows = []
-        for component in gradient.flatten():
+        for component in gradient[list(atoms)].flatten():
             (row,) = torch.autograd.grad(component, displacement, retain_graph=True)
             rows.append(row.flatten())
     matrix: np.ndarray = torch.stack(rows).cpu().numpy()

@@ -45,6 +45,9 @@ CREATE TABLE IF NOT EXISTS evaluations (
     limits TEXT NOT NULL
 ) WITHOUT ROWID
 """
+_SCHEMA_HESSIANS = """
+CREATE TABLE IF NOT EXISTS hessians (key BLOB PRIMARY KEY, rows BLOB NOT NULL) WITHOUT ROWID
+"""
 # Of an evaluation, what is neither the energy nor an array.
 _LIMITS = ("n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges", "warnings")
 
@@ -104,6 +107,7 @@ class StoredPotential:
         usual = CPU_CHUNK_ATOMS if potential.device.type == "cpu" else DEVICE_CHUNK_ATOMS
         self._chunk_atoms = chunk_atoms or usual
         self._request = 0
+        self._batches = 0
         self._unsaved = 0.0
         self._lock = RLock()
         self._database = self._open()
@@ -118,6 +122,7 @@ class StoredPotential:
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("BEGIN EXCLUSIVE")
             database.execute(_SCHEMA)
+            database.execute(_SCHEMA_HESSIANS)
             database.execute("COMMIT")
         except sqlite3.DatabaseError as error:
             reason = "another process is using it" if "locked" in str(error) else str(error)
@@ -143,6 +148,11 @@ class StoredPotential:
     def dtype(self) -> str:
         """Precision of the model."""
         return self.potential.dtype
+
+    @property
+    def batches(self) -> int:
+        """How many batches an undisturbed run asks of the model up to here."""
+        return self._batches
 
     @property
     def identity(self) -> str:
@@ -196,10 +206,38 @@ class StoredPotential:
             self.statistics.asked += len(keys)
             self.statistics.found += sum(key in known for key in keys)
             for chunk in self._chunks(fresh):
+                self._batches += 1
                 missing = {key: fresh[key] for key in chunk if key not in known}
                 if missing:
                     known |= self._compute(missing)
         return [known[key] for key in keys]
+
+    def hessian(
+        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Like :meth:`Potential.hessian`, saved as a whole.
+
+        Raises:
+            InputError: see there.
+        """
+        plain = as_structure(structure)
+        rows = list(range(len(plain.numbers))) if atoms is None else list(atoms)
+        key = hashlib.sha256(self._key(plain) + repr(rows).encode()).digest()
+        with self._lock:
+            self.statistics.asked += 1
+            saved = self._database.execute(
+                "SELECT rows FROM hessians WHERE key = ?", (key,)
+            ).fetchone()
+            if saved is not None:
+                self.statistics.found += 1
+                matrix = np.frombuffer(saved[0], dtype="<f8").astype(np.float64)
+                return matrix.reshape(3 * len(rows), 3 * len(plain.numbers))
+            matrix = self.potential.hessian(plain, rows)
+            self.statistics.computed += 1
+            self._save()
+            blob = np.ascontiguousarray(matrix, dtype="<f8").tobytes()
+            self._database.execute("INSERT INTO hessians VALUES (?, ?)", (key, blob))
+            return matrix
 
     def close(self) -> None:
         """Save what is not saved yet and release the file."""

@@ -38,6 +38,15 @@ def test_hessian_is_the_derivative_of_the_forces(name):
         np.testing.assert_allclose(rows, 0, atol=1e-11)
 
 
+def test_rows_of_some_atoms(smooth):
+    atoms = molecule("H2O")
+    whole = smooth.hessian(atoms)
+    np.testing.assert_allclose(
+        smooth.hessian(atoms, [2, 0]), whole[[6, 7, 8, 0, 1, 2]], rtol=0, atol=1e-14
+    )
+    assert smooth.hessian(Atoms("OH", [[0, 0, 0], [0, 0, 9]]), [1]).shape == (3, 6)
+
+
 def test_the_hessian_is_float64_whatever_the_potential_is(embedded, embedded64):
     silicon = bulk("Si")
     silicon.rattle(0.02, seed=1)

@@ -225,3 +225,30 @@ for number in range(10**6):
             found = stored.evaluate([atoms])[0]
         assert stored.statistics.computed == 0
         assert_identical(found, smooth.evaluate([atoms])[0])
+
+
+def test_hessians_are_saved(smooth, tmp_path):
+    atoms = molecule("H2O")
+    matrices = []
+    for _ in range(2):
+        with StoredPotential(smooth, tmp_path / "s") as stored:
+            matrices.append(stored.hessian(atoms, [1]))
+            statistics = stored.statistics
+    np.testing.assert_array_equal(matrices[0], matrices[1])
+    np.testing.assert_array_equal(matrices[0], smooth.hessian(atoms, [1]))
+    assert (statistics.found, statistics.computed) == (1, 0)
+    with StoredPotential(smooth, tmp_path / "s") as stored:
+        assert stored.hessian(atoms).shape == (9, 9)
+        assert stored.statistics.computed == 1
+
+
+def test_batches_are_those_of_an_undisturbed_run(smooth, tmp_path):
+    structures = [molecule("H2O") for _ in range(5)]
+    for number, atoms in enumerate(structures):
+        atoms.rattle(0.01, seed=number)
+    counts = []
+    for _ in range(2):
+        with StoredPotential(smooth, tmp_path / "s", chunk_atoms=6) as stored:
+            stored.evaluate(structures)
+            counts.append(stored.batches)
+    assert counts == [3, 3]

@@ -1,0 +1,167 @@
+"""Relax crystals and compute their phonons, one run directory for each."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.protocol import DONE, PropertyCommand, PropertyJob, write_structure
+from dpa3sim.errors import UnphysicalError
+from dpa3sim.files import atomic_write
+from dpa3sim.protocols import imaginary, phonon
+
+if TYPE_CHECKING:
+    from dpa3sim.protocols.harmonic import Harmonic
+    from dpa3sim.protocols.phonon import Result
+
+ROOM_TEMPERATURE = 300.0
+
+
+class HarmonicJob(PropertyJob):
+    """A property that may depend on a file of Born charges."""
+
+    def _summary(self) -> dict[str, Any]:
+        """What decides the result: the content of that file, too."""
+        summary = super()._summary()
+        if self.settings.born is not None:
+            content = Path(self.settings.born).read_bytes()
+            summary["born_sha256"] = hashlib.sha256(content).hexdigest()
+        return summary
+
+
+class PhononJob(HarmonicJob):
+    """Phonons, which may be asked to fail where the crystal is unstable."""
+
+    def exit_code(self, stored: dict[str, Any]) -> int:
+        """4 for an unstable crystal with ``imaginary=error``."""
+        code = super().exit_code(stored)
+        unstable = stored["verdict"] == imaginary.UNSTABLE
+        if code == DONE and unstable and self.settings.imaginary == "error":
+            return UnphysicalError.exit_code
+        return code
+
+
+def write(folder: Path, result: Result, label: str, plots: bool) -> None:
+    """Structures, phonopy's files, tables and pictures."""
+    from phonopy.phonon.dos import write_projected_dos
+
+    write_structure(folder, "structure_relaxed", result.prepared.atoms)
+    write_structure(folder, "structure_primitive", result.crystal.atoms)
+    if result.child is not None:
+        write_structure(folder, "structure_child", result.child.atoms)
+    write_phonopy(folder, result.crystal)
+    found = result.phonon
+    found.write_yaml_band_structure(filename=folder / "band.yaml")
+    found.write_total_dos(folder / "total_dos.dat")
+    projected = result.projected_dos
+    write_projected_dos(
+        projected.frequencies, projected.values, filename=folder / "projected_dos.dat"
+    )
+    found.write_yaml_thermal_properties(filename=folder / "thermal_properties.yaml")
+    thermal = result.thermal.to_dict(result.prepared.cells)
+    write_table(folder / "thermal_properties.csv", columns(thermal))
+    if plots:
+        from dpa3sim.cli.phonon_plots import plot_bands, plot_thermal
+
+        plot_bands(folder, result, label)
+        plot_thermal(folder, result, label)
+
+
+def write_phonopy(folder: Path, crystal: Harmonic, ending: str = "") -> None:
+    """What the program ``phonopy`` loads: cells, forces, symmetrized force constants."""
+    from phonopy.file_IO import write_force_constants_to_hdf5, write_FORCE_SETS
+
+    found = crystal.phonon
+    found.save(
+        folder / f"phonopy{ending}.yaml", settings={"force_sets": False, "force_constants": False}
+    )
+    if found.dataset is not None:
+        write_FORCE_SETS(found.dataset, folder / f"FORCE_SETS{ending}")
+    write_force_constants_to_hdf5(
+        found.force_constants,
+        str(folder / f"force_constants{ending}.hdf5"),
+        p2s_map=found.primitive.p2s_map,
+        physical_unit="eV/angstrom^2",
+    )
+
+
+def columns(data: Mapping[str, Any]) -> dict[str, Sequence[float]]:
+    """Those entries that are as long as the temperatures."""
+    length = len(data["temperatures_K"])
+    return {k: v for k, v in data.items() if isinstance(v, list) and len(v) == length}
+
+
+def write_table(path: Path, table: Mapping[str, Sequence[float]]) -> None:
+    """A csv file with a column for each entry."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    writer.writerows(
+        [f"{value:.10g}" for value in row] for row in zip(*table.values(), strict=True)
+    )
+    atomic_write(path, text.getvalue())
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The stored result in a few lines."""
+    optical = [mode for mode in result["modes_gamma"] if not mode["acoustic"]]
+    told = ", ".join(
+        f"{mode['frequency_THz']:.3f}{' ' + mode['irrep'] if mode['irrep'] else ''}"
+        for mode in optical[:12]
+    )
+    more = f" and {len(optical) - 12} more" if len(optical) > 12 else ""
+    text = [
+        *supercell_lines(result),
+        f"optical modes at Γ: {told or 'none'}{more} {'THz' if told else ''}".rstrip(),
+        f"frequencies {result['lowest_frequency_THz']:.3f} to "
+        f"{result['highest_frequency_THz']:.3f} THz, {result['verdict']}",
+    ]
+    text += _thermal_lines(result)
+    if "child_found" in result:
+        text.append(
+            f"along the imaginary mode: {result['child_spacegroup']}, "
+            f"{1000 * result['child_energy_gain_per_atom_eV']:.3f} meV/atom lower"
+        )
+    return text
+
+
+def supercell_lines(result: dict[str, Any]) -> list[str]:
+    """Crystal and supercell."""
+    width = min(result["supercell_widths_A"])
+    count = result["n_displacements"]
+    how = f"finite displacements: {count}" if count else "analytic second derivatives"
+    a, b, c = result["conventional_lengths_A"]
+    return [
+        f"{result['spacegroup']}, conventional a {a:.4f}  b {b:.4f}  c {c:.4f} Å",
+        f"supercell of {result['n_atoms_supercell']} atoms, {width:.1f} Å wide; {how}",
+    ]
+
+
+def _thermal_lines(result: dict[str, Any]) -> list[str]:
+    at = [i for i, t in enumerate(result["temperatures_K"]) if abs(t - ROOM_TEMPERATURE) < 1e-6]
+    if not at:
+        return []
+    capacity = result["heat_capacity_per_atom_J_per_K_mol"][at[0]]
+    entropy = result["entropy_per_atom_J_per_K_mol"][at[0]]
+    zero = 1000 * result["zero_point_energy_per_atom_eV"]
+    return [
+        f"per atom: zero-point energy {zero:.2f} meV; at 300 K heat capacity {capacity:.3f} and "
+        f"entropy {entropy:.3f} J/K/mol"
+    ]
+
+
+COMMAND = PropertyCommand(
+    "phonon",
+    "phonons",
+    phonon.Settings,
+    PhononJob,
+    plots="bands and thermal properties",
+    protocol=phonon,
+    write=write,
+    lines=lines,
+)
+configure, run = COMMAND.configure, COMMAND.run

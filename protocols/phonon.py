@@ -1,0 +1,451 @@
+"""Phonons: bands, densities of states, thermal properties, stability (phonopy).
+
+The unit cell is the primitive one of the relaxed crystal, whatever cell was given: results do not
+depend on that, and are given for the input cell, an atom and a formula unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpa3sim import settings as options_of
+from dpa3sim.protocols import guards, imaginary, prepare
+from dpa3sim.protocols.bands import BandPath
+from dpa3sim.protocols.cells import Cells, Extensive
+from dpa3sim.protocols.harmonic import Harmonic, harmonic, new_phonopy, read_born
+from dpa3sim.protocols.imaginary import Child, Verdict
+from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
+from dpa3sim.protocols.supercells import parse, widths
+from dpa3sim.protocols.symmetric_supercells import choose
+from dpa3sim.settings import option
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from phonopy import Phonopy
+
+    from dpa3sim.potential import BatchPotential
+
+WHAT = "phonons"
+# The projected density of states needs eigenvectors at all points, not only the irreducible ones:
+# its mesh is this much coarser.
+PROJECTED_MESH = 0.4
+# Frequencies at which densities of states are given.
+DOS_POINTS = 200
+KJ_PER_MOL = 96.48533212  # of an eV
+KM_PER_S = 0.1  # of THz Å
+# Elements whose compounds are polar: without Born charges the optical modes are not split.
+ANIONS = ("N", "O", "F", "P", "S", "Cl", "As", "Se", "Br", "Te", "I")
+
+
+@dataclass(frozen=True)
+class HarmonicSettings(PropertySettings):
+    """Options of every protocol that needs force constants."""
+
+    supercell: str = option(
+        "auto",
+        "auto (faces 15 Å and twice the cutoff apart), a width such as 20A, max-atoms=200, or "
+        "its vectors in those of the input cell: 2,2,2 or nine whole numbers",
+    )
+    method: str = option(
+        "fd",
+        "force constants from finite displacements (fd), or from analytic second derivatives",
+        choices=("fd", "analytic"),
+    )
+    distance: float = option(0.01, "length of the finite displacements", unit="Å", minimum=1e-6)
+    born: str | None = option(
+        None, "file with Born charges and dielectric tensor, in phonopy's BORN format"
+    )
+    mesh: float = option(
+        100.0, "fineness of the mesh of wave vectors: points times length", unit="Å", minimum=1
+    )
+    t_max: float = option(1000.0, "highest temperature", unit="K", minimum=0)
+    t_step: float = option(10.0, "step of the temperatures", unit="K", minimum=0.1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse(self.supercell)
+
+
+@dataclass(frozen=True)
+class Settings(HarmonicSettings):
+    """Options of a phonon calculation."""
+
+    imaginary: str = option(
+        "report",
+        "what to do where the crystal is unstable: report it, end with exit code 4 (error), or "
+        "follow the softest mode to a lower minimum",
+        choices=("report", "error", "follow"),
+    )
+
+
+@dataclass(frozen=True)
+class Thermal:
+    """Thermal properties of a primitive cell in the harmonic approximation.
+
+    Attributes:
+        temperatures: ``(n,)``, K. free_energy: ``(n,)``, kJ/mol.
+        entropy, heat_capacity: ``(n,)``, J/K/mol, at constant volume.
+        zero_point: kJ/mol. n_atoms: of the primitive cell.
+    """
+
+    temperatures: np.ndarray
+    free_energy: np.ndarray
+    entropy: np.ndarray
+    heat_capacity: np.ndarray
+    zero_point: float
+    n_atoms: int
+
+    @classmethod
+    def of(cls, phonon: Phonopy, temperatures: np.ndarray) -> Thermal:
+        """From the mesh of a phonopy object; imaginary and acoustic modes at Γ do not count."""
+        found = phonon.run_thermal_properties(
+            temperatures=temperatures, exclude_gamma_acoustic=True
+        )
+        return cls(
+            np.asarray(found.temperatures),
+            np.asarray(found.free_energy),
+            np.asarray(found.entropy),
+            np.asarray(found.heat_capacity),
+            float(found.zero_point_energy or 0.0),
+            len(phonon.primitive),
+        )
+
+    def to_dict(self, cells: Cells) -> dict[str, Any]:
+        """JSON-ready: lists over the temperatures, per cell, atom and formula unit."""
+        zero_point = Extensive(self.zero_point / KJ_PER_MOL, self.n_atoms)
+        return {
+            **zero_point.keys("zero_point_energy", "eV", cells),
+            "temperatures_K": self.temperatures.tolist(),
+            **series(self.free_energy, self.n_atoms, "free_energy", "kJ_per_mol", cells),
+            **series(self.entropy, self.n_atoms, "entropy", "J_per_K_mol", cells),
+            **series(self.heat_capacity, self.n_atoms, "heat_capacity", "J_per_K_mol", cells),
+        }
+
+
+@dataclass(frozen=True)
+class ProjectedDos:
+    """Density of states of each atom of the primitive cell.
+
+    Attributes:
+        frequencies: ``(n,)``, THz. values: ``(n_atoms, n)``, 1/THz, equivalent atoms alike.
+    """
+
+    frequencies: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, phonon: Phonopy, lowest: float, highest: float, pitch: float) -> ProjectedDos:
+        """From the mesh of a phonopy object, with eigenvectors and without symmetry.
+
+        Eigenvectors of degenerate modes are arbitrary; the mean over equivalent atoms is not.
+        """
+        found = phonon.run_projected_dos(freq_min=lowest, freq_max=highest, freq_pitch=pitch)
+        values = np.asarray(found.projected_dos)
+        first = np.asarray(phonon.primitive_symmetry.get_map_atoms())
+        means = {atom: values[first == atom].mean(axis=0) for atom in set(first.tolist())}
+        return cls(np.asarray(found.frequency_points), np.array([means[a] for a in first]))
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A set of degenerate modes at Γ.
+
+    Attributes:
+        frequency: THz. degeneracy: how many. irrep: Mulliken symbol, None where unknown.
+        acoustic: whether the crystal moves as a whole.
+    """
+
+    frequency: float
+    degeneracy: int
+    irrep: str | None
+    acoustic: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready keys."""
+        return {
+            "frequency_THz": self.frequency,
+            "degeneracy": self.degeneracy,
+            "irrep": self.irrep,
+            "acoustic": self.acoustic,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """Phonons of a crystal.
+
+    Attributes:
+        prepared: the relaxed crystal in its cells.
+        crystal: its primitive cell with phonopy's object, which has bands, mesh, total density of
+            states and thermal properties.
+        path: of the bands. projected_dos: on a coarser mesh than the total one.
+        child: where an unstable crystal goes, if that was asked for.
+        n_batches: batches that the supercells took.
+    """
+
+    settings: Settings
+    prepared: Prepared
+    crystal: Harmonic
+    matrix: np.ndarray
+    path: BandPath
+    projected_dos: ProjectedDos
+    thermal: Thermal
+    modes: tuple[Mode, ...]
+    verdict: Verdict
+    child: Child | None
+    n_batches: int
+    converged: bool
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def phonon(self) -> Phonopy:
+        """The phonopy object of the crystal."""
+        return self.crystal.phonon
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready summary; every key with a dimension ends in its unit."""
+        cells, phonon = self.prepared.cells, self.phonon
+        bands = phonon.band_structure
+        assert bands is not None
+        velocities = [np.linalg.norm(v, axis=2).max() for v in bands.group_velocities or ()]
+        return {
+            "converged": self.converged,
+            "reasons": list(self.reasons),
+            "warnings": list(self.warnings),
+            **self.prepared.to_dict(),
+            **supercell_keys(self.crystal, self.matrix, cells),
+            "n_batches": self.n_batches,
+            **residual_keys(self.crystal),
+            **self.verdict.to_dict(),
+            "frequencies_gamma_THz": gamma_frequencies(phonon).tolist(),
+            "modes_gamma": [mode.to_dict() for mode in self.modes],
+            "highest_frequency_THz": float(max(f.max() for f in bands.frequencies)),
+            "highest_group_velocity_km_per_s": float(max(velocities)) * KM_PER_S,
+            "nac": phonon.nac_params is not None,
+            **self.path.to_dict(cells.input.atoms.cell[:], phonon.primitive.cell),
+            "frequencies_special_points_THz": self._special_points(),
+            "mesh": np.asarray(phonon.mesh_numbers).tolist(),
+            **self.thermal.to_dict(cells),
+            **(self.child.to_dict() if self.child else {}),
+            "settings": options_of.to_dict(self.settings),
+        }
+
+    def _special_points(self) -> dict[str, list[float]]:
+        """Frequencies at the labelled points; at Γ without the splitting by a direction."""
+        points = self.path.coordinates(self.phonon.primitive.cell)
+        found = self.phonon.run_qpoints(list(points.values())).frequencies
+        return {name: f.tolist() for name, f in zip(points, found, strict=True)}
+
+
+def check(atoms: Atoms, settings: HarmonicSettings) -> None:
+    """Raise InputError if there are no phonons of ``atoms``; cheap."""
+    prepare.check(atoms, settings, WHAT)
+    size, cells = parse(settings.supercell), Cells.of(atoms, settings.symprec)
+    choose(cells, size, 0.0)
+    if settings.born is not None:
+        unit = new_phonopy(cells.primitive.atoms, np.eye(3, dtype=int), settings.symprec)
+        read_born(settings.born, unit.primitive, settings.symprec)
+
+
+def run(
+    atoms: Atoms,
+    potential: BatchPotential,
+    settings: Settings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Result:
+    """Relax a crystal and compute its phonons.
+
+    Args:
+        atoms: any cell of the crystal; not changed.
+        potential: the model. settings: options, defaults where None.
+        progress: called with what happens.
+
+    Raises:
+        InputError: no crystal, or a supercell or file of Born charges that does not fit it.
+        NotConvergedError: a relaxation did not converge.
+    """
+    settings = settings or Settings()
+    check(atoms, settings)
+    prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
+    potential = prepared.potential
+    matrix, warnings = preflight(prepared, settings)
+    before = potential.batches
+    (crystal,) = force_constants(
+        [prepared.cells.primitive.atoms], matrix, prepared, settings, progress
+    )
+    n_batches = potential.batches - before
+    if progress:
+        progress(Event("phonons", "bands, densities of states, thermal properties"))
+    path, projected, thermal = _spectrum(crystal, settings)
+    verdict = verdict_of(crystal)
+    warnings += verdict_warnings(verdict, crystal.phonon)
+    child = None
+    if settings.imaginary == "follow" and verdict.state == imaginary.UNSTABLE:
+        child = imaginary.follow(crystal, verdict, potential, settings, progress)
+        if child.gain <= 0:
+            warnings.append("following the imaginary mode led to no lower energy")
+    return Result(
+        settings=settings,
+        prepared=prepared,
+        crystal=crystal,
+        matrix=matrix,
+        path=path,
+        projected_dos=projected,
+        thermal=thermal,
+        modes=_gamma_modes(crystal.phonon),
+        verdict=verdict,
+        child=child,
+        n_batches=n_batches,
+        converged=True,
+        reasons=("the force constants are complete",),
+        warnings=(*prepared.warnings, *warnings),
+    )
+
+
+# -- what protocols on top of phonons share -------------------------------------------------------
+
+
+def preflight(
+    prepared: Prepared, settings: HarmonicSettings, strain: float = 0.0
+) -> tuple[np.ndarray, list[str]]:
+    """The supercell ``(3, 3)`` in vectors of the primitive cell, and warnings before any work."""
+    cells, potential = prepared.cells, prepared.potential
+    cutoff = potential.model.config.descriptor.e_rcut
+    matrix, warnings = choose(cells, parse(settings.supercell), cutoff)
+    displacement = settings.distance if settings.method == "fd" else 0.0
+    warnings += guards.check(
+        cells.primitive.atoms, potential, strain=strain, displacement=displacement
+    )
+    symbols = set(cells.primitive.atoms.get_chemical_symbols())
+    if settings.born is None and len(symbols) > 1 and symbols & set(ANIONS):
+        warnings.append(
+            "without Born charges the longitudinal and transverse optical modes of a polar "
+            "insulator are not split at Γ; --born FILE adds that"
+        )
+    return matrix, warnings
+
+
+def force_constants(
+    structures: list[Atoms],
+    matrix: np.ndarray,
+    prepared: Prepared,
+    settings: HarmonicSettings,
+    progress: Progress | None,
+) -> list[Harmonic]:
+    """Force constants of primitive cells, with the options of a protocol."""
+    return harmonic(
+        structures,
+        matrix,
+        prepared.potential,
+        method=settings.method,
+        distance=settings.distance,
+        symprec=settings.symprec,
+        born=settings.born,
+        progress=progress,
+    )
+
+
+def temperatures(settings: HarmonicSettings) -> np.ndarray:
+    """0 K to the highest temperature, K."""
+    return np.arange(0.0, settings.t_max + 1e-6 * settings.t_step, settings.t_step)
+
+
+def verdict_of(crystal: Harmonic) -> Verdict:
+    """Whether a crystal is stable, from whatever bands and mesh its phonopy object has."""
+    phonon = crystal.phonon
+    others = []
+    if phonon.band_structure is not None:
+        bands = phonon.band_structure
+        others += list(zip(bands.qpoints, bands.frequencies, strict=True))
+    if phonon.mesh is not None:
+        others.append((np.asarray(phonon.mesh.qpoints), np.asarray(phonon.mesh.frequencies)))
+    return imaginary.judge(crystal, others)
+
+
+def verdict_warnings(verdict: Verdict, phonon: Phonopy) -> list[str]:
+    """What a verdict other than stable means for the results."""
+    if verdict.state == imaginary.STABLE:
+        return []
+    warnings = [f"dynamically {verdict.state}: {verdict.reason}"]
+    mesh: Any = phonon.mesh
+    share = np.average((np.asarray(mesh.frequencies) < 0).mean(axis=1), weights=mesh.weights)
+    if share > 0:
+        warnings.append(
+            f"imaginary modes, {100 * share:.2g} % of all, are left out of thermal properties"
+        )
+    return warnings
+
+
+def supercell_keys(crystal: Harmonic, matrix: np.ndarray, cells: Cells) -> dict[str, Any]:
+    """JSON-ready: what was displaced."""
+    return {
+        "supercell_matrix_primitive": matrix.tolist(),
+        "supercell_matrix_input": (matrix @ cells.primitive.matrix).round(6).tolist(),
+        "supercell_widths_A": widths(matrix @ crystal.atoms.cell[:]).tolist(),
+        "n_atoms_supercell": len(crystal.phonon.supercell),
+        "n_displacements": crystal.n_displacements,
+    }
+
+
+def residual_keys(crystal: Harmonic) -> dict[str, Any]:
+    """JSON-ready: what symmetry forbids and was there before it was imposed."""
+    residuals = crystal.residuals
+    return {
+        "residual_force_eV_per_A": residuals.force,
+        "residual_drift_eV_per_A": residuals.drift,
+        "residual_translation_eV_per_A2": residuals.asr,
+        "residual_permutation_eV_per_A2": residuals.permutation,
+        "residual_acoustic_gamma_THz": residuals.acoustic,
+    }
+
+
+def series(
+    values: np.ndarray, n_atoms: int, name: str, unit: str, cells: Cells
+) -> dict[str, list[float]]:
+    """:meth:`Extensive.keys` for an array of values."""
+    factors = Extensive(1.0, n_atoms).keys(name, unit, cells)
+    return {key: (factor * values).tolist() for key, factor in factors.items()}
+
+
+def gamma_frequencies(phonon: Phonopy) -> np.ndarray:
+    """Frequencies at Γ ``(3n,)``, THz; imaginary ones negative."""
+    return np.asarray(phonon.run_qpoints([[0.0, 0.0, 0.0]]).frequencies[0])
+
+
+def _spectrum(crystal: Harmonic, settings: Settings) -> tuple[BandPath, ProjectedDos, Thermal]:
+    """Bands, densities of states and thermal properties, into the phonopy object."""
+    phonon = crystal.phonon
+    path = BandPath.of(crystal.atoms, settings.symprec)
+    path.run(phonon)
+    assert phonon.band_structure is not None
+    frequencies = phonon.band_structure.frequencies
+    highest = 1.02 * max(f.max() for f in frequencies)
+    lowest = min(0.0, 1.02 * min(f.min() for f in frequencies))
+    pitch = (highest - lowest) / DOS_POINTS
+    phonon.run_mesh(settings.mesh * PROJECTED_MESH, with_eigenvectors=True, is_mesh_symmetry=False)
+    projected = ProjectedDos.of(phonon, lowest, highest, pitch)
+    phonon.run_mesh(settings.mesh)
+    phonon.run_total_dos(freq_min=lowest, freq_max=highest, freq_pitch=pitch)
+    return path, projected, Thermal.of(phonon, temperatures(settings))
+
+
+def _gamma_modes(phonon: Phonopy) -> tuple[Mode, ...]:
+    """Degenerate sets at Γ with their irreducible representations."""
+    found = phonon.run_irreps([0, 0, 0], symmetry_adapted=True)
+    # phonopy shows the labels and has no public name for them; None where it knows none.
+    labels = getattr(found, "_ir_labels", None) or [None] * len(found.band_indices)
+    acoustic = set(np.argsort(np.abs(found.frequencies))[:3].tolist())
+    return tuple(
+        Mode(
+            float(np.mean(found.frequencies[list(bands)])),
+            len(bands),
+            label,
+            set(bands) <= acoustic,
+        )
+        for bands, label in zip(found.band_indices, labels, strict=True)
+    )
