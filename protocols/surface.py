@@ -56,7 +56,12 @@ class Settings(PropertySettings):
         "first one); auto is all different ones of 0 and 1",
         repeatable=True,
     )
-    thickness: float = option(15.0, "least thickness of the thinnest slab", unit="Å", minimum=0)
+    thickness: float = option(
+        15.0,
+        "least thickness of the thinnest slab: lattice planes times their distance",
+        unit="Å",
+        minimum=0,
+    )
     sizes: int = option(3, "how many thicknesses, each at least 4 Å more", minimum=1)
     terminations: int = option(
         1, "how many cuts are relaxed for each index, those of lowest unrelaxed energy", minimum=1

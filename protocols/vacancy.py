@@ -226,6 +226,12 @@ def run(
         *guards.check(cells.primitive.atoms, potential, displacement=largest),
         *_size_warnings(vacancies, len(shapes), settings, width, energy_per_atom),
         *_reference_warnings(vacancies, potentials),
+        *(
+            f"reference {name} is a molecule; model {potential.model.name} is used as it is, "
+            "whatever it was trained on"
+            for name, reference in (references or {}).items()
+            if not reference.pbc.any()
+        ),
     ]
     return Result(
         settings=settings,

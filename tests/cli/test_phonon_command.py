@@ -217,7 +217,7 @@ def test_nonsense(make, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--supercell", "large"], "none of auto"),
+        (["--supercell", "large"], "is not one of: auto"),
         (["--supercell", "max-atoms=1"], "max-atoms=1"),
         (["--method", "analytc"], "did you mean 'analytic'"),
         (["--imaginary", "ignore"], "is not one of"),

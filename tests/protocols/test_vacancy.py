@@ -91,6 +91,9 @@ def test_a_compound_needs_references():
         assert site["removal_energy_eV"] > 0
     assert any("no reference for Au, Cu" in warning for warning in found.warnings)
 
+    pair = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]])
+    dimer = vacancy.run(copper_gold(), EMTPotential(), COMPOUND, references={"cu2.xyz": pair})
+    assert any("cu2.xyz is a molecule" in warning for warning in dimer.warnings)
     references = {"cu.cif": bulk("Cu"), "au.cif": bulk("Au", cubic=True)}
     known = vacancy.run(copper_gold(), EMTPotential(), COMPOUND, references=references)
     for site, bare in zip(known.to_dict()["sites"], found.to_dict()["sites"], strict=True):
