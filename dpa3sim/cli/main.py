@@ -24,6 +24,8 @@ COMMANDS = {
     "vacancy": "formation energies of vacancies",
     "surface": "energies of surfaces",
     "phonon": "phonon bands, densities of states, thermal properties, stability",
+    "gruneisen": "mode Grüneisen parameters",
+    "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",

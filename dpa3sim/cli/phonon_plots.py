@@ -15,7 +15,10 @@ from matplotlib import pyplot
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from dpa3sim.protocols.cells import Cells
+    from dpa3sim.protocols.gruneisen import Result as Grueneisen
     from dpa3sim.protocols.phonon import Result
+    from dpa3sim.protocols.qha import Result as Qha
 
 BLUE, GREY = "#1f4e9c", "0.6"
 
@@ -48,9 +51,7 @@ def plot_bands(folder: Path, result: Result, title: str) -> None:
     right.set_xlim(left=0)
     right.axhline(0, color=GREY, linewidth=0.7)
     right.legend(fontsize="small", frameon=False)
-    cells = result.prepared.cells
-    formula = cells.primitive.atoms.get_chemical_formula(empirical=True)
-    figure.suptitle(f"{title}: {formula}, {cells.label()}, {result.verdict.state}")
+    figure.suptitle(f"{title}: {_what(result.prepared.cells)}, {result.verdict.state}")
     save(figure, folder, "bands")
 
 
@@ -106,3 +107,75 @@ def _pretty(label: str) -> str:
         f"{name.partition('_')[0]}$_{{{name.partition('_')[2]}}}$" if "_" in name else name
         for name in label.split("|")
     )
+
+
+def plot_gruneisen(folder: Path, result: Grueneisen, title: str) -> None:
+    """Parameters along the path, and of all modes against their frequency."""
+    figure, (left, right) = pyplot.subplots(
+        1, 2, sharey=True, figsize=(9, 4.5), width_ratios=(3, 2), layout="constrained"
+    )
+    for distance, values in zip(result.distances, result.band_parameters, strict=True):
+        left.plot(distance, values, ".", color=BLUE, markersize=2)
+    decorate_path(left, result.distances, result.path.segments)
+    left.set_ylabel("mode Grüneisen parameter")
+    right.plot(result.frequencies.ravel(), result.parameters.ravel(), ".", color=BLUE, markersize=2)
+    right.axhline(0, color=GREY, linewidth=0.7)
+    right.set_xlabel("frequency (THz)")
+    counted = result.parameters[np.isfinite(result.parameters)]
+    # A few modes near Γ may be far from all others.
+    low, high = np.percentile(counted, [0.2, 99.8])
+    margin = 0.1 * (high - low) + 0.1
+    left.set_ylim(min(low, 0) - margin, high + margin)
+    figure.suptitle(f"{title}: {_what(result.prepared.cells)}")
+    save(figure, folder, "gruneisen")
+
+
+def plot_qha(folder: Path, result: Qha, title: str) -> None:
+    """Volume, expansion, bulk modulus and heat capacity against the temperature."""
+    figure, axes = pyplot.subplots(2, 2, sharex=True, figsize=(8, 6), layout="constrained")
+    n = len(result.crystals[0].atoms)
+    t = result.temperatures
+    for axis, values, name in (
+        (axes[0, 0], result.equilibrium_volumes / n, "volume (Å$^3$/atom)"),
+        (axes[0, 1], 1e6 * result.expansion, "volumetric expansion (10$^{-6}$/K)"),
+        (axes[1, 0], result.bulk_moduli, "bulk modulus (GPa)"),
+        (axes[1, 1], result.heat_capacities / n, "$C_P$ (J/K/mol/atom)"),
+    ):
+        axis.plot(t, values, color=BLUE)
+        axis.set_ylabel(name)
+        axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("temperature (K)")
+    figure.suptitle(f"{title}: {_what(result.prepared.cells)}, quasi-harmonic")
+    save(figure, folder, "quasi_harmonic")
+    _plot_free_energies(folder, result, title)
+
+
+def _plot_free_energies(folder: Path, result: Qha, title: str) -> None:
+    """Free energies against the volume, with the volume of each temperature."""
+    figure, axis = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
+    n, kept = len(result.crystals[0].atoms), result.kept
+    free = np.asarray(result.found.helmholtz_volume[:kept]) / n
+    gibbs = np.asarray(result.found.gibbs_free_energies[:kept]) / n
+    shown = range(0, kept, max(1, kept // 10))
+    for row in shown:
+        axis.plot(result.volumes / n, free[row], marker="o", markersize=3, color=GREY, linewidth=1)
+    lowest = result.equilibrium_volumes / n
+    axis.plot(
+        lowest[list(shown)],
+        gibbs[list(shown)],
+        marker="x",
+        color="tab:red",
+        label="minimum at each temperature",
+    )
+    axis.set_xlabel("volume (Å$^3$/atom)")
+    axis.set_ylabel("free energy (eV/atom)")
+    axis.set_title(f"{title}: {result.temperatures[0]:g} to {result.temperatures[kept - 1]:g} K")
+    axis.legend(frameon=False, loc="lower left")
+    save(figure, folder, "free_energy_volume")
+
+
+def _what(cells: Cells) -> str:
+    """Formula and space group."""
+    formula = cells.primitive.atoms.get_chemical_formula(empirical=True)
+    return f"{formula}, {cells.label()}"

@@ -1,0 +1,77 @@
+"""Relax crystals and compute their mode Grüneisen parameters, one run directory for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpa3sim.cli.phonon import HarmonicJob, supercell_lines, write_phonopy, write_table
+from dpa3sim.cli.protocol import PropertyCommand, write_structure
+from dpa3sim.protocols import gruneisen
+
+if TYPE_CHECKING:
+    from dpa3sim.protocols.gruneisen import Result
+
+ROOM_TEMPERATURE = 300.0
+VOLUMES = ("", "_smaller", "_larger")
+
+
+def write(folder: Path, result: Result, label: str, plots: bool) -> None:
+    """Structures, phonopy's files of each volume, tables and a picture."""
+    write_structure(folder, "structure_relaxed", result.prepared.atoms)
+    for crystal, ending in zip(result.crystals, VOLUMES, strict=True):
+        write_structure(folder, f"structure_primitive{ending}", crystal.atoms)
+        write_phonopy(folder, crystal, ending)
+    counted = np.isfinite(result.parameters)
+    weights = np.broadcast_to(result.weights[:, None], counted.shape)
+    write_table(
+        folder / "gruneisen_mesh.csv",
+        {
+            "frequency_THz": result.frequencies[counted].tolist(),
+            "gruneisen": result.parameters[counted].tolist(),
+            "weight": weights[counted].tolist(),
+        },
+    )
+    write_table(
+        folder / "gruneisen_average.csv",
+        {
+            "temperature_K": result.temperatures.tolist(),
+            "gruneisen_average": result.averages.tolist(),
+        },
+    )
+    if plots:
+        from dpa3sim.cli.phonon_plots import plot_gruneisen
+
+        plot_gruneisen(folder, result, label)
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The stored result in a few lines."""
+    optical = zip(
+        result["frequencies_gamma_optical_THz"], result["gruneisen_gamma_optical"], strict=True
+    )
+    told = ", ".join(f"{parameter:.3f} ({frequency:.2f} THz)" for frequency, parameter in optical)
+    text = [
+        *supercell_lines(result),
+        f"optical modes at Γ: {told or 'none'}",
+        f"all modes: {result['gruneisen_lowest']:.3f} to {result['gruneisen_highest']:.3f}",
+    ]
+    at = [i for i, t in enumerate(result["temperatures_K"]) if abs(t - ROOM_TEMPERATURE) < 1e-6]
+    if at:
+        text.append(f"mean at 300 K, by heat capacity: {result['gruneisen_average'][at[0]]:.3f}")
+    return text
+
+
+COMMAND = PropertyCommand(
+    "gruneisen",
+    "Grüneisen parameters",
+    gruneisen.Settings,
+    HarmonicJob,
+    plots="the parameters",
+    protocol=gruneisen,
+    write=write,
+    lines=lines,
+)
+configure, run = COMMAND.configure, COMMAND.run

@@ -1,0 +1,79 @@
+"""Relax crystals and compute their thermal expansion, one run directory for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.phonon import (
+    HarmonicJob,
+    columns,
+    supercell_lines,
+    write_phonopy,
+    write_table,
+)
+from dpa3sim.cli.protocol import PropertyCommand, write_structure
+from dpa3sim.protocols import qha
+
+if TYPE_CHECKING:
+    from dpa3sim.protocols.qha import Result
+
+ROOM_TEMPERATURE = 300.0
+
+
+def write(folder: Path, result: Result, label: str, plots: bool) -> None:
+    """Structures, phonopy's files of each volume, tables and a picture."""
+    write_structure(folder, "structure_relaxed", result.prepared.atoms)
+    for number, crystal in enumerate(result.crystals):
+        ending = f"_{number:02d}"
+        write_structure(folder, f"structure_primitive{ending}", crystal.atoms)
+        write_phonopy(folder, crystal, ending)
+    data = result.to_dict()
+    write_table(folder / "quasi_harmonic.csv", columns(data))
+    free = result.found.helmholtz_volume[: result.kept].T / len(result.crystals[0].atoms)
+    names = [f"{volume:.6f}" for volume in data["grid_volumes_per_atom_A3"]]
+    write_table(
+        folder / "free_energy_volume.csv",
+        {
+            "temperature_K": data["temperatures_K"],
+            **{
+                f"free_energy_per_atom_eV_at_{n}_A3": f.tolist()
+                for n, f in zip(names, free, strict=True)
+            },
+        },
+    )
+    if plots:
+        from dpa3sim.cli.phonon_plots import plot_qha
+
+        plot_qha(folder, result, label)
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """The stored result in a few lines."""
+    text = supercell_lines(result)
+    t = result["temperatures_K"]
+    wanted = {0.0, ROOM_TEMPERATURE, t[-1]}
+    for i in (i for i, value in enumerate(t) if any(abs(value - w) < 1e-6 for w in wanted)):
+        parts = [
+            f"{t[i]:g} K: volume {result['volume_per_atom_A3'][i]:.4f} Å^3/atom",
+            f"bulk modulus {result['bulk_modulus_GPa'][i]:.2f} GPa",
+        ]
+        if i > 0:
+            alpha = 1e6 * result["thermal_expansion_volumetric_per_K"][i]
+            cp = result["heat_capacity_cp_per_atom_J_per_K_mol"][i]
+            parts += [f"expansion {alpha:.2f}e-6/K (of the volume)", f"Cp {cp:.3f} J/K/mol/atom"]
+        text.append(", ".join(parts))
+    return text
+
+
+COMMAND = PropertyCommand(
+    "qha",
+    "quasi-harmonic approximation",
+    qha.Settings,
+    HarmonicJob,
+    plots="volume, expansion, bulk modulus and heat capacity",
+    protocol=qha,
+    write=write,
+    lines=lines,
+)
+configure, run = COMMAND.configure, COMMAND.run
