@@ -37,7 +37,7 @@ check = phonon.check
 
 
 @dataclass(frozen=True)
-class Settings(HarmonicSettings):  # type: ignore[misc]
+class Settings(HarmonicSettings):
     """Options of a calculation of Grüneisen parameters."""
 
     strain: float = option(0.01, "relative change of the volume, to either side", minimum=1e-5)

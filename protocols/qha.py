@@ -40,7 +40,7 @@ ROUGH = 5e-4
 
 
 @dataclass(frozen=True)
-class Settings(HarmonicSettings):  # type: ignore[misc]
+class Settings(HarmonicSettings):
     """Options of a quasi-harmonic calculation."""
 
     volumes: int = option(7, "number of volumes, evenly spaced", minimum=FEWEST_VOLUMES)
