@@ -143,6 +143,13 @@ class EMTPotential:
         self.identity = "emt"
         self.requests: list[int] = []
 
+    @property
+    def batches(self) -> int:
+        return len(self.requests)
+
+    def hessian(self, structure: Any, atoms: Any = None) -> np.ndarray:
+        raise NotImplementedError
+
     def in_precision(self, dtype: str) -> EMTPotential:
         return self
 
