@@ -198,7 +198,7 @@ def test_rough_free_energies_are_told(embedded64):
         ({"smallest": 0.05, "largest": 0.01}, "ascending"),
         ({"t_max": 10.0}, "two steps"),
         ({"eos": "vnet"}, "did you mean 'vinet'"),
-        ({"supercell": "huge"}, "none of auto"),
+        ({"supercell": "huge"}, "is not one of: auto"),
     ],
 )
 def test_bad_options(options, message):
