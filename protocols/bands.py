@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpa3sim.protocols.cells import spglib_cell
+
 if TYPE_CHECKING:
     from ase import Atoms
     from phonopy import Phonopy
@@ -38,7 +40,7 @@ class BandPath:
         """The path for a crystal, in its orientation, whatever its cell."""
         import seekpath
 
-        structure = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
+        structure = spglib_cell(atoms)
         with warnings.catch_warnings():
             # Supercells, whose labels would mislead in their own zone; edge cases of lattices.
             warnings.simplefilter("ignore")

@@ -179,7 +179,7 @@ def symmetry(atoms: Atoms, symprec: float) -> Any:
     if not atoms.pbc.all():
         return None
     try:
-        return spglib.get_symmetry_dataset(_spglib_cell(atoms), symprec=symprec)
+        return spglib.get_symmetry_dataset(spglib_cell(atoms), symprec=symprec)
     except getattr(spglib, "SpglibError", ()):  # newer versions raise, older ones return None
         return None
 
@@ -247,7 +247,8 @@ def connected_dimension(atoms: Atoms) -> int:
     return max(rank for rank, count in enumerate(histogram) if count)
 
 
-def _spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
+def spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
+    """Lattice, scaled positions and numbers: a crystal for spglib and seekpath."""
     return atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers
 
 
@@ -256,7 +257,7 @@ def _standard(atoms: Atoms, symprec: float, to_primitive: bool) -> tuple[Any, An
     import spglib
 
     found = spglib.standardize_cell(
-        _spglib_cell(atoms), to_primitive=to_primitive, no_idealize=True, symprec=symprec
+        spglib_cell(atoms), to_primitive=to_primitive, no_idealize=True, symprec=symprec
     )
     if found is None:
         raise InputError(f"spglib finds no symmetry within symprec = {symprec:g} Å; change it")

@@ -18,6 +18,7 @@ from dpa3sim.protocols import guards, prepare
 from dpa3sim.protocols.cells import Extensive
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.protocols.relax import GPA
+from dpa3sim.protocols.volumes import scaled
 from dpa3sim.settings import option
 
 if TYPE_CHECKING:
@@ -178,8 +179,9 @@ def run(
     ready = prepare.prepare(atoms, potential, settings, WHAT, progress)
     start = ready.cells.primitive.atoms
     n = len(start)
+    changes = np.linspace(-settings.volume_range, settings.volume_range, settings.points)
     relaxed = prepare.relax_together(
-        _scaled(start, settings),
+        scaled(start, changes / 100),
         ready.potential,
         prepare.relax_settings(settings, "shape"),
         "volumes",
@@ -214,16 +216,6 @@ def run(
         reasons=tuple(reasons),
         warnings=tuple(dict.fromkeys([*ready.warnings, *limits, *doubts])),
     )
-
-
-def _scaled(atoms: Atoms, settings: Settings) -> list[Atoms]:
-    """The crystal at evenly spaced volumes, its own in the middle."""
-    scaled = []
-    for change in np.linspace(-settings.volume_range, settings.volume_range, settings.points):
-        copy = atoms.copy()
-        copy.set_cell(atoms.cell[:] * (1 + change / 100) ** (1 / 3), scale_atoms=True)
-        scaled.append(copy)
-    return scaled
 
 
 def _linear(volume_range: float) -> float:

@@ -130,15 +130,15 @@ def run(
     prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
     matrix, warnings = phonon.preflight(prepared, settings, strain=settings.strain / 3)
     strained, _ = at_volumes(prepared, (-settings.strain, settings.strain), settings, progress)
-    before = prepared.potential.batches
-    crystals = phonon.force_constants(
+    crystals, n_batches = phonon.force_constants(
         [prepared.cells.primitive.atoms, *strained], matrix, prepared, settings, progress
     )
-    n_batches = prepared.potential.batches - before
+    verdicts = []
     for crystal, name in zip(crystals, ("relaxed", "smaller", "larger"), strict=True):
         crystal.phonon.run_mesh(settings.mesh)
-        refuse_unstable(phonon.verdict_of(crystal), f"the crystal at the {name} volume")
-    verdict = phonon.verdict_of(crystals[0])
+        verdicts.append(phonon.verdict_of(crystal))
+        refuse_unstable(verdicts[-1], f"the crystal at the {name} volume")
+    verdict = verdicts[0]
     warnings += phonon.verdict_warnings(verdict, crystals[0].phonon)
     if progress:
         progress(Event("gruneisen", "derivatives of the frequencies"))

@@ -11,7 +11,13 @@ import numpy as np
 from dpa3sim.protocols import relax
 from dpa3sim.protocols.cells import Cells, check_crystal, symmetry
 from dpa3sim.protocols.hessians import nondiagonal, period_of
-from dpa3sim.protocols.prepare import Event, Progress, PropertySettings, relax_together
+from dpa3sim.protocols.prepare import (
+    Event,
+    Progress,
+    PropertySettings,
+    relax_settings,
+    relax_together,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -156,9 +162,7 @@ def follow(
         progress(Event("follow", f"{len(starts)} displaced cells of {len(cell)} atoms"))
     rest, *energies = (e.energy for e in potential.evaluate([cell, *starts]))
     order = np.argsort(energies, kind="stable")[:STARTS]
-    loose = relax.Settings(
-        cell="full", fmax=settings.fmax, smax=settings.smax, steps=settings.steps
-    )
+    loose = relax_settings(settings, "full", symmetric=False)
     results = relax_together([starts[i] for i in order], potential, loose, "follow", progress)
     best = min(results, key=lambda result: result.steps[-1].energy_eV)
     gain = (rest - best.steps[-1].energy_eV) / len(cell)

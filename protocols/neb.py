@@ -9,7 +9,6 @@ molecules alike; atoms that are fixed in both structures stay so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +65,7 @@ class Settings:
     match: bool = option(
         True, "give each atom of the last structure the place in the order that moves it least"
     )
-    dtype: str = option(
-        "float64",
-        "arithmetic; auto is that of the potential, or the checkpoint's own",
-        choices=("auto", "float32", "float64"),
-    )
+    dtype: str = prepare.dtype_option()
 
     def __post_init__(self) -> None:
         options_of.validate(self)
@@ -407,8 +402,12 @@ def _optimize(
             last = climbing or not settings.climb
             goal = settings.fmax if last else max(settings.fmax, settings.climb_fmax)
             neb.climb = climbing and _top_is_between(neb)
-            fmax = _largest(neb)
-            for _ in _moves(neb, settings.optimizer, goal, settings.steps - step):
+            fmax = relax.largest_force(neb)
+
+            def reached(goal: float = goal) -> bool:
+                return relax.largest_force(neb) <= goal
+
+            for _ in relax.optimize(neb, settings.optimizer, reached, settings.steps - step):
                 step += 1
                 fmax = _report(neb, step, progress)
     except Dpa3simError as error:
@@ -418,36 +417,13 @@ def _optimize(
     return fmax, step
 
 
-def _moves(neb: Any, name: str, goal: float, steps: int) -> Iterator[None]:
-    """Step after step of the band, until its largest force is no more than ``goal``."""
-    import ase.optimize
-
-    while steps > 0 and _largest(neb) > goal:
-        switching = name == "auto" and _largest(neb) > relax.FIRE_UNTIL
-        chosen = name if name != "auto" else "FIRE" if switching else "LBFGS"
-        moves = getattr(ase.optimize, chosen)(neb, logfile=None).irun(fmax=0.0, steps=steps)
-        next(moves)  # where it starts, which is known
-        before = steps
-        for _ in moves:
-            steps -= 1
-            yield
-            if _largest(neb) <= goal or (switching and _largest(neb) <= relax.FIRE_UNTIL):
-                break
-        if steps == before:
-            return
-
-
-def _largest(neb: Any) -> float:
-    return float(np.linalg.norm(neb.get_forces(), axis=1).max())
-
-
 def _top_is_between(neb: Any) -> bool:
     """Whether the highest image is neither the first nor the last: only such a one may climb."""
     return bool(0 < np.argmax(neb.energies) < len(neb.energies) - 1)
 
 
 def _report(neb: Any, step: int, progress: Progress | None) -> float:
-    fmax = _largest(neb)
+    fmax = relax.largest_force(neb)
     if progress:
         barrier = neb.energies.max() - neb.energies[0]
         message = (

@@ -243,9 +243,8 @@ class Result:
 
 def check(atoms: Atoms, settings: HarmonicSettings) -> None:
     """Raise InputError if there are no phonons of ``atoms``; cheap."""
-    prepare.check(atoms, settings, WHAT)
-    size, cells = parse(settings.supercell), Cells.of(atoms, settings.symprec)
-    choose(cells, size, 0.0)
+    cells = prepare.check(atoms, settings, WHAT)
+    choose(cells, parse(settings.supercell), 0.0)
     if settings.born is not None:
         unit = new_phonopy(cells.primitive.atoms, np.eye(3, dtype=int), settings.symprec)
         read_born(settings.born, unit.primitive, settings.symprec)
@@ -272,13 +271,10 @@ def run(
     settings = settings or Settings()
     check(atoms, settings)
     prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
-    potential = prepared.potential
     matrix, warnings = preflight(prepared, settings)
-    before = potential.batches
-    (crystal,) = force_constants(
+    (crystal,), n_batches = force_constants(
         [prepared.cells.primitive.atoms], matrix, prepared, settings, progress
     )
-    n_batches = potential.batches - before
     if progress:
         progress(Event("phonons", "bands, densities of states, thermal properties"))
     path, projected, thermal = _spectrum(crystal, settings)
@@ -286,7 +282,7 @@ def run(
     warnings += verdict_warnings(verdict, crystal.phonon)
     child = None
     if settings.imaginary == "follow" and verdict.state == imaginary.UNSTABLE:
-        child = imaginary.follow(crystal, verdict, potential, settings, progress)
+        child = imaginary.follow(crystal, verdict, prepared.potential, settings, progress)
         if child.gain <= 0:
             warnings.append("following the imaginary mode led to no lower energy")
     return Result(
@@ -336,18 +332,21 @@ def force_constants(
     prepared: Prepared,
     settings: HarmonicSettings,
     progress: Progress | None,
-) -> list[Harmonic]:
-    """Force constants of primitive cells, with the options of a protocol."""
-    return harmonic(
+) -> tuple[list[Harmonic], int]:
+    """Force constants of primitive cells, with the options of a protocol, and the batches."""
+    potential = prepared.potential
+    before = potential.batches
+    crystals = harmonic(
         structures,
         matrix,
-        prepared.potential,
+        potential,
         method=settings.method,
         distance=settings.distance,
         symprec=settings.symprec,
         born=settings.born,
         progress=progress,
     )
+    return crystals, potential.batches - before
 
 
 def temperatures(settings: HarmonicSettings) -> np.ndarray:

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 HIDDEN_FORCE = 10.0
 
 
+def dtype_option() -> Any:
+    """The option of every protocol whose results are small differences."""
+    return option(
+        "float64",
+        "arithmetic; auto is that of the potential, or the checkpoint's own",
+        choices=("auto", "float32", "float64"),
+    )
+
+
 @dataclass(frozen=True)
 class PropertySettings:
     """Options of every protocol that computes a property of a crystal at its minimum."""
@@ -36,11 +45,7 @@ class PropertySettings:
     steps: int = option(1000, "largest number of optimizer steps of a relaxation", minimum=0)
     fix_symmetry: bool = option(True, "keep the space group of the structure while relaxing")
     symprec: float = option(0.01, "tolerance for finding symmetry", unit="Å", minimum=1e-8)
-    dtype: str = option(
-        "float64",
-        "arithmetic; auto is that of the potential, or the checkpoint's own",
-        choices=("auto", "float32", "float64"),
-    )
+    dtype: str = dtype_option()
 
     def __post_init__(self) -> None:
         options_of.validate(self)
@@ -110,8 +115,8 @@ class Prepared:
         }
 
 
-def check(atoms: Atoms, settings: PropertySettings, what: str) -> None:
-    """Raise InputError if a property cannot be computed of ``atoms``; cheap.
+def check(atoms: Atoms, settings: PropertySettings, what: str) -> Cells:
+    """Raise InputError if a property cannot be computed of ``atoms``; cheap. Returns its cells.
 
     Args:
         atoms: any structure.
@@ -121,7 +126,7 @@ def check(atoms: Atoms, settings: PropertySettings, what: str) -> None:
     check_crystal(atoms, what)
     if settings.fix_symmetry:
         symmetrized(atoms, settings.symprec)
-    Cells.of(atoms, settings.symprec)
+    return Cells.of(atoms, settings.symprec)
 
 
 def prepare(
@@ -165,14 +170,16 @@ def prepare(
     return Prepared(cells, potential, relaxation, tuple(warnings))
 
 
-def relax_settings(settings: PropertySettings, cell: str) -> relax.Settings:
-    """The options of a relaxation in a property protocol."""
+def relax_settings(
+    settings: PropertySettings, cell: str, *, symmetric: bool = True
+) -> relax.Settings:
+    """The options of a relaxation in a property protocol; unless ``symmetric``, of any symmetry."""
     return relax.Settings(
         cell=cell,
         fmax=settings.fmax,
         smax=settings.smax,
         steps=settings.steps,
-        fix_symmetry=settings.fix_symmetry,
+        fix_symmetry=settings.fix_symmetry and symmetric,
         symprec=settings.symprec,
     )
 

@@ -34,7 +34,7 @@ WHAT = "quasi-harmonic properties"
 # phonopy's fits of heat capacities over the volume need these.
 FEWEST_VOLUMES = 5
 EQUATIONS = ("vinet", "birch_murnaghan", "murnaghan")
-J_PER_K_MOL = 96485.33212  # of an eV/K
+J_PER_K_MOL = 1000 * phonon.KJ_PER_MOL  # of an eV/K
 # Free energies further than this (eV/atom) from the equation of state are told.
 ROUGH = 5e-4
 
@@ -177,9 +177,7 @@ def run(
     matrix, warnings = phonon.preflight(prepared, settings, strain=reach / 3)
     strains = np.linspace(settings.smallest, settings.largest, settings.volumes).tolist()
     cells, energies = at_volumes(prepared, strains, settings, progress)
-    before = prepared.potential.batches
-    crystals = phonon.force_constants(cells, matrix, prepared, settings, progress)
-    n_batches = prepared.potential.batches - before
+    crystals, n_batches = phonon.force_constants(cells, matrix, prepared, settings, progress)
     for crystal, strain in zip(crystals, strains, strict=True):
         crystal.phonon.run_mesh(settings.mesh)
         verdict = phonon.verdict_of(crystal)

@@ -233,24 +233,40 @@ def _path(
     step = _measure(atoms, settings, free, done or 0)
     if done is None:
         yield step
-    while unmet(step, settings) and step.index < settings.steps:
-        name = settings.optimizer
-        switching = False
-        if name == "auto":
-            switching = _largest(target.get_forces()) > FIRE_UNTIL
-            name = "FIRE" if switching else "LBFGS"
-        moves = _optimizer(name, target).irun(fmax=0.0, steps=settings.steps - step.index)
+
+    def converged() -> bool:
+        return not unmet(step, settings)
+
+    for _ in optimize(target, settings.optimizer, converged, settings.steps - step.index):
+        step = _measure(atoms, settings, free, step.index + 1)
+        yield step
+
+
+def optimize(target: Any, name: str, done: Callable[[], bool], steps: int) -> Iterator[None]:
+    """Step after step of an optimizer.
+
+    Args:
+        target: what ASE's optimizers move.
+        name: of the optimizer; ``"auto"`` is FIRE while a force exceeds :data:`FIRE_UNTIL`, then
+            LBFGS.
+        done: asked before the first step and after each one.
+        steps: at most so many.
+    """
+    while steps > 0 and not done():
+        switching = name == "auto" and largest_force(target) > FIRE_UNTIL
+        chosen = name if name != "auto" else "FIRE" if switching else "LBFGS"
+        moves = _optimizer(chosen, target).irun(fmax=0.0, steps=steps)
         next(moves)  # where it starts, which is known
-        start = step.index
+        before = steps
         for _ in moves:
-            step = _measure(atoms, settings, free, step.index + 1)
-            yield step
-            if not unmet(step, settings):
+            steps -= 1
+            yield
+            if done():
                 return
-            if switching and _largest(target.get_forces()) <= FIRE_UNTIL:
+            if switching and largest_force(target) <= FIRE_UNTIL:
                 break
-        if step.index == start:
-            return  # no force at all, and yet not converged: a constraint holds it
+        if steps == before:
+            return  # no force at all, and yet not done: a constraint holds it
 
 
 def _measure(atoms: Atoms, settings: Settings, free: np.ndarray | None, index: int) -> Step:
@@ -261,7 +277,7 @@ def _measure(atoms: Atoms, settings: Settings, free: np.ndarray | None, index: i
         enthalpy += settings.pressure * GPA * volume
         stress = atoms.get_stress(voigt=False) + settings.pressure * GPA * np.eye(3)
         smax = float(np.abs(_relevant(stress, settings.cell)[free]).max() / GPA)
-    return Step(index, energy, enthalpy, _largest(atoms.get_forces()), smax, volume)
+    return Step(index, energy, enthalpy, largest_force(atoms), smax, volume)
 
 
 def _relevant(stress: np.ndarray, cell: str) -> np.ndarray:
@@ -272,8 +288,9 @@ def _relevant(stress: np.ndarray, cell: str) -> np.ndarray:
     return mean if cell in ("volume", "iso") else stress
 
 
-def _largest(forces: np.ndarray) -> float:
-    return float(np.sqrt((np.asarray(forces) ** 2).sum(axis=1)).max())
+def largest_force(target: Any) -> float:
+    """Norm of the largest force on an atom, or on what else the target has, eV/Å."""
+    return float(np.sqrt((np.asarray(target.get_forces()) ** 2).sum(axis=1)).max())
 
 
 def unmet(step: Step, settings: Settings) -> list[str]:
@@ -342,7 +359,7 @@ def _filter(atoms: Atoms, settings: Settings, free: np.ndarray | None) -> Atoms 
     )
 
 
-def _optimizer(name: str, target: Atoms | Filter) -> Optimizer:
+def _optimizer(name: str, target: Any) -> Optimizer:
     import ase.optimize
     from ase.optimize.fire2 import FIRE2
 

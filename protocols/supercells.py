@@ -107,7 +107,7 @@ def choose(cells: Cells, request: Request, width: float) -> Shape:
     """
     if request.matrix is not None:
         return _asked(cells, np.array(request.matrix))
-    bases = [np.eye(3, dtype=int), _positive(_in_primitive(cells, cells.conventional.matrix))]
+    bases = [np.eye(3, dtype=int), right_handed(in_primitive(cells, cells.conventional.matrix))]
     if request.max_atoms is not None:
         fitting = [s for b in bases if (s := _widest(cells, b, request.max_atoms)) is not None]
         if not fitting:
@@ -122,12 +122,12 @@ def choose(cells: Cells, request: Request, width: float) -> Shape:
 
 def _asked(cells: Cells, matrix: np.ndarray) -> Shape:
     """A matrix of the user: multiples of the input cell, or of the smallest cell of its shape."""
-    given = _positive(_in_primitive(cells, np.eye(3)))
+    given = right_handed(in_primitive(cells, np.eye(3)))
     n = np.diag(matrix)
     if (n > 0).all() and not (matrix - np.diag(n)).any():
         return Shape(given, (int(n[0]), int(n[1]), int(n[2])))
     common = int(np.gcd.reduce(matrix.ravel()))
-    return Shape(_positive(matrix // common @ given), (common,) * 3)
+    return Shape(right_handed(matrix // common @ given), (common,) * 3)
 
 
 def face_distance(cells: Cells, matrix: Any) -> float:
@@ -144,13 +144,13 @@ def widths(lattice: np.ndarray) -> np.ndarray:
     return 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
 
 
-def _in_primitive(cells: Cells, matrix: np.ndarray) -> np.ndarray:
+def in_primitive(cells: Cells, matrix: np.ndarray) -> np.ndarray:
     """A cell given in the vectors of the input cell, in those of the primitive one."""
     return np.rint(matrix @ np.linalg.inv(cells.primitive.matrix)).astype(int)
 
 
-def _positive(matrix: np.ndarray) -> np.ndarray:
-    """The same lattice, right-handed with respect to the primitive cell."""
+def right_handed(matrix: np.ndarray) -> np.ndarray:
+    """The same lattice, as right-handed as the cell in whose vectors it is given."""
     return -matrix if np.linalg.det(matrix) < 0 else matrix
 
 

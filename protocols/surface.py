@@ -23,7 +23,7 @@ import numpy as np
 
 from dpa3sim import settings as options_of
 from dpa3sim.errors import InputError
-from dpa3sim.protocols import guards, prepare, relax
+from dpa3sim.protocols import guards, prepare
 from dpa3sim.protocols.cells import Cells, symmetry
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.settings import option
@@ -252,8 +252,7 @@ def face_name(miller: Miller) -> str:
 
 def check(atoms: Atoms, settings: Settings) -> None:
     """Raise InputError if there is no crystal, or none of its faces can be computed."""
-    prepare.check(atoms, settings, "surfaces")
-    _all_cuts(Cells.of(atoms, settings.symprec), settings)
+    _all_cuts(prepare.check(atoms, settings, "surfaces"), settings)
 
 
 def run(
@@ -365,7 +364,7 @@ def _cuts(cells: Cells, miller: Miller, settings: Settings) -> list[_Cut]:
     primitive = cells.primitive.atoms
     element = len(set(primitive.numbers.tolist())) == 1
     indices = _primitive_indices(cells, miller)
-    height = float(1 / np.linalg.norm(np.array(indices) @ np.linalg.inv(primitive.cell[:]).T))
+    height = float(1 / np.linalg.norm(_normal(primitive, indices)))
     first = max(1, math.ceil(settings.thickness / height - 1e-6))
     step = max(1, math.ceil(THICKER / height - 1e-6))
     periods = tuple(first + n * step for n in range(settings.sizes))
@@ -388,19 +387,15 @@ def _primitive_indices(cells: Cells, miller: Miller) -> Miller:
     return h, k, l
 
 
-def _oriented(primitive: Atoms, indices: Miller, periods: int, shift: float) -> Atoms:
-    """A slab, cut ``shift`` (Å) above the origin; without vacuum, the normal along z."""
-    from ase.build import surface
-
-    moved = primitive.copy()
-    normal = np.array(indices) @ np.linalg.inv(primitive.cell[:]).T
-    moved.positions -= shift * normal / np.linalg.norm(normal)
-    return surface(moved, indices, periods, periodic=True)
+def _normal(primitive: Atoms, indices: Miller) -> np.ndarray:
+    """The reciprocal vector of a face: along its normal, one over the distance of planes, 1/Å."""
+    normal: np.ndarray = np.array(indices) @ np.linalg.inv(primitive.cell[:]).T
+    return normal
 
 
 def _shifts(primitive: Atoms, indices: Miller, height: float) -> list[float]:
     """Heights, Å, in the middle between any two planes of atoms of one period."""
-    normal = np.array(indices) @ np.linalg.inv(primitive.cell[:]).T
+    normal = _normal(primitive, indices)
     heights = np.sort((primitive.positions @ normal / np.linalg.norm(normal)) % height)
     gaps = np.append(np.diff(heights), heights[0] + height - heights[-1])
     wide = [i for i, gap in enumerate(gaps) if gap > PLANE] or [int(np.argmax(gaps))]
@@ -408,8 +403,12 @@ def _shifts(primitive: Atoms, indices: Miller, height: float) -> list[float]:
 
 
 def _slab(primitive: Atoms, indices: Miller, periods: int, shift: float, vacuum: float) -> Atoms:
-    """A slab with vacuum in its cell, periodic along its faces."""
-    slab = _oriented(primitive, indices, periods, shift)
+    """A slab, cut ``shift`` (Å) above the origin, normal to z, with vacuum in its cell."""
+    from ase.build import surface
+
+    moved, normal = primitive.copy(), _normal(primitive, indices)
+    moved.positions -= shift * normal / np.linalg.norm(normal)
+    slab = surface(moved, indices, periods, periodic=True)
     slab.set_tags(None)
     slab.pbc = (True, True, False)
     slab.center(vacuum=vacuum / 2, axis=2)
@@ -460,7 +459,7 @@ def _surfaces(
 ) -> list[Surface]:
     """All slabs, relaxed in lockstep."""
     starts = [slab for _, _, cut, _ in chosen for slab in cut.slabs]
-    fixed = relax.Settings(fmax=settings.fmax, steps=settings.steps, symprec=settings.symprec)
+    fixed = prepare.relax_settings(settings, "fixed", symmetric=False)
     relaxed = iter(prepare.relax_together(starts, potential, fixed, "surface", progress))
     surfaces = []
     for number, count, cut, energies in chosen:

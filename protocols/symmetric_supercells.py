@@ -15,7 +15,7 @@ import numpy as np
 
 from dpa3sim.errors import InputError
 from dpa3sim.protocols.cells import Cells
-from dpa3sim.protocols.supercells import Request, widths
+from dpa3sim.protocols.supercells import Request, in_primitive, right_handed, widths
 
 # "auto" is as wide as this (Å), and as twice the cutoff (spec/protocols.md 2.1, P4).
 AUTO_WIDTH = 15.0
@@ -58,8 +58,7 @@ def choose(cells: Cells, size: Request, cutoff: float) -> tuple[np.ndarray, list
     primitive = cells.primitive.atoms.cell[:]
     enough = max(AUTO_WIDTH, 2 * cutoff)
     if size.matrix is not None:
-        matrix = np.rint(np.array(size.matrix) @ np.linalg.inv(cells.primitive.matrix)).astype(int)
-        matrix = _right_handed(matrix)
+        matrix = right_handed(in_primitive(cells, np.array(size.matrix)))
     elif size.max_atoms is not None:
         volume = abs(cells.primitive.atoms.cell.volume) / n_atoms * size.max_atoms
         matrix = _widest(cells, size.max_atoms, volume ** (1 / 3))
@@ -127,7 +126,7 @@ def _candidates(cells: Cells, width: float) -> Iterator[tuple[np.ndarray, float]
             matrix = centring @ repeats @ to_primitive
             whole = np.rint(matrix)
             if np.abs(matrix - whole).max() < 1e-3:
-                matrix = _right_handed(whole.astype(int))
+                matrix = right_handed(whole.astype(int))
                 vectors = matrix @ primitive
                 # A rhombohedral centring breaks the symmetry of a hexagonal crystal.
                 if _symmetric(vectors, cells.rotations):
@@ -138,8 +137,3 @@ def _symmetric(vectors: np.ndarray, rotations: np.ndarray) -> bool:
     """Whether a lattice, vectors as rows, is mapped onto itself by Cartesian rotations."""
     mapped = vectors @ rotations.transpose(0, 2, 1) @ np.linalg.inv(vectors)
     return bool(np.abs(mapped - np.rint(mapped)).max() < 1e-3)
-
-
-def _right_handed(matrix: np.ndarray) -> np.ndarray:
-    """The same lattice with a positive determinant."""
-    return -matrix if np.linalg.det(matrix) < 0 else matrix

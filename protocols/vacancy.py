@@ -185,8 +185,7 @@ class Result:
 
 def check(atoms: Atoms, settings: Settings) -> None:
     """Raise InputError if there is no crystal to take atoms out of."""
-    prepare.check(atoms, settings, "vacancies")
-    _shapes(Cells.of(atoms, settings.symprec), settings, WIDTH)
+    _shapes(prepare.check(atoms, settings, "vacancies"), settings, WIDTH)
 
 
 def run(
@@ -300,7 +299,7 @@ def _vacancies(
         _rattled(start, perfect[box].positions[kind.index], settings.rattle, rng)
         for (kind, box), start in zip(pairs, starts, strict=True)
     ]
-    fixed = relax.Settings(fmax=settings.fmax, steps=settings.steps, symprec=settings.symprec)
+    fixed = prepare.relax_settings(settings, "fixed", symmetric=False)
     relaxed = prepare.relax_together(rattled, potential, fixed, "vacancy", progress)
     found: list[list[Vacancy]] = [[] for _ in kinds]
     for number, (kind, box) in enumerate(pairs):
@@ -420,12 +419,8 @@ def _reference_energy(
     if not settings.relax:
         return potential.evaluate([atoms])[0].energy / len(atoms)
     crystal = atoms.pbc.all() and connected_dimension(atoms) == 3
-    options = relax.Settings(
-        cell="full" if crystal else "fixed",
-        fmax=settings.fmax,
-        smax=settings.smax,
-        steps=settings.steps,
-    )
+    cell = "full" if crystal else "fixed"
+    options = prepare.relax_settings(settings, cell, symmetric=False)
     result = relax.run(atoms, potential, options)
     if not result.converged:
         raise NotConvergedError(

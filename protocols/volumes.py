@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 VOLUME_ERROR = 1e-5
 
 
+def scaled(atoms: Atoms, strains: Iterable[float]) -> list[Atoms]:
+    """The crystal with its volume changed by each strain, its shape and fractions kept."""
+    cells = []
+    for strain in strains:
+        cell = atoms.copy()
+        cell.set_cell(atoms.cell[:] * (1 + strain) ** (1 / 3), scale_atoms=True)
+        cells.append(cell)
+    return cells
+
+
 def at_volumes(
     prepared: Prepared,
     strains: Sequence[float],
@@ -37,18 +47,13 @@ def at_volumes(
     Raises:
         NotConvergedError: a relaxation did not converge, or lost its volume.
     """
-    atoms = prepared.cells.primitive.atoms
-    scaled = []
-    for strain in strains:
-        cell = atoms.copy()
-        cell.set_cell(atoms.cell[:] * (1 + strain) ** (1 / 3), scale_atoms=True)
-        scaled.append(cell)
+    starts = scaled(prepared.cells.primitive.atoms, strains)
     if not settings.relax:
-        energies = [e.energy for e in prepared.potential.evaluate(scaled)]
-        return scaled, np.array(energies)
+        energies = [e.energy for e in prepared.potential.evaluate(starts)]
+        return starts, np.array(energies)
     shape = relax_settings(settings, "shape")
-    results = relax_together(scaled, prepared.potential, shape, "volumes", progress)
-    for start, result in zip(scaled, results, strict=True):
+    results = relax_together(starts, prepared.potential, shape, "volumes", progress)
+    for start, result in zip(starts, results, strict=True):
         error = abs(result.atoms.cell.volume / start.cell.volume - 1)
         if error > VOLUME_ERROR:
             raise NotConvergedError(f"volumes: a relaxation changed its volume by {error:.1e}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpa3sim.cli.protocol import PropertyCommand, PropertyJob, write_structure
-from dpa3sim.files import atomic_write
+from dpa3sim.cli.protocol import PropertyCommand, PropertyJob, write_structure, write_table
 from dpa3sim.protocols import eos
 
 
@@ -16,10 +15,14 @@ def write(folder: Path, result: eos.Result, label: str, plots: bool) -> None:
 
     write_structure(folder, "structure_relaxed", result.prepared.atoms)
     write_frames(folder / "volumes.extxyz", list(result.structures), format="extxyz")
-    rows = ["volume_per_atom_A3,energy_per_atom_eV,pressure_GPa"]
-    for row in zip(result.volumes, result.energies, result.pressures, strict=True):
-        rows.append(",".join(f"{value:.10g}" for value in row))
-    atomic_write(folder / "volumes.csv", "\n".join(rows) + "\n")
+    write_table(
+        folder / "volumes.csv",
+        {
+            "volume_per_atom_A3": result.volumes.tolist(),
+            "energy_per_atom_eV": result.energies.tolist(),
+            "pressure_GPa": result.pressures.tolist(),
+        },
+    )
     if plots:
         from dpa3sim.cli.plots import plot_eos
 

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.cli.phonon import HarmonicJob, supercell_lines, write_phonopy, write_table
-from dpa3sim.cli.protocol import PropertyCommand, write_structure
+from dpa3sim.cli.phonon import HarmonicJob, at_room_temperature, supercell_lines, write_phonopy
+from dpa3sim.cli.protocol import PropertyCommand, write_structure, write_table
 from dpa3sim.protocols import gruneisen
 
 if TYPE_CHECKING:
     from dpa3sim.protocols.gruneisen import Result
 
-ROOM_TEMPERATURE = 300.0
 VOLUMES = ("", "_smaller", "_larger")
 
 
@@ -58,9 +57,9 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"optical modes at Γ: {told or 'none'}",
         f"all modes: {result['gruneisen_lowest']:.3f} to {result['gruneisen_highest']:.3f}",
     ]
-    at = [i for i, t in enumerate(result["temperatures_K"]) if abs(t - ROOM_TEMPERATURE) < 1e-6]
-    if at:
-        text.append(f"mean at 300 K, by heat capacity: {result['gruneisen_average'][at[0]]:.3f}")
+    at = at_room_temperature(result)
+    if at is not None:
+        text.append(f"mean at 300 K, by heat capacity: {result['gruneisen_average'][at]:.3f}")
     return text
 
 

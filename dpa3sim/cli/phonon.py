@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli.protocol import DONE, PropertyCommand, PropertyJob, write_structure
+from dpa3sim.cli.protocol import DONE, PropertyCommand, PropertyJob, write_structure, write_table
 from dpa3sim.errors import UnphysicalError
-from dpa3sim.files import atomic_write
 from dpa3sim.protocols import imaginary, phonon
 
 if TYPE_CHECKING:
@@ -95,17 +92,6 @@ def columns(data: Mapping[str, Any]) -> dict[str, Sequence[float]]:
     return {k: v for k, v in data.items() if isinstance(v, list) and len(v) == length}
 
 
-def write_table(path: Path, table: Mapping[str, Sequence[float]]) -> None:
-    """A csv file with a column for each entry."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table)
-    writer.writerows(
-        [f"{value:.10g}" for value in row] for row in zip(*table.values(), strict=True)
-    )
-    atomic_write(path, text.getvalue())
-
-
 def lines(result: dict[str, Any]) -> list[str]:
     """The stored result in a few lines."""
     optical = [mode for mode in result["modes_gamma"] if not mode["acoustic"]]
@@ -141,12 +127,18 @@ def supercell_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def at_room_temperature(result: dict[str, Any]) -> int | None:
+    """The place of 300 K among the temperatures; None where it is not among them."""
+    found = (i for i, t in enumerate(result["temperatures_K"]) if abs(t - ROOM_TEMPERATURE) < 1e-6)
+    return next(found, None)
+
+
 def _thermal_lines(result: dict[str, Any]) -> list[str]:
-    at = [i for i, t in enumerate(result["temperatures_K"]) if abs(t - ROOM_TEMPERATURE) < 1e-6]
-    if not at:
+    at = at_room_temperature(result)
+    if at is None:
         return []
-    capacity = result["heat_capacity_per_atom_J_per_K_mol"][at[0]]
-    entropy = result["entropy_per_atom_J_per_K_mol"][at[0]]
+    capacity = result["heat_capacity_per_atom_J_per_K_mol"][at]
+    entropy = result["entropy_per_atom_J_per_K_mol"][at]
     zero = 1000 * result["zero_point_energy_per_atom_eV"]
     return [
         f"per atom: zero-point energy {zero:.2f} meV; at 300 K heat capacity {capacity:.3f} and "

@@ -6,15 +6,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from dpa3sim.cli.plots import pyplot, save
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from dpa3sim.protocols.cells import Cells
     from dpa3sim.protocols.gruneisen import Result as Grueneisen
     from dpa3sim.protocols.phonon import Result
@@ -23,16 +19,9 @@ if TYPE_CHECKING:
 BLUE, GREY = "#1f4e9c", "0.6"
 
 
-def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write ``name.png`` and ``name.svg``."""
-    for kind in ("png", "svg"):
-        figure.savefig(folder / f"{name}.{kind}", dpi=150)
-    pyplot.close(figure)
-
-
 def plot_bands(folder: Path, result: Result, title: str) -> None:
     """Bands beside the densities of states, total and of each element."""
-    figure, (left, right) = pyplot.subplots(
+    figure, (left, right) = pyplot().subplots(
         1, 2, sharey=True, figsize=(8, 4.5), width_ratios=(3, 1), layout="constrained"
     )
     bands = result.phonon.band_structure
@@ -75,7 +64,7 @@ def decorate_path(
 
 def plot_thermal(folder: Path, result: Result, title: str) -> None:
     """Free energy, entropy and heat capacity of an atom against the temperature."""
-    figure, axis = pyplot.subplots(figsize=(6, 4.2), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(6, 4.2), layout="constrained")
     thermal = result.thermal
     for values, name in (
         (thermal.free_energy, "free energy (kJ/mol)"),
@@ -111,7 +100,7 @@ def _pretty(label: str) -> str:
 
 def plot_gruneisen(folder: Path, result: Grueneisen, title: str) -> None:
     """Parameters along the path, and of all modes against their frequency."""
-    figure, (left, right) = pyplot.subplots(
+    figure, (left, right) = pyplot().subplots(
         1, 2, sharey=True, figsize=(9, 4.5), width_ratios=(3, 2), layout="constrained"
     )
     for distance, values in zip(result.distances, result.band_parameters, strict=True):
@@ -132,7 +121,7 @@ def plot_gruneisen(folder: Path, result: Grueneisen, title: str) -> None:
 
 def plot_qha(folder: Path, result: Qha, title: str) -> None:
     """Volume, expansion, bulk modulus and heat capacity against the temperature."""
-    figure, axes = pyplot.subplots(2, 2, sharex=True, figsize=(8, 6), layout="constrained")
+    figure, axes = pyplot().subplots(2, 2, sharex=True, figsize=(8, 6), layout="constrained")
     n = len(result.crystals[0].atoms)
     t = result.temperatures
     for axis, values, name in (
@@ -153,7 +142,7 @@ def plot_qha(folder: Path, result: Qha, title: str) -> None:
 
 def _plot_free_energies(folder: Path, result: Qha, title: str) -> None:
     """Free energies against the volume, with the volume of each temperature."""
-    figure, axis = pyplot.subplots(figsize=(6, 4.5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(6, 4.5), layout="constrained")
     n, kept = len(result.crystals[0].atoms), result.kept
     free = np.asarray(result.found.helmholtz_volume[:kept]) / n
     gibbs = np.asarray(result.found.gibbs_free_energies[:kept]) / n

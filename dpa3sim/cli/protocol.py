@@ -8,12 +8,14 @@ draw its plots and say its summary.
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -450,3 +452,14 @@ def write_structure(folder: Path, name: str, atoms: Atoms) -> None:
         atoms.center(vacuum=10.0, axis=[i for i in range(3) if not atoms.pbc[i]])
     if abs(atoms.cell.volume) > 0.0:
         write(folder / f"{name}.vasp", atoms, format="vasp", direct=True, sort=True)
+
+
+def write_table(path: Path, table: Mapping[str, Sequence[float]]) -> None:
+    """A csv file with a column for each entry."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    writer.writerows(
+        [f"{value:.10g}" for value in row] for row in zip(*table.values(), strict=True)
+    )
+    atomic_write(path, text.getvalue())

@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.phonon import (
+    ROOM_TEMPERATURE,
     HarmonicJob,
     columns,
     supercell_lines,
     write_phonopy,
-    write_table,
 )
-from dpa3sim.cli.protocol import PropertyCommand, write_structure
+from dpa3sim.cli.protocol import PropertyCommand, write_structure, write_table
 from dpa3sim.protocols import qha
 
 if TYPE_CHECKING:
     from dpa3sim.protocols.qha import Result
-
-ROOM_TEMPERATURE = 300.0
 
 
 def write(folder: Path, result: Result, label: str, plots: bool) -> None:
