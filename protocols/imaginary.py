@@ -178,7 +178,8 @@ def follow(
 
 def _displaced(crystal: Harmonic, q: np.ndarray, cell: Atoms) -> Iterator[Atoms]:
     """Cells displaced along the softest modes of q, in each way worth trying."""
-    result = crystal.phonon.run_qpoints([q], with_eigenvectors=True)
+    result = crystal.phonon.run_qpoints(q[None], with_eigenvectors=True)
+    assert result.eigenvectors is not None
     frequencies, vectors = result.frequencies[0], result.eigenvectors[0]
     n, masses = len(crystal.atoms), crystal.phonon.primitive.masses
     soft = vectors[:, np.abs(frequencies - frequencies[0]) < DEGENERATE].T

@@ -237,7 +237,7 @@ class Result:
     def _special_points(self) -> dict[str, list[float]]:
         """Frequencies at the labelled points; at Γ without the splitting by a direction."""
         points = self.path.coordinates(self.phonon.primitive.cell)
-        found = self.phonon.run_qpoints(list(points.values())).frequencies
+        found = self.phonon.run_qpoints(np.array(list(points.values()))).frequencies
         return {name: f.tolist() for name, f in zip(points, found, strict=True)}
 
 
@@ -361,8 +361,9 @@ def verdict_of(crystal: Harmonic) -> Verdict:
     if phonon.band_structure is not None:
         bands = phonon.band_structure
         others += list(zip(bands.qpoints, bands.frequencies, strict=True))
-    if phonon.mesh is not None:
-        others.append((np.asarray(phonon.mesh.qpoints), np.asarray(phonon.mesh.frequencies)))
+    mesh: Any = phonon.mesh
+    if mesh is not None:
+        others.append((np.asarray(mesh.qpoints), np.asarray(mesh.frequencies)))
     return imaginary.judge(crystal, others)
 
 

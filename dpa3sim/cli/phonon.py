@@ -78,6 +78,7 @@ def write_phonopy(folder: Path, crystal: Harmonic, ending: str = "") -> None:
     )
     if found.dataset is not None:
         write_FORCE_SETS(found.dataset, folder / f"FORCE_SETS{ending}")
+    assert found.force_constants is not None
     write_force_constants_to_hdf5(
         found.force_constants,
         str(folder / f"force_constants{ending}.hdf5"),
