@@ -12,28 +12,23 @@ the same positions, which move a little before every evaluation of energy, force
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peers import MODELS as MODELS_FOLDER
+from peers import Worker, WorkerDiedError, answer_requests, machine, write_report
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from dpa3sim.benchmark import peak_memory, time_calls  # noqa: E402
+from dpa3sim.benchmark import peak_memory, time_calls
 
 SYSTEMS = ("Si8", "Si64", "Si216", "Cu32", "MgO64", "water81")
 TARGETS = ("Si64", "Cu32", "MgO64")
 MODELS = ("mptrj", "openlam")
 SHIPPED = "openlam"
 NAMES = {"deepmd": "deepmd-kit", "sevennet": "SevenNet-0"}
-START, END = "<!-- compare -->", "<!-- end of compare -->"
 
 
 def system(name: str) -> Any:
@@ -66,9 +61,7 @@ def system(name: str) -> Any:
 
 
 def work(side: str, model: str, name: str) -> None:
-    """Answer requests, one JSON line each, until the input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    """Answer requests for timings until the input ends."""
     if side == "dpa3sim":
         import torch
 
@@ -94,71 +87,19 @@ def work(side: str, model: str, name: str) -> None:
     atoms = system(name)
     start = atoms.positions.copy()
     atoms.calc = calculator
-    for line in sys.stdin:
-        request = json.loads(line)
+
+    def answer(calls: int, seed: int) -> dict[str, Any]:
         atoms.positions = start  # so that the same request is the same work for both
-        seconds = time_calls(atoms, request["calls"], request["seed"])
-        answer = {
+        seconds = time_calls(atoms, calls, seed)
+        return {
             "seconds": seconds,
             "energy": atoms.get_potential_energy(),
             "forces": atoms.get_forces().tolist(),
             "peak_memory": peak_memory(),
             "versions": versions,
         }
-        print(json.dumps(answer), file=answers, flush=True)
 
-
-class WorkerDiedError(Exception):
-    """A worker process ended before it answered."""
-
-    def __init__(self, side: str, status: int) -> None:
-        super().__init__(f"exit status {status}")
-        self.side = side
-
-
-class Side:
-    """A worker process."""
-
-    def __init__(self, side: str, python: str, model: Path, name: str, threads: int) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "DP_INTRA_OP_PARALLELISM_THREADS": str(threads),
-            "DP_INTER_OP_PARALLELISM_THREADS": "1",
-        }
-        self._side = side
-        self._process = subprocess.Popen(
-            [python, __file__, "--worker", side, str(model), name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=None if side == "dpa3sim" else subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            cwd="/",
-        )
-
-    def ask(self, calls: int, seed: int) -> dict[str, Any]:
-        """Time some calls."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"calls": calls, "seed": seed}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            self._process.wait()
-            raise WorkerDiedError(self._side, self._process.returncode)
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def end(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.wait()
+    answer_requests(answer)
 
 
 def compare(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
@@ -173,7 +114,8 @@ def compare(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
     result: dict[str, Any] = {"system": name, "n_atoms": len(system(name))}
     while True:
         sides = {
-            key: Side(key, python, model, name, args.threads) for key, python in pythons.items()
+            key: Worker(__file__, key, python, [str(model), name], args.threads)
+            for key, python in pythons.items()
         }
         try:
             return result | take_turns(args, sides, result["n_atoms"])
@@ -187,16 +129,16 @@ def compare(args: argparse.Namespace, model: Path, name: str) -> dict[str, Any]:
                 side.end()
 
 
-def take_turns(args: argparse.Namespace, sides: dict[str, Side], n: int) -> dict[str, Any]:
+def take_turns(args: argparse.Namespace, sides: dict[str, Worker], n: int) -> dict[str, Any]:
     """Times, memory, and ratios to each peer."""
-    warm = {key: side.ask(args.warm_up, seed=0)["seconds"] for key, side in sides.items()}
+    warm = {key: side.ask(calls=args.warm_up, seed=0)["seconds"] for key, side in sides.items()}
     calls = {key: int(np.clip(args.seconds / min(t), 1, 20)) for key, t in warm.items()}
     times: dict[str, list[float]] = {key: [] for key in sides}
     for round_ in range(args.rounds):
         for key, side in sides.items():
-            seconds = side.ask(calls[key], seed=1 + round_)["seconds"]
+            seconds = side.ask(calls=calls[key], seed=1 + round_)["seconds"]
             times[key].append(float(np.median(seconds)))
-    last = {key: side.ask(1, seed=0) for key, side in sides.items()}
+    last = {key: side.ask(calls=1, seed=0) for key, side in sides.items()}
     result: dict[str, Any] = {}
     for key in sides:
         result[key] = {
@@ -270,35 +212,13 @@ def means(peer: str, results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def machine() -> str:
-    """Processor and cores."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
-    return f"{os.cpu_count()} cores of {cpu}"
-
-
-def write_report(path: Path, report: str) -> None:
-    """Replace what stands between the marks of a file."""
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{START}\n{report}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> None:
     """Compare and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--peer", help="Python of an environment with deepmd-kit 3.1.3 and ASE")
     parser.add_argument("--sevenn", help="Python of an environment with sevenn")
-    folder = os.environ.get("DPA3SIM_TEST_MODELS", str(ROOT.parent / "shared" / "models"))
-    models = [str(Path(folder) / f"2025-03-14-dpa3-{name}.pth") for name in MODELS]
+    models = [str(MODELS_FOLDER / f"2025-03-14-dpa3-{name}.pth") for name in MODELS]
     parser.add_argument("--models", nargs="+", default=models, help="frozen models (.pth)")
     parser.add_argument("--systems", nargs="+", default=SYSTEMS, choices=SYSTEMS)
     parser.add_argument("--threads", type=int, default=2)
@@ -340,7 +260,7 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps(numbers, indent=1) + "\n")
     if args.output:
-        write_report(args.output, report)
+        write_report(args.output, "compare", report)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,10 @@ SMALL_BYTES = 2**27
 # Batches whose state is kept, and how many atoms they may have together.
 MAX_SESSIONS, MAX_SESSION_ATOMS = 64, 2**15
 # Larger batches gain nothing, and their candidates take memory too.
-MAX_BATCH_ATOMS = 2**14
+HOST_BATCH_ATOMS, DEVICE_BATCH_ATOMS = 2**10, 2**14
+# Structures of so many atoms keep a host busy alone; in one batch they would be slower, for memory
+# that is touched first (measured: four of 432 atoms took 1.14 times as long together).
+HOST_FULL_ATOMS = 128
 # Room beyond the present counts where shapes have to stay (spec/engine.md 1.6).
 DEVICE_MARGIN = 0.08
 # There, rooms and candidates of an atom come in multiples of these.
@@ -138,9 +141,8 @@ class BatchEvaluator:
         """
         if not items:
             return []
-        limit = MAX_BATCH_ATOMS if len(items) > 1 else UNLIMITED
-        if sum(len(x.positions) for x in items) > limit:
-            return self._in_halves(items, [len(x.positions) for x in items])
+        if len(items) > 1 and self._too_many(sizes := [len(x.positions) for x in items]):
+            return self._in_halves(items, sizes)
         memory_ran_out = False
         try:
             outcome = self._attempt(items, frugal)
@@ -259,6 +261,12 @@ class BatchEvaluator:
         return [results[index] for index in range(len(items))]
 
     # -- memory ------------------------------------------------------------------------------------
+
+    def _too_many(self, sizes: Sequence[int]) -> bool:
+        """Whether structures of these numbers of atoms are better evaluated in parts."""
+        if self._on_host:
+            return sum(sizes) > HOST_BATCH_ATOMS or max(sizes) >= HOST_FULL_ATOMS
+        return sum(sizes) > DEVICE_BATCH_ATOMS
 
     def _limits(self, frugal: bool) -> BlockLimits:
         """Blocks whose temporaries fit the caches, or a share of the memory."""

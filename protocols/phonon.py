@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from dpa3sim.potential import BatchPotential
 
 WHAT = "phonons"
-# The projected density of states needs eigenvectors at all points, not only the irreducible ones:
-# its mesh is this much coarser.
-PROJECTED_MESH = 0.4
 # Frequencies at which densities of states are given.
 DOS_POINTS = 200
 KJ_PER_MOL = 96.48533212  # of an eV
@@ -138,15 +135,32 @@ class ProjectedDos:
 
     @classmethod
     def of(cls, phonon: Phonopy, lowest: float, highest: float, pitch: float) -> ProjectedDos:
-        """From the mesh of a phonopy object, with eigenvectors and without symmetry.
+        """From the mesh of a phonopy object, with eigenvectors.
 
-        Eigenvectors of degenerate modes are arbitrary; the mean over equivalent atoms is not.
+        The mean over equivalent atoms is the same at all wave vectors of a star, so that, unlike
+        phonopy's own, it needs only the irreducible ones.
         """
-        found = phonon.run_projected_dos(freq_min=lowest, freq_max=highest, freq_pitch=pitch)
-        values = np.asarray(found.projected_dos)
+        from phonopy.phonon.spectrum import TetrahedronDOSAccumulator
+
+        mesh: Any = phonon.mesh
+        n_points, n_bands = mesh.frequencies.shape
+        vectors = mesh.eigenvectors.reshape(n_points, -1, 3, n_bands)
+        weights = (np.abs(vectors) ** 2).sum(axis=2)  # points, atoms, bands
         first = np.asarray(phonon.primitive_symmetry.get_map_atoms())
-        means = {atom: values[first == atom].mean(axis=0) for atom in set(first.tolist())}
-        return cls(np.asarray(found.frequency_points), np.array([means[a] for a in first]))
+        for atom in set(first.tolist()):
+            alike = first == atom
+            weights[:, alike] = weights[:, alike].mean(axis=1, keepdims=True)
+        frequencies = np.arange(lowest, highest + pitch / 2, pitch)
+        found = TetrahedronDOSAccumulator(
+            mesh.frequencies,
+            mesh.bz_grid,
+            mode_property=weights.transpose(0, 2, 1)[None],
+            ir_grid_points=mesh.ir_grid_points,
+            ir_grid_weights=mesh.weights,
+            ir_grid_map=mesh.grid_mapping_table,
+            sampling_points=frequencies,
+        )
+        return cls(frequencies, found.result.density[0].T)
 
 
 @dataclass(frozen=True)
@@ -427,9 +441,8 @@ def _spectrum(crystal: Harmonic, settings: Settings) -> tuple[BandPath, Projecte
     highest = 1.02 * max(f.max() for f in frequencies)
     lowest = min(0.0, 1.02 * min(f.min() for f in frequencies))
     pitch = (highest - lowest) / DOS_POINTS
-    phonon.run_mesh(settings.mesh * PROJECTED_MESH, with_eigenvectors=True, is_mesh_symmetry=False)
+    phonon.run_mesh(settings.mesh, with_eigenvectors=True)
     projected = ProjectedDos.of(phonon, lowest, highest, pitch)
-    phonon.run_mesh(settings.mesh)
     phonon.run_total_dos(freq_min=lowest, freq_max=highest, freq_pitch=pitch)
     return path, projected, Thermal.of(phonon, temperatures(settings))
 

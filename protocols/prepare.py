@@ -144,7 +144,7 @@ def prepare(
     Raises:
         InputError: no crystal. NotConvergedError: the relaxation did not converge.
     """
-    check(atoms, settings, what)
+    check_crystal(atoms, what)
     potential = potential.in_precision(settings.dtype)  # type: ignore[arg-type]
     potential.check(atoms)
     warnings = []
