@@ -18,13 +18,12 @@ result = phonon.run(atoms, Potential(), phonon.Settings(supercell="2,2,2"))
 optical = [f"{mode.frequency:.2f}" for mode in result.modes if not mode.acoustic]
 print(f"optical modes at Γ: {' '.join(optical)} THz, {result.verdict.state}")
 
-found = result.phonon
-bands = found.get_band_structure_dict()
+bands = result.phonon.get_band_structure_dict()
 figure, (left, right) = plt.subplots(1, 2, sharey=True, width_ratios=(3, 1))
 for x, y in zip(bands["distances"], bands["frequencies"], strict=True):
     left.plot(x, y, color="C0")
 left.set(ylabel="frequency (THz)", xlabel="wave vector", title="Si")
-right.plot(found.total_dos.dos, found.total_dos.frequency_points)
+right.plot(result.dos.total, result.dos.frequencies)
 right.set(xlabel="states per THz")
 plt.savefig("phonon_silicon.png")
 print("drawn in phonon_silicon.png")

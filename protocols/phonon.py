@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 WHAT = "phonons"
 # Frequencies at which densities of states are given.
-DOS_POINTS = 200
+DOS_POINTS = 201
 KJ_PER_MOL = 96.48533212  # of an eV
 KM_PER_S = 0.1  # of THz Å
 # Elements whose compounds are polar: without Born charges the optical modes are not split.
@@ -123,18 +123,25 @@ class Thermal:
 
 
 @dataclass(frozen=True)
-class ProjectedDos:
-    """Density of states of each atom of the primitive cell.
+class Dos:
+    """Densities of states per primitive cell, by linear tetrahedra.
 
     Attributes:
-        frequencies: ``(n,)``, THz. values: ``(n_atoms, n)``, 1/THz, equivalent atoms alike.
+        frequencies: ``(n,)``, THz.
+        projected: ``(n_atoms, n)``, 1/THz, on each atom of the primitive cell, equivalent ones
+            alike.
     """
 
     frequencies: np.ndarray
-    values: np.ndarray
+    projected: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        """``(n,)``, 1/THz; its integral is three times the number of atoms."""
+        return self.projected.sum(axis=0)
 
     @classmethod
-    def of(cls, phonon: Phonopy, lowest: float, highest: float, pitch: float) -> ProjectedDos:
+    def of(cls, phonon: Phonopy, frequencies: np.ndarray) -> Dos:
         """From the mesh of a phonopy object, with eigenvectors.
 
         The mean over equivalent atoms is the same at all wave vectors of a star, so that, unlike
@@ -150,7 +157,6 @@ class ProjectedDos:
         for atom in set(first.tolist()):
             alike = first == atom
             weights[:, alike] = weights[:, alike].mean(axis=1, keepdims=True)
-        frequencies = np.arange(lowest, highest + pitch / 2, pitch)
         found = TetrahedronDOSAccumulator(
             mesh.frequencies,
             mesh.bz_grid,
@@ -193,9 +199,9 @@ class Result:
 
     Attributes:
         prepared: the relaxed crystal in its cells.
-        crystal: its primitive cell with phonopy's object, which has bands, mesh, total density of
-            states and thermal properties.
-        path: of the bands. projected_dos: on a coarser mesh than the total one.
+        crystal: its primitive cell with phonopy's object, which has bands, mesh and thermal
+            properties.
+        path: of the bands.
         child: where an unstable crystal goes, if that was asked for.
         n_batches: batches that the supercells took.
     """
@@ -205,7 +211,7 @@ class Result:
     crystal: Harmonic
     matrix: np.ndarray
     path: BandPath
-    projected_dos: ProjectedDos
+    dos: Dos
     thermal: Thermal
     modes: tuple[Mode, ...]
     verdict: Verdict
@@ -291,7 +297,7 @@ def run(
     )
     if progress:
         progress(Event("phonons", "bands, densities of states, thermal properties"))
-    path, projected, thermal = _spectrum(crystal, settings)
+    path, dos, thermal = _spectrum(crystal, settings)
     verdict = verdict_of(crystal)
     warnings += verdict_warnings(verdict, crystal.phonon)
     child = None
@@ -305,7 +311,7 @@ def run(
         crystal=crystal,
         matrix=matrix,
         path=path,
-        projected_dos=projected,
+        dos=dos,
         thermal=thermal,
         modes=_gamma_modes(crystal.phonon),
         verdict=verdict,
@@ -431,8 +437,8 @@ def gamma_frequencies(phonon: Phonopy) -> np.ndarray:
     return np.asarray(phonon.run_qpoints([[0.0, 0.0, 0.0]]).frequencies[0])
 
 
-def _spectrum(crystal: Harmonic, settings: Settings) -> tuple[BandPath, ProjectedDos, Thermal]:
-    """Bands, densities of states and thermal properties, into the phonopy object."""
+def _spectrum(crystal: Harmonic, settings: Settings) -> tuple[BandPath, Dos, Thermal]:
+    """Bands and thermal properties, into the phonopy object, and densities of states."""
     phonon = crystal.phonon
     path = BandPath.of(crystal.atoms, settings.symprec)
     path.run(phonon)
@@ -440,11 +446,9 @@ def _spectrum(crystal: Harmonic, settings: Settings) -> tuple[BandPath, Projecte
     frequencies = phonon.band_structure.frequencies
     highest = 1.02 * max(f.max() for f in frequencies)
     lowest = min(0.0, 1.02 * min(f.min() for f in frequencies))
-    pitch = (highest - lowest) / DOS_POINTS
     phonon.run_mesh(settings.mesh, with_eigenvectors=True)
-    projected = ProjectedDos.of(phonon, lowest, highest, pitch)
-    phonon.run_total_dos(freq_min=lowest, freq_max=highest, freq_pitch=pitch)
-    return path, projected, Thermal.of(phonon, temperatures(settings))
+    dos = Dos.of(phonon, np.linspace(lowest, highest, DOS_POINTS))
+    return path, dos, Thermal.of(phonon, temperatures(settings))
 
 
 def _gamma_modes(phonon: Phonopy) -> tuple[Mode, ...]:

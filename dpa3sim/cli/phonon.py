@@ -44,7 +44,7 @@ class PhononJob(HarmonicJob):
 
 def write(folder: Path, result: Result, label: str, plots: bool) -> None:
     """Structures, phonopy's files, tables and pictures."""
-    from phonopy.phonon.dos import write_projected_dos
+    from phonopy.phonon.dos import write_projected_dos, write_total_dos
 
     write_structure(folder, "structure_relaxed", result.prepared.atoms)
     write_structure(folder, "structure_primitive", result.crystal.atoms)
@@ -53,11 +53,9 @@ def write(folder: Path, result: Result, label: str, plots: bool) -> None:
     write_phonopy(folder, result.crystal)
     found = result.phonon
     found.write_yaml_band_structure(filename=folder / "band.yaml")
-    found.write_total_dos(folder / "total_dos.dat")
-    projected = result.projected_dos
-    write_projected_dos(
-        projected.frequencies, projected.values, filename=folder / "projected_dos.dat"
-    )
+    dos = result.dos
+    write_total_dos(dos.frequencies, dos.total, filename=folder / "total_dos.dat")
+    write_projected_dos(dos.frequencies, dos.projected, filename=folder / "projected_dos.dat")
     found.write_yaml_thermal_properties(filename=folder / "thermal_properties.yaml")
     thermal = result.thermal.to_dict(result.prepared.cells)
     write_table(folder / "thermal_properties.csv", columns(thermal))

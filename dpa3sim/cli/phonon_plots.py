@@ -30,12 +30,11 @@ def plot_bands(folder: Path, result: Result, title: str) -> None:
         left.plot(distance, frequencies, color=BLUE, linewidth=1)
     decorate_path(left, bands.distances, result.path.segments)
     left.set_ylabel("frequency (THz)")
-    total = result.phonon.total_dos
-    assert total is not None
-    right.fill_betweenx(total.frequency_points, total.dos, color="0.9", linewidth=0)
-    right.plot(total.dos, total.frequency_points, color="0.3", linewidth=1, label="total")
+    total, frequencies = result.dos.total, result.dos.frequencies
+    right.fill_betweenx(frequencies, total, color="0.9", linewidth=0)
+    right.plot(total, frequencies, color="0.3", linewidth=1, label="total")
     for symbol, dos in _by_element(result).items():
-        right.plot(dos, result.projected_dos.frequencies, linewidth=1, label=symbol)
+        right.plot(dos, frequencies, linewidth=1, label=symbol)
     right.set_xlabel("density of states\n(1/THz/primitive cell)")
     right.set_xlim(left=0)
     right.axhline(0, color=GREY, linewidth=0.7)
@@ -85,7 +84,7 @@ def _by_element(result: Result) -> dict[str, np.ndarray]:
     """Projected densities of states of each element; none where there is only one."""
     sums: defaultdict[str, Any] = defaultdict(float)
     symbols = result.crystal.atoms.get_chemical_symbols()
-    for symbol, dos in zip(symbols, result.projected_dos.values, strict=True):
+    for symbol, dos in zip(symbols, result.dos.projected, strict=True):
         sums[symbol] = sums[symbol] + dos
     return dict(sums) if len(sums) > 1 else {}
 
