@@ -39,6 +39,8 @@ class DPA3Calculator(Calculator):
         device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:0"`` ...
         dtype: ``"auto"`` is the checkpoint's own precision; ``"float32"``, ``"float64"``.
         truncate: ``"deepmd"`` or ``"none"``, see :class:`Potential`.
+        smooth_cutoff: width over which the step at the cutoff of angles is smoothed, Å, such as
+            0.3; for models that have one, see :class:`Potential`. None is off.
         matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
 
     Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
@@ -69,18 +71,28 @@ class DPA3Calculator(Calculator):
         device: str = "auto",
         dtype: Dtype = "auto",
         truncate: Truncation = "deepmd",
+        smooth_cutoff: float | None = None,
         matmul: Matmul = "full",
     ) -> None:
         super().__init__()
         self.potential: PotentialLike
         if isinstance(model, PotentialLike):
-            given = (head, device, dtype, truncate, matmul)
-            if given != (None, "auto", "auto", "deepmd", "full"):
-                raise InputError("head, device, dtype, truncate, matmul are those of the Potential")
+            given = (head, device, dtype, truncate, smooth_cutoff, matmul)
+            if given != (None, "auto", "auto", "deepmd", None, "full"):
+                raise InputError(
+                    "head, device, dtype, truncate, smooth_cutoff, matmul are those of the "
+                    "Potential"
+                )
             self.potential = model
         else:
             self.potential = Potential(
-                model, head=head, device=device, dtype=dtype, truncate=truncate, matmul=matmul
+                model,
+                head=head,
+                device=device,
+                dtype=dtype,
+                truncate=truncate,
+                smooth_cutoff=smooth_cutoff,
+                matmul=matmul,
             )
         if model is None:
             _log.warning("no model named, using the embedded one: %s", self.potential)

@@ -189,7 +189,8 @@ def probe(
         together: put all centres into one block, which needs equal numbers, or each in its own.
         device: where the graph is.
     """
-    if not config.descriptor.update_angle:
+    descriptor, fitting = config.descriptor, config.fitting
+    if not descriptor.update_angle:
         n_angle_edges = 0
     size = UNLIMITED if together else 1
     limits = BlockLimits(size, size, 0.0)
@@ -202,13 +203,16 @@ def probe(
     incoming = np.argsort(edge_j, kind="stable")
     slots = np.flatnonzero(np.arange(len(edge_i)) - edge_start[edge_i] < m[edge_i])
     vectors = rng.normal(size=(len(edge_i), 3))
-    vectors *= 3 / np.linalg.norm(vectors, axis=1, keepdims=True)
-    fitting = config.fitting
+    length: float | np.ndarray = 3
+    if descriptor.smooth_cutoff is not None:  # where every derivative counts
+        shares = rng.uniform(0.1, 0.9, size=(len(edge_i), 1))
+        length = descriptor.a_rcut - shares * descriptor.smooth_cutoff
+    vectors *= length / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-    charged = config.descriptor.add_chg_spin_ebd
+    charged = descriptor.add_chg_spin_ebd
     return BlockGraph(
         layout=layout,
         n_structures=1,

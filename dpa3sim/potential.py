@@ -146,6 +146,10 @@ class Potential:
             fitted and summed in float64 always.
         truncate: ``"deepmd"`` applies the model's neighbour limits as deepmd-kit does,
             ``"none"`` keeps every neighbour inside the cutoffs.
+        smooth_cutoff: for models whose energy jumps when a pair of atoms crosses the cutoff of
+            angles: width over which the step is smoothed, Å, such as 0.3. Another potential,
+            which conserves energy (spec/dpa3.md 7); neighbours that the limits cut still make it
+            jump, so use it with ``truncate="none"``. None is as the model is, 0 is off.
         skin: how much further than the cutoff neighbours are searched, Å; 0 searches every time.
         max_memory: GiB that evaluations may use; None is what is free, with some margin.
         matmul: how the products of edges and angles round their inputs, on GPUs with the Triton
@@ -167,6 +171,7 @@ class Potential:
         device: str | torch.device = "auto",
         dtype: Dtype = "auto",
         truncate: Truncation = "deepmd",
+        smooth_cutoff: float | None = None,
         skin: float = DEFAULT_SKIN,
         max_memory: float | None = None,
         matmul: Matmul = "full",
@@ -184,6 +189,8 @@ class Potential:
         if isinstance(model, ModelFile) and head not in (None, model.head):
             raise InputError(f"head {head!r} asked for, but the model is loaded with {model.head}")
         self.model = model if isinstance(model, ModelFile) else load_model(model, head)
+        if smooth_cutoff is not None:
+            self.model = self.model.smoothed(smooth_cutoff)
         self.device = _resolve_device(device)
         config = self.model.config
         self.dtype = config.descriptor.precision if dtype == "auto" else dtype
@@ -251,6 +258,11 @@ class Potential:
         return MatmulDeviation(energy, force, len(items))
 
     @property
+    def smooth_cutoff(self) -> float | None:
+        """Width over which the step at the cutoff of angles is smoothed, Å; None if it is not."""
+        return self.model.config.descriptor.smooth_cutoff
+
+    @property
     def batches(self) -> int:
         """How many batches were evaluated so far."""
         return self.counters.batches
@@ -258,7 +270,8 @@ class Potential:
     @property
     def identity(self) -> str:
         """What tells the results of this potential from those of others."""
-        return f"{self._memory_key} {self.truncate} {self.matmul}"
+        smoothed = "" if self.smooth_cutoff is None else f" smooth_cutoff={self.smooth_cutoff!r}"
+        return f"{self._memory_key} {self.truncate} {self.matmul}{smoothed}"
 
     @property
     def _memory_key(self) -> str:
@@ -268,7 +281,9 @@ class Potential:
     def __repr__(self) -> str:
         head = f", head {self.model.head}" if self.model.head else ""
         matmul = "" if self.matmul == "full" else f", {self.matmul} products"
-        return f"{self.model.name}{head}; {self.dtype}{matmul} on {self.device}"
+        width = self.smooth_cutoff
+        smoothed = "" if width is None else f", cutoff smoothed over {width:g} Å"
+        return f"{self.model.name}{head}{smoothed}; {self.dtype}{matmul} on {self.device}"
 
     def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
         """Evaluate any mix of structures, as few batches as memory allows.
@@ -390,6 +405,8 @@ class Potential:
                 f"{descriptor.a_rcut:g} Å count), as deepmd-kit does; equal distances are cut "
                 "arbitrarily there. truncate='none' keeps them all"
             )
+            if self.smooth_cutoff is not None:
+                messages[-1] += ", without which the energy still jumps, smooth_cutoff or not"
         for message in messages:
             if message not in self._warned:
                 self._warned.add(message)

@@ -106,6 +106,7 @@ template <class T> struct Layer {
     const T *d_symmetrised, *d_v3;
     T *d_edge, *d_angle;  // of the layer's results; replaced by those of its start
     T *d_symmetrise, *d_message_weight, *d_angle_weight;  // added to
+    T *d_other;  // added to for angle-edges; null where `other` is constant
     T *d_own_edge, *d_own_angle;
     int64_t d_own_stride;
     T *incoming_projection, *incoming_node;  // (n_edges, message + e), (n_edges, n); or null
@@ -406,7 +407,7 @@ template <class T, class A> struct Centre {
         project(l.receiver_update, l.a, own + l.e, receiver_update);
     }
 
-    // The argument of the edge-angle map, (reach, packed e): R, or the edge itself (trap T2).
+    // The argument of the edge-angle map, (reach, packed e): R, the edge's own part included.
     T *edge_angle_input(const T *reduced, int64_t reach) const {
         T *input = scratch.take(reach, l.e);
         const T *other = l.other + l.edge_start[row];
@@ -848,6 +849,7 @@ template <class T, class A> struct Centre {
             const T *other = l.other + l.edge_start[row];
             for (int64_t r = 0; r < k; ++r)
                 for (int64_t c = 0; c < l.e; ++c) d_edge[r * pe + c] += other[r] * d.input[r * pe + c];
+            if (l.d_other) other_backward(d.input);
         }
         T *d_own = l.d_own_angle + row * l.d_own_stride;
         std::memset(d_own, 0, (l.e + (l.angle_self ? l.a : 0)) * sizeof(T));
@@ -884,6 +886,19 @@ template <class T, class A> struct Centre {
                     store(p, load(p, n) + tile.x[i][v], n);
                 }
         });
+    }
+
+    // The factor of the edge itself in R.
+    void other_backward(const T *d_input) const {
+        T *d_other = l.d_other + l.edge_start[row];
+        for (int64_t r = 0; r < m; ++r) {
+            Vec<T> total{};
+            for (int64_t c = 0; c < l.e; c += width<T>) {
+                int n = count<T>(l.e, c, 0);
+                total += load(edge + r * l.e + c, n) * load(d_input + r * pe + c, n);
+            }
+            d_other[r] += sum<T>(total);
+        }
     }
 
     // From the new edges through u2 to its argument, (reach, packed e).
@@ -1126,7 +1141,7 @@ template <class T> void nodes(const Nodes<T> *l, bool forward) {
 }  // namespace
 
 extern "C" {
-int64_t dpa3_abi() { return 2; }
+int64_t dpa3_abi() { return 3; }
 
 void dpa3_forward_f32(const Layer<float> *layer) { run<float, true>(layer); }
 void dpa3_forward_f64(const Layer<double> *layer) { run<double, true>(layer); }

@@ -39,17 +39,19 @@ def launches(model: str, dtype: torch.dtype, matmul: str) -> dict[str, tuple[Any
     n_dim, e_dim = MODELS[model]
     sizes = {"nlayers": 3, "n_dim": n_dim, "e_dim": e_dim}
     config = replace(config, descriptor=replace(config.descriptor, **sizes))
+    device = torch.device("meta")
     weights = {name: torch.zeros(shape).numpy() for name, shape in weight_shapes(config).items()}
-    network = Network(config, weights, torch.device("meta"), dtype)
     found = {}
 
     def record(program: Any, grid: Any, device: Any, **arguments: Any) -> None:
         found[program.fn.__name__ + str(constants(program, arguments))] = program, arguments
 
     triton_kernels.launch = record
-    for angle_edges in (10, 30):  # both sizes of tiles
-        graph = probe(config, 4, 60, angle_edges, True, torch.device("meta"))
-        Evaluator(network, False, None, matmul).evaluate(graph, MemoryPolicy())
+    for used in (config, config.smoothed(0.3)):
+        network = Network(used, weights, device, dtype)
+        for angle_edges in (10, 30):  # both sizes of tiles
+            graph = probe(used, 4, 60, angle_edges, True, device)
+            Evaluator(network, False, None, matmul).evaluate(graph, MemoryPolicy())
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +72,17 @@ class ModelFile:
         unseen = set(self.untrained_types)
         return tuple(t for t in self.config.type_map if t in ATOMIC_NUMBERS and t not in unseen)
 
+    def smoothed(self, width: float) -> ModelFile:
+        """This model without the step at the cutoff of angles: :meth:`ModelConfig.smoothed`."""
+        return replace(self, config=self.config.smoothed(width))
+
     def traps(self) -> list[str]:
         """Known limits of this model that its user should know (spec 1.9)."""
         descriptor, found = self.config.descriptor, []
         if descriptor.has_step:
             found.append(
                 f"non-smooth at {descriptor.a_rcut:g} Å: the energy jumps by some meV whenever a "
-                "pair of atoms crosses that distance"
+                "pair of atoms crosses that distance (smooth_cutoff removes this step)"
             )
         found.append(
             f"selection limit: the nearest {descriptor.e_sel} neighbours within "

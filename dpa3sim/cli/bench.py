@@ -113,6 +113,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
         "threads": torch.get_num_threads(),
         "device": str(potential.device),
         "dtype": potential.dtype,
+        "smooth_cutoff_A": potential.smooth_cutoff,
         "kernels": potential.kernels,
         "matmul": potential.matmul,
         "matmul_deviation": deviation and asdict(deviation),

@@ -45,6 +45,13 @@ class ModelSettings:
         "apply the model's neighbour limits as deepmd-kit does, or none",
         choices=("deepmd", "none"),
     )
+    smooth_cutoff: float | None = option(
+        None,
+        "smooth the step of the energy at the cutoff of angles over this width, such as 0.3, with "
+        "--truncate none: another potential, which conserves energy [as the model is]",
+        unit="Å",
+        minimum=0.0,
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -59,6 +66,7 @@ class ModelSettings:
             device=self.device,
             dtype=dtype or self.dtype,  # type: ignore[arg-type]
             truncate=self.truncate,  # type: ignore[arg-type]
+            smooth_cutoff=self.smooth_cutoff,
             matmul=self.matmul,  # type: ignore[arg-type]
         )
 

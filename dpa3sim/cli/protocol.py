@@ -313,6 +313,7 @@ class Job:
             "dtype": self.potential.dtype,
             "matmul": self.potential.matmul,
             "truncate": self.potential.truncate,
+            "smooth_cutoff": self.potential.smooth_cutoff,
         }
 
     def _write_config(self) -> None:
@@ -327,6 +328,7 @@ class Job:
             "dtype": self.potential.dtype,
             "matmul": self.potential.matmul,
             "truncate": self.potential.truncate,
+            "smooth_cutoff": self.potential.smooth_cutoff,
         }
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
         atomic_write(self.directory.path / rundir.CONFIG, text)

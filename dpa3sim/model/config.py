@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from dpa3sim.errors import CheckpointError
+from dpa3sim.errors import CheckpointError, InputError
 
 _T = TypeVar("_T")
 UpdateStyle = Literal["res_residual", "res_avg", "res_incr"]
@@ -67,6 +67,7 @@ class DescriptorConfig:
     """Options of the DPA3 descriptor, the repflow block included (spec 1.1).
 
     Lengths are in Å; ``*_sel`` are neighbour counts; ``*_dim`` are feature widths.
+    ``smooth_cutoff`` is no option of deepmd-kit's: see :meth:`ModelConfig.smoothed`.
     """
 
     n_dim: int
@@ -101,6 +102,7 @@ class DescriptorConfig:
     use_tebd_bias: bool = False
     add_chg_spin_ebd: bool = False
     default_chg_spin: tuple[float, float] | None = None
+    smooth_cutoff: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("n_dim", "e_dim", "a_dim", "nlayers", "e_sel", "a_sel", "axis_neuron"):
@@ -133,6 +135,10 @@ class DescriptorConfig:
                 True,
                 "needs update_style=res_residual and update_angle",
             )
+        width = self.smooth_cutoff
+        if width is not None:
+            _check(self.update_angle and not self.smooth_edge_update, "smooth_cutoff", width)
+            _check(0.0 < width < self.a_rcut, "smooth_cutoff", width, "is not in (0, a_rcut)")
 
     @property
     def node_angle_dim(self) -> int:
@@ -164,7 +170,7 @@ class DescriptorConfig:
     @property
     def has_step(self) -> bool:
         """Whether the energy jumps when an edge crosses ``a_rcut`` (spec trap T2)."""
-        return self.update_angle and not self.smooth_edge_update
+        return self.update_angle and not self.smooth_edge_update and self.smooth_cutoff is None
 
 
 @dataclass(frozen=True)
@@ -228,9 +234,29 @@ class ModelConfig:
         aparam = 0 if fitting.use_aparam_as_mask else fitting.numb_aparam
         return self.descriptor.output_dim + fitting.numb_fparam + aparam + fitting.dim_case_embd
 
+    def smoothed(self, width: float) -> Self:
+        """This model without the step at ``a_rcut``: another potential (spec 7).
+
+        What the edge gives to its own R where it has no angles, e_ij, comes in over the last
+        ``width`` before the cutoff, instead of all at once.
+
+        Args:
+            width: Å; 0 is the model without smoothing.
+
+        Raises:
+            InputError: a width that cannot be, or a model without such a step.
+        """
+        descriptor = replace(self.descriptor, smooth_cutoff=None)
+        if width:
+            _check_smoothing(descriptor, width)
+            descriptor = replace(descriptor, smooth_cutoff=float(width))
+        return replace(self, descriptor=descriptor)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-ready form; :meth:`from_dict` reads it back."""
         data = asdict(self)
+        if self.descriptor.smooth_cutoff is None:  # files of other models stay as they were
+            del data["descriptor"]["smooth_cutoff"]
         for part in ("descriptor", "fitting"):
             data[part]["activation"] = str(getattr(self, part).activation)
         return data
@@ -271,6 +297,7 @@ def _coerce(name: str, kind: str, value: Any) -> Any:
         return Activation.parse(value)
     if value is None and kind.endswith("| None"):
         return None
+    kind = kind.removesuffix(" | None")
     is_int = isinstance(value, int) and not isinstance(value, bool)
     if kind == "int" and (is_int or (isinstance(value, float) and value.is_integer())):
         return int(value)
@@ -281,7 +308,7 @@ def _coerce(name: str, kind: str, value: Any) -> Any:
     if kind in ("UpdateStyle", "Precision") and isinstance(value, str):
         return value
     if kind.startswith("tuple") and isinstance(value, list | tuple):
-        item = kind.removesuffix(" | None").removeprefix("tuple[").removesuffix("]")
+        item = kind.removeprefix("tuple[").removesuffix("]")
         if item.startswith("tuple["):
             pairs = tuple(_coerce(name, item.removesuffix(", ..."), v) for v in value)
             _check(all(len(p) == 2 for p in pairs), name, value)
@@ -291,6 +318,18 @@ def _coerce(name: str, kind: str, value: Any) -> Any:
     if kind == "str" and isinstance(value, str):
         return value
     raise CheckpointError(f"model configuration: option {name} = {value!r} is not a {kind}")
+
+
+def _check_smoothing(descriptor: DescriptorConfig, width: float) -> None:
+    """Raise InputError unless ``smooth_cutoff=width`` makes sense."""
+    if not descriptor.has_step:
+        why = "is smooth already" if descriptor.smooth_edge_update else "has no angles"
+        raise InputError(f"smooth_cutoff {width:g}: this model {why}; leave the option out")
+    if not 0.0 < width < descriptor.a_rcut:
+        raise InputError(
+            f"smooth_cutoff {width:g} must be between 0 and the cutoff of angles, "
+            f"{descriptor.a_rcut:g} Å; 0 is off"
+        )
 
 
 def _check(condition: bool, name: str, value: object, why: str = "is not allowed") -> None:

@@ -25,8 +25,9 @@ class Weighting:
         symmetrise: ``(n_edges, 3)`` N_e^(-1/2) s^e h, the factors of Psi (spec 1.5).
         message: ``(n_edges,)`` s^e / N_e, the factors of v3.
         angle: ``(n_angles,)`` N_a^(-1/2) w, the factors of R.
-        other: ``(n_edges,)`` 1 for edges that are not angle-edges, the factor of the edge itself
-            in R (trap T2); a constant.
+        other: ``(n_edges,)`` the factor of the edge itself in R: 1 for edges that are not
+            angle-edges (trap T2); for these 0 or, with ``smooth_cutoff``, t of spec 7. Its
+            gradient is only computed with ``smooth_cutoff``, and for angle-edges.
     """
 
     symmetrise: Tensor
@@ -40,7 +41,7 @@ class Weighting:
             torch.zeros_like(self.symmetrise),
             torch.zeros_like(self.message),
             torch.zeros_like(self.angle),
-            self.other,
+            torch.zeros_like(self.other),
         )
 
 
@@ -53,6 +54,7 @@ class GeometryTape:
         h: ``(n_edges, 3)``; radial: ``(n_edges, 1)`` normalised; scale: ``(n_edges, 4)`` 1/std.
         pre: ``(n_edges, e_dim)`` before the activation, if there is one.
         direction: ``(n_angle_edges, 3)``; a_switch, a_slope: ``(n_angle_edges, 1)``.
+        other_slope: ``(n_angle_edges, 1)`` derivative of t, with ``smooth_cutoff``.
     """
 
     vectors: Tensor
@@ -65,6 +67,7 @@ class GeometryTape:
     direction: Tensor
     a_switch: Tensor
     a_slope: Tensor
+    other_slope: Tensor | None
 
 
 class GeometryKernel:
@@ -128,16 +131,25 @@ class GeometryKernel:
             cosine[block.angles] = (d @ d.mT).flatten()
             weight[block.angles] = (s_b * s_b.mT).flatten()
         angle = (cosine * PARALLEL_SCALE).unsqueeze(1) * self._angle_matrix
-        other = torch.ones_like(r).squeeze(1)
-        other.index_copy_(0, graph.angle_slots, (~graph.angle_edge_mask).to(other.dtype))
+        other, other_slope = self._other(graph, r_a)
         weighting = Weighting(
             symmetrise=h * (s * config.edge_divisor**-0.5),
             message=(s / config.edge_divisor).squeeze(1),
             angle=weight.mul_(config.angle_divisor**-0.5),
             other=other,
         )
-        tape = GeometryTape(v, r, s, slope, h, scale, pre, direction, s_a, slope_a)
+        tape = GeometryTape(v, r, s, slope, h, scale, pre, direction, s_a, slope_a, other_slope)
         return weighting, edge, angle, tape
+
+    def _other(self, graph: BlockGraph, r_a: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The factor ``other`` and its derivative, r_a ``(n_angle_edges, 1)`` the distances."""
+        config, mask = self._config, graph.angle_edge_mask
+        other = r_a.new_ones(graph.layout.n_edges)
+        if config.smooth_cutoff is None:
+            return other.index_copy_(0, graph.angle_slots, (~mask).to(other.dtype)), None
+        start = config.a_rcut - config.smooth_cutoff
+        s, slope = switch_and_slope(r_a, start, config.a_rcut, False, mask.unsqueeze(1))
+        return other.index_copy_(0, graph.angle_slots, 1 - s.squeeze(1)), -slope
 
     def backward(
         self,
@@ -200,6 +212,9 @@ class GeometryKernel:
         shifted = r + DIRECTION_SHIFT
         along = (d_direction * v).sum(dim=1, keepdim=True)
         d_r = d_switch * tape.a_slope - along / shifted**2
+        if tape.other_slope is not None:
+            d_other = weighting.other.index_select(0, graph.angle_slots).unsqueeze(1)
+            d_r = d_r + d_other * tape.other_slope
         d_v = d_direction / shifted + d_r * v / r
         return d_v * graph.angle_edge_mask.unsqueeze(1)
 

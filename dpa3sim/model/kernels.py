@@ -154,7 +154,7 @@ class BlockData:
         symmetrise, d_symmetrise: ``(count, k_room, 3)``.
         message: ``(count, 1, k_room)``; d_message: ``(count, k_room)``.
         angle: ``(n_angle_edges, 1, m_room)``; d_angle: ``(n_angle_edges, m_room)``.
-        other: ``(n_edges, 1)``.
+        other: ``(n_edges, 1)``; d_other: ``(n_edges,)``.
     """
 
     block: Block
@@ -166,6 +166,7 @@ class BlockData:
     angle: Tensor
     d_angle: Tensor
     other: Tensor
+    d_other: Tensor
 
 
 @dataclass(frozen=True)
@@ -200,6 +201,7 @@ class GraphData:
                     angle=weighting.angle[block.angles].view(block.n_angle_edges, 1, block.m_room),
                     d_angle=d_weighting.angle[block.angles].view(square),
                     other=weighting.other[block.edges].unsqueeze(1),
+                    d_other=d_weighting.other[block.edges],
                 )
             )
         return tuple(data)
@@ -741,7 +743,7 @@ class LayerKernel:
         return reduced.view(data.block.count, data.block.m_room, message.shape[1])
 
     def _edge_angle_input(self, data: BlockData, edge: Tensor, reduced: Tensor) -> Tensor:
-        """R of the slots that need it, with the edge itself where it has no angle (trap T2).
+        """R of the slots that need it, with what the edge itself adds to it (trap T2, spec 7).
 
         In smooth models the edges without angles all have the same u2, so that the input is
         that of the angle-edge slots.
@@ -798,7 +800,11 @@ class LayerKernel:
         square = (block.n_angle_edges, m)
         torch.mul(data.angle.mT, d_reduced, out=d_pre.unflatten(0, square))
         data.d_angle.add_(message.unflatten(0, square).mul_(d_reduced).sum(dim=2))
-        return None if self._config.smooth_edge_update else d_inputs.mul_(data.other)
+        if self._config.smooth_edge_update:
+            return None
+        if self._config.smooth_cutoff is not None:
+            data.d_other.add_(torch.mul(edge, d_inputs, out=inputs).sum(dim=1))
+        return d_inputs.mul_(data.other)
 
     def _add_angle_gradients(
         self, data: BlockData, d_edge: Tensor, d_both: Tensor, d_other: Tensor | None

@@ -48,7 +48,8 @@ _INPUTS = (
 _OUTPUTS = (
     *("psi", "v3", "new_edge", "new_angle", "symmetrised", "reduced"),
     *("d_symmetrised", "d_v3", "d_edge", "d_angle"),
-    *("d_symmetrise", "d_message_weight", "d_angle_weight", "d_own_edge", "d_own_angle"),
+    *("d_symmetrise", "d_message_weight", "d_angle_weight", "d_other"),
+    *("d_own_edge", "d_own_angle"),
 )
 
 
@@ -260,6 +261,8 @@ class NativeLayerKernel(LayerKernel):
         call.d_symmetrise = d_weighting.symmetrise.data_ptr()
         call.d_message_weight = d_weighting.message.data_ptr()
         call.d_angle_weight = d_weighting.angle.data_ptr()
+        if self._config.smooth_cutoff is not None:
+            call.d_other = d_weighting.other.data_ptr()
         call.d_own_edge, call.d_own_angle = d_own.edge.data_ptr(), d_own.angle.data_ptr()
         call.d_own_stride = d_own.edge.stride(0)
         call.reduced = _pointer(tape.reduced)

@@ -49,11 +49,13 @@ class Geometry:
     Attributes:
         h: ``(n_edges, 3)`` normalised environment vector; switch: ``(n_edges,)`` s^e.
         weight: ``(n_angles,)`` w = s^a_q s^a_k.
+        other: ``(n_edges,)`` t of spec 7, the share of e in R; None without ``smooth_cutoff``.
     """
 
     h: Tensor
     switch: Tensor
     weight: Tensor
+    other: Tensor | None
 
 
 class Features(NamedTuple):
@@ -159,7 +161,13 @@ class Network:
         cosine = (direction[q] * direction[k]).sum(dim=1, keepdim=True) * (1 - 1e-6)
         angle = cosine / math.sqrt(math.pi) @ self.weights[f"{REPFLOWS}.angle_embd.matrix"]
         s_a = switch(r_q[:, 0], config.a_rcut_smth, config.a_rcut, config.use_exp_switch)
-        geometry = Geometry(h=environment[:, 1:], switch=s_e, weight=s_a[q] * s_a[k])
+        other = None
+        if config.smooth_cutoff is not None:
+            start = config.a_rcut - config.smooth_cutoff
+            t = 1 - switch(r_q[:, 0], start, config.a_rcut, False)
+            other = torch.ones_like(r).index_copy(0, graph.angle_edges, t)
+        weight = s_a[q] * s_a[k]
+        geometry = Geometry(h=environment[:, 1:], switch=s_e, weight=weight, other=other)
         return geometry, edge, angle
 
     def _make_type_rows(self, device: torch.device) -> Tensor:
@@ -327,9 +335,13 @@ class Network:
         message = activate(message, config.activation) * geometry.weight.unsqueeze(1)
         reduced = sum_rows(message, graph.angle_q, graph.angle_edges.shape[0])
         reduced = reduced * config.angle_divisor**-0.5
-        # Edges without angles: nothing in smooth models, the edge itself in others (trap T2).
-        others = torch.zeros_like(edge) if config.smooth_edge_update else edge
-        reduced = others.index_copy(0, graph.angle_edges, reduced)
+        if geometry.other is not None:
+            others = geometry.other.unsqueeze(1) * edge
+            reduced = others.index_add(0, graph.angle_edges, reduced)
+        else:
+            # Edges without angles: nothing in smooth models, the edge itself in others (trap T2).
+            others = torch.zeros_like(edge) if config.smooth_edge_update else edge
+            reduced = others.index_copy(0, graph.angle_edges, reduced)
         return activate(self._linear(f"{name}.edge_angle_linear2", reduced), config.activation)
 
     def _angle_message(

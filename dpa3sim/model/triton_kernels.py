@@ -342,7 +342,8 @@ class TritonLayerKernel(LayerKernel):
         d_input = d_angle_input = None
         edge_angle = self._edge_angle_map(graph, data, tape)
         if plan.angles:
-            d_input = self._edge_angle_backward(graph, old, grad, edge_angle)
+            d_other = data.d_weighting.other
+            d_input = self._edge_angle_backward(graph, old, grad, edge_angle, d_other)
             d_angle_input = self._angles_backward(graph, data, old, grad, own, d_own, d_input)
         edge_jobs = {
             "job_row": jobs.edge_row,
@@ -395,7 +396,12 @@ class TritonLayerKernel(LayerKernel):
         self._sum(jobs.own_edge, d_own_jobs, d_own.edge)
 
     def _edge_angle_backward(
-        self, graph: BlockGraph, old: Features, grad: Features, edge_angle: dict[str, Any]
+        self,
+        graph: BlockGraph,
+        old: Features,
+        grad: Features,
+        edge_angle: dict[str, Any],
+        d_other: Tensor,
     ) -> Tensor:
         """Gradient of the argument of u2, ``(n_edges, e_dim)``, where the layer needs it."""
         layout, smooth = graph.layout, self._config.smooth_edge_update
@@ -413,6 +419,8 @@ class TritonLayerKernel(LayerKernel):
             edge=old.edge,
             d_edge=grad.edge,
             d_input=d_input,
+            d_other=d_other,
+            SMOOTHED=self._config.smooth_cutoff is not None,
         )
         return d_input
 

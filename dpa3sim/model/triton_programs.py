@@ -296,9 +296,9 @@ def _edge_angle_pre(
     B_DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The argument of u2: a map of R or, where there are no angles, of the edge (trap T2)."""
+    """The argument of u2: a map of R, what the edge itself adds to it included (trap T2)."""
     has_angles = in_r & (slot >= 0)
-    is_other = tl.load(other + r, mask=in_r, other=0)
+    share = tl.load(other + r, mask=in_r, other=0)
     pre = tl.zeros([r.shape[0], columns.shape[0]], edge.dtype.element_ty)
     pre += _load_vector(bias, columns, in_columns)[None, :]
     for start in range(0, E, B_DEPTH):
@@ -306,7 +306,7 @@ def _edge_angle_pre(
         in_depth = depth < E
         x = _load(reduced, slot, has_angles, depth, in_depth, E)
         if not SMOOTH:
-            x += is_other[:, None] * _load(edge, r, in_r, depth, in_depth, E)
+            x += share[:, None] * _load(edge, r, in_r, depth, in_depth, E)
         w = _load(matrix, depth, in_depth, columns, in_columns, E)
         pre = _product(x, w, pre, PRECISION)
     return pre
@@ -405,9 +405,11 @@ def edge_angle_backward(
     rho_angle,
     d_edge,
     d_input,
+    d_other,
     E: tl.constexpr,
     P_E: tl.constexpr,
     SMOOTH: tl.constexpr,
+    SMOOTHED: tl.constexpr,
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
     B_DEPTH: tl.constexpr,
@@ -420,6 +422,7 @@ def edge_angle_backward(
     """From the new edges through u2 to its input, ``(n_edges, E)``. Grid: tiles of edges.
 
     In smooth models only edges with angles have a gradient there; other rows are not written.
+    Where the cutoff is smoothed, the factor of the edge itself has a gradient too.
     """
     t = tl.program_id(0).to(tl.int64) * B_ROWS + tl.arange(0, B_ROWS)
     in_r = t < n_rows
@@ -454,6 +457,8 @@ def edge_angle_backward(
         d_u2 = rho[None, :] * _load(d_edge, r, in_r, columns, in_columns, E) * slope
         transposed = tl.trans(_load(ea2, whole, in_whole, columns, in_columns, E))
         total = _product(d_u2, transposed, total, PRECISION)
+    if SMOOTHED:
+        _add(d_other, r, in_r, tl.sum(total * _load(edge, r, in_r, whole, in_whole, E), axis=1))
     _store(d_input, r, in_r, whole, in_whole, E, total)
 
 
@@ -583,8 +588,8 @@ def edges_backward(
         total += h[:, None] * d[None, :]
     if ANGLES:
         if not SMOOTH:
-            is_other = tl.load(other + r, mask=in_r, other=0)
-            total += is_other[:, None] * _load(d_input, r, in_r, whole, in_whole, E)
+            share = tl.load(other + r, mask=in_r, other=0)
+            total += share[:, None] * _load(d_input, r, in_r, whole, in_whole, E)
         slot = tl.load(angle_edge + r, mask=in_r, other=-1)
         has_angles = in_r & (slot >= 0)
         total += _load(d_angle_input, slot, has_angles, whole, whole < CHANNELS, CHANNELS)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 2
+ABI = 3
 VARIABLE = "DPA3SIM_KERNELS"
 """Environment variable that names a build to use, or ``torch`` for none."""
 TRITON = "triton"

@@ -37,7 +37,7 @@ def session(potential: Potential, command: list[str]) -> dict[str, Any]:
 
 
 def model_facts(model: ModelFile) -> dict[str, Any]:
-    """Which model exactly: name, file, checksum, head and origin."""
+    """Which model exactly: name, file, checksum, head, origin, and what was changed in it."""
     return {
         "name": model.name,
         "file": str(model.path.resolve()),
@@ -45,6 +45,7 @@ def model_facts(model: ModelFile) -> dict[str, Any]:
         "head": model.head,
         "source_format": model.source_format,
         "origin": dict(model.origin),
+        "smooth_cutoff_A": model.config.descriptor.smooth_cutoff,
     }
 
 

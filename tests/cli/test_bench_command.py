@@ -20,6 +20,7 @@ def test_bench_reports_what_it_measured(capsys):
     assert result["simulated_ns_per_day"] == pytest.approx(86.4 / result["step_ms"], rel=1e-9)
     assert result["counters"]["evaluations"] == result["counters"]["batches"] == 3
     assert result["peak_memory_MiB"] > 100
+    assert result["smooth_cutoff_A"] is None
     # Ideal silicon has 46 neighbours within 6 Å and 16 within 4 Å, 256 angles.
     assert result["edges_per_atom"] == pytest.approx(46, abs=4)
     assert result["angles_per_atom"] == pytest.approx(256, rel=0.2)
@@ -27,12 +28,14 @@ def test_bench_reports_what_it_measured(capsys):
 
 def test_bench_of_several_structures_and_copies(capsys):
     files = [str(EXAMPLES / "ethanol.xyz"), str(EXAMPLES / "Cu.vasp")]
-    assert main(["bench", *files, "--steps", "1", "--copies", "3", "--timestep", "2"]) == 0
+    arguments = ["--steps", "1", "--copies", "3", "--timestep", "2", "--smooth-cutoff", "0.3"]
+    assert main(["bench", *files, *arguments]) == 0
     out = capsys.readouterr().out
     assert "ethanol.xyz: C2H6O, 9 atoms x 3" in out
     assert "Cu.vasp: Cu4, 4 atoms x 3" in out
     assert "at 2 fs" in out
     assert "embedded model dpa3-openlam" in out
+    assert "cutoff smoothed over 0.3 Å" in out
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,31 @@ def test_partial_occupancy_is_refused(capsys):
     assert "partially occupied" in errors_of(capsys, "x.cif")
 
 
+def test_smoothed_cutoff_is_told_everywhere(capsys):
+    # Equal ions are 3.87 Å apart.
+    write("POSCAR", bulk("NaCl", "rocksalt", 5.47), format="vasp")
+    arguments = ["relax", "POSCAR", "--no-plot"]
+    assert main(arguments) == 0
+    assert "smoothed" not in capsys.readouterr().out
+    plain = result_of("POSCAR.relax")
+    assert plain["model"]["smooth_cutoff_A"] is None
+    arguments += ["--smooth-cutoff", "0.3", "--truncate", "none"]
+    assert "smooth_cutoff: None -> 0.3" in errors_of(capsys, *arguments[1:])
+    assert main([*arguments, "--out", "smoothed"]) == 0
+    out = capsys.readouterr().out
+    assert "cutoff smoothed over 0.3 Å" in out
+    result = result_of("smoothed")
+    assert result["model"]["smooth_cutoff_A"] == 0.3
+    assert abs(result["energy_eV"] - plain["energy_eV"]) > 1e-4
+    (session,) = json.loads(Path("smoothed/provenance.json").read_text())["sessions"]
+    assert session["model"]["smooth_cutoff_A"] == 0.3
+    config = Path("smoothed/config.resolved.yaml")
+    assert yaml.safe_load(config.read_text())["smooth_cutoff"] == 0.3
+    arguments = ["relax", "POSCAR", "--config", str(config), "--out", "again", "--no-plot"]
+    assert main(arguments) == 0
+    assert result_of("again")["energy_eV"] == result["energy_eV"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -296,6 +321,9 @@ def test_partial_occupancy_is_refused(capsys):
         (["POSCAR", "--model", "nothing.pth"], "no such model file"),
         (["POSCAR", "--device", "cuda:99"], "device"),
         (["POSCAR", "--steps", "-1"], "steps"),
+        (["POSCAR", "--smooth-cutoff", "4"], "must be between 0 and the cutoff of angles, 4 Å"),
+        (["POSCAR", "--smooth-cutoff", "-1"], "smooth_cutoff = -1.0 must be at least 0"),
+        (["POSCAR", "--smooth-cutoff", "nan"], "must be finite"),
         ([], "STRUCTURE"),
         (["nowhere.cif"], "no such file"),
         (["."], "is a folder"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
+from dpa3sim import Potential
 from dpa3sim.protocols import guards
 
 
@@ -50,9 +51,27 @@ def test_a_smooth_model_has_no_step(smooth):
     assert guards.check(atoms, smooth, strain=0.05) == []
 
 
-def test_truncation_is_measured(embedded64):
-    warnings = guards.check(bulk("C", "diamond", a=3.57), embedded64)
+@pytest.mark.parametrize(
+    ("atoms", "shell"),
+    [(bulk("Al", a=4.04), 4.04), (bulk("NaCl", "rocksalt", a=5.657), 5.657 / np.sqrt(2))],
+    ids=["Al", "NaCl"],
+)
+def test_a_smoothed_step_is_none(embedded64, atoms, shell):
+    """Nothing is told of what was told above, and rightly: there is no step any more."""
+    smoothed = Potential(embedded64.model, dtype="float64", smooth_cutoff=0.3)
+    assert guards.check(atoms, smoothed, strain=0.02, displacement=0.03) == []
+    before, after = (guards._step(atoms, p, 4.0 / shell) for p in (embedded64, smoothed))
+    assert before[0] > 1
+    assert after[0] < 2e-3 * before[0]  # what the pressure makes of it
+    assert after[1] < guards.SMALLEST_GPA
+
+
+@pytest.mark.parametrize("width", [None, 0.3])
+def test_truncation_is_measured(embedded64, width):
+    potential = Potential(embedded64.model, dtype="float64", smooth_cutoff=width)
+    warnings = guards.check(bulk("C", "diamond", a=3.57), potential)
     assert "selection limit" in warnings[0]
+    assert ("still jumps" in warnings[0]) == (width is not None)
     (size,) = re.findall(r"by ([\d.]+) meV/atom", warnings[1])
     assert 0.01 < float(size) < 10
 

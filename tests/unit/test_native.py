@@ -11,6 +11,7 @@ from tests_support import DATA, assert_equal_results, hydrogen_oxygen_structures
 
 import dpa3sim.native
 from dpa3sim import Potential
+from dpa3sim.checkpoints import read_model
 from dpa3sim.memory import probe
 from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.network import Network
@@ -43,11 +44,19 @@ def assert_alike(found, expected, tolerance):
         torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
+def with_and_without_smoothing():
+    for path in MODELS:
+        yield pytest.param(path, None, id=path.parent.name)
+        head = "Omat24" if path.parent.name == "multitask" else None
+        if read_model(path, head).config.descriptor.has_step:
+            yield pytest.param(path, 0.7, id=f"{path.parent.name} smoothed")
+
+
+@pytest.mark.parametrize(("path", "width"), with_and_without_smoothing())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_compiled_layers_equal_tensor_operations(path, dtype, library):
+def test_compiled_layers_equal_tensor_operations(path, width, dtype, library):
     head = "Omat24" if path.parent.name == "multitask" else None
-    potential = Potential(path, head=head, dtype="float64")
+    potential = Potential(path, head=head, dtype="float64", smooth_cutoff=width)
     model = potential.model
     network = Network(model.config, model.weights, torch.device("cpu"), dtype)
     tensors, native = Evaluator(network, True), Evaluator(network, True, library)

@@ -91,6 +91,13 @@ def test_derivatives_of_every_kind_of_layer(variant):
     check_derivatives(potential, atoms, atol=1e-8, n_forces=3)
 
 
+@pytest.mark.parametrize("variant", ["res_incr", "res_avg", "sequential_static", "act_softplus"])
+def test_derivatives_where_the_step_is_smoothed(variant):
+    """Pairs may cross the cutoff of angles; the switch of edges needs a small step."""
+    path = DATA / "variants" / variant / "model.pt"
+    check_derivatives(Potential(path, truncate="none", smooth_cutoff=0.8), WATER, 1e-8, step=1e-4)
+
+
 @pytest.mark.parametrize(
     "atoms",
     [

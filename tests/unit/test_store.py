@@ -70,12 +70,14 @@ def test_what_the_model_sees_is_told_apart(smooth, tmp_path):
         assert stored.statistics.computed == 5
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"truncate": "none"}])
-def test_other_potentials_have_evaluations_of_their_own(smooth, tmp_path, change):
-    atoms = molecule("H2O")
-    with StoredPotential(smooth, tmp_path / "s") as stored:
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float32"}, {"truncate": "none"}, {"smooth_cutoff": 0.3}]
+)
+def test_other_potentials_have_evaluations_of_their_own(tmp_path, change):
+    atoms, model = molecule("H2O"), DATA / "models/static_linear/model.pt"
+    with StoredPotential(Potential(model), tmp_path / "s") as stored:
         stored.evaluate([atoms])
-    with StoredPotential(Potential(MODEL, **change), tmp_path / "s") as stored:
+    with StoredPotential(Potential(model, **change), tmp_path / "s") as stored:
         stored.evaluate([atoms])
         assert stored.statistics.computed == 1
 

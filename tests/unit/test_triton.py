@@ -61,6 +61,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 NAMES = ["models/dynamic", "models/static_linear"]
 NAMES += [f"variants/{name}" for name in ("res_incr", "noangle", "e_a", "linear", "ema")]
+SMOOTHED = [f"smoothed {NAMES[i]}" for i in (1, 2, 4)]
 # Edges and angle-edges of centres: full and partial tiles, one edge, no angles.
 RAGGED = (21, 5, 1, 7), (18, 4, 1, 0)
 NO_ANGLES = (6, 1), (0, 0)
@@ -87,7 +88,9 @@ def trusted(wanted, monkeypatch):
 
 
 def load(name):
-    return load_model(DATA / name / "model.pt")
+    smoothed = name.startswith("smoothed ")
+    model = load_model(DATA / name.removeprefix("smoothed ") / "model.pt")
+    return model.smoothed(0.7) if smoothed else model
 
 
 def network_of(model, dtype, layers=None, device=DEVICE):
@@ -112,7 +115,7 @@ def error(found, expected):
     return float((found[1] - expected[1]).abs().max() / expected[1].abs().max())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + SMOOTHED)
 @pytest.mark.parametrize("counts", [RAGGED, NO_ANGLES], ids=["ragged", "no angles"])
 def test_layers_equal_tensor_operations(name, counts):
     network = network_of(load(name), torch.float64)
@@ -248,12 +251,13 @@ def test_nothing_is_asked_of_the_device(monkeypatch):
     assert len(launched) == len(once)
 
 
-def test_whole_structures_with_room_to_spare(trusted):
+@pytest.mark.parametrize("name", [NAMES[0], SMOOTHED[0]])
+def test_whole_structures_with_room_to_spare(name, trusted):
     """As on an accelerator: fixed shapes, whose empty slots must not matter."""
-    potential = Potential(DATA / "models/dynamic/model.pt", device=DEVICE)
+    potential = Potential(load(name), device=DEVICE)
     assert potential.kernels == "triton"
     potential._batches._on_host = False
-    tensors = Potential(DATA / "models/dynamic/model.pt", device="cpu")
+    tensors = Potential(load(name), device="cpu")
     tensors._batches._evaluator = Evaluator(tensors._network, sparse=True)
     structures = [hydrogen_oxygen_structures()[i] for i in (0, 2, 7)]
     for _ in range(2):
@@ -272,8 +276,9 @@ def select(network=None, matmul="full"):
     return selection.select(network or network_of(load("models/dynamic"), torch.float32), matmul)
 
 
-def test_programs_that_pass_their_test_are_used(wanted):
-    chosen = select()
+@pytest.mark.parametrize("name", [NAMES[0], SMOOTHED[0]])
+def test_programs_that_pass_their_test_are_used(name, wanted):
+    chosen = select(network_of(load(name), torch.float32))
     assert (chosen.kernels, chosen.matmul) == ("triton", "full")
     assert chosen.reason.startswith("passed the test on")
 
