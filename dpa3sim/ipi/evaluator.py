@@ -17,14 +17,13 @@ import numpy as np
 from ase.units import Bohr, Hartree
 
 from dpa3sim.errors import InputError
+from dpa3sim.graph.candidates import complete_cell
+from dpa3sim.ipi.wire import Results
 from dpa3sim.settings import suggestion
 from dpa3sim.structure import AtomsLike, Structure, as_structure
 
 if TYPE_CHECKING:
     from dpa3sim.potential import Evaluation, PotentialLike
-
-Results = tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[str]]
-"""Energies, forces, virials and extras of a batch."""
 
 # What a result may carry besides energy, forces and virial, in atomic units.
 EXTRAS: dict[str, Callable[[Evaluation], float | list[float]]] = {
@@ -123,7 +122,7 @@ class BatchEvaluator:
         structures = []
         for cell, where in zip(cells, positions, strict=True):
             if pbc.any():
-                shifts = np.floor(where @ np.linalg.inv(cell)) * pbc
+                shifts = np.floor(where @ np.linalg.inv(complete_cell(cell, pbc))) * pbc
                 where = where - shifts @ cell
             structures.append(replace(self._structure, positions=where, cell=cell))
         return structures

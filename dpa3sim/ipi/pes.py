@@ -24,7 +24,7 @@ import numpy as np
 
 from dpa3sim import settings as options_of
 from dpa3sim.cli.options import ModelSettings
-from dpa3sim.cli.structures import read_structures
+from dpa3sim.cli.structures import read_structure
 from dpa3sim.errors import Dpa3simError, InputError
 from dpa3sim.ipi.evaluator import BatchEvaluator
 
@@ -61,10 +61,8 @@ class DPA3PES:
             raise InputError("the parameter structure is needed: a file with all atoms in order")
         models: list[str | None] = [*_words(options.pop("model", ""))] or [None]
         potentials = [_settings(options | {"model": model}).load() for model in models]
-        source = read_structures([str(structure)])[0]
-        if isinstance(source, InputError):
-            raise source
-        self._evaluate = BatchEvaluator(potentials, source.atoms, _words(extras))
+        atoms = read_structure(str(structure)).atoms
+        self._evaluate = BatchEvaluator(potentials, atoms, _words(extras))
         self._evaluate.warm_up()
 
     def __call__(self, cell: Any, positions: Any) -> Result | list[Result]:
