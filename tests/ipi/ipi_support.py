@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from ase.io import read
+from ase.io import read, write
 from toy_pes import pair
 
 import dpa3sim
@@ -54,9 +54,10 @@ class Server:
         steps: total steps, if other than in the input.
         edit: pairs of a regular expression and what replaces its matches, of which there must
             be some.
+        water, frames: what stands in the place of water8.extxyz and frames.extxyz.
     """
 
-    def __init__(self, folder, name, *, steps=None, edit=()):
+    def __init__(self, folder, name, *, steps=None, edit=(), water=None, frames=None):
         (source,) = INPUTS.glob(f"{name}_*.xml")
         text = source.read_text()
         if steps is not None:
@@ -72,9 +73,11 @@ class Server:
         self.prefix = f"/tmp/ipi_{uuid.uuid4().hex[:12]}_"
         found = re.findall(r"<address>\s*(\S+)\s*</address>", text)
         self.names = found
-        for data in ("water8.extxyz", "frames.extxyz"):
-            if not (folder / data).exists():
+        for data, atoms in (("water8.extxyz", water), ("frames.extxyz", frames)):
+            if atoms is None:
                 shutil.copy(INPUTS / data, folder)
+            else:
+                write(folder / data, atoms, format="extxyz", columns=["symbols", "positions"])
         (folder / "input.xml").write_text(text)
         self.start()
 
