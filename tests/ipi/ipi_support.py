@@ -61,10 +61,8 @@ class Server:
         (source,) = INPUTS.glob(f"{name}_*.xml")
         text = source.read_text()
         if steps is not None:
-            edit = [
-                (r"<total_steps>.*?</total_steps>", f"<total_steps>{steps}</total_steps>"),
-                *edit,
-            ]
+            total = r"<total_steps>.*?</total_steps>", f"<total_steps>{steps}</total_steps>"
+            edit = [total, *edit]
         for pattern, replacement in edit:
             text, count = re.subn(pattern, replacement, text, flags=re.DOTALL)
             assert count, f"{pattern} is not in {source.name}"
@@ -105,6 +103,12 @@ class Server:
 
     def columns(self, file="sim.out"):
         return np.atleast_2d(np.loadtxt(self.folder / file))
+
+    def steps(self):
+        """How many steps have been written so far."""
+        file = self.folder / "sim.out"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return sum(not line.startswith("#") for line in lines) - 1
 
     def wait(self, limit=LIMIT):
         """Exit code."""
