@@ -47,5 +47,19 @@ class EngineError(Dpa3simError):
     """A client of the engine got no answer."""
 
 
+class RefusedError(Dpa3simError):
+    """What i-PI asked for was not done: other atoms than those of the structure."""
+
+
+class ProtocolError(RefusedError):
+    """What came over a connection is not the i-PI protocol."""
+
+
+class ConnectionLostError(Dpa3simError):
+    """The other side of a connection is gone, in the middle of something or before it began."""
+
+    exit_code = 6
+
+
 class Dpa3simWarning(UserWarning):
     """A result that is valid but that the user must know something about."""

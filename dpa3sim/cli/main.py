@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import dpa3sim
 from dpa3sim import settings
 from dpa3sim.cli.options import Parser, unknown_flags
-from dpa3sim.errors import Dpa3simError, Dpa3simWarning
+from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
 
 INTERRUPTED = 130
 # Modules are imported when their command runs, so that help and errors come at once.
@@ -27,6 +27,7 @@ COMMANDS = {
     "phonon": "phonon bands, densities of states, thermal properties, stability",
     "gruneisen": "mode Grüneisen parameters",
     "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
+    "ipi": "forces for i-PI: path integrals and its other methods",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",
@@ -40,7 +41,7 @@ examples:
   dpa3sim model list                        the public DPA3 models
 
 exit codes: 0 done, 2 bad usage or input, 3 not converged, 4 unphysical result,
-5 some of many failed, 130 interrupted (the state is saved)
+5 some of many failed, 6 connection lost (i-PI), 130 interrupted (the state is saved)
 """
 
 
@@ -59,6 +60,9 @@ def _run(arguments: list[str]) -> int:
         if command is None:
             return 0
         module: Any = import_module(f"dpa3sim.cli.{command}")
+        if rest and not rest[0].startswith("-") and hasattr(module, "SUBCOMMANDS"):
+            command, rest = _subcommand(command, module.SUBCOMMANDS, rest)
+            module = import_module(f"dpa3sim.cli.{command.replace(' ', '_').replace('-', '_')}")
         parser = Parser(prog=f"dpa3sim {command}", description=module.__doc__)
         module.configure(parser)
         args, unknown = parser.parse_known_intermixed_args(rest)
@@ -106,6 +110,15 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
             + (settings.suggestion(name, COMMANDS) or f"; commands are {', '.join(COMMANDS)}")
         )
     return name, arguments[1:]
+
+
+def _subcommand(command: str, known: dict[str, str], arguments: list[str]) -> tuple[str, list[str]]:
+    """``"COMMAND SUBCOMMAND"``, whose module is ``COMMAND_SUBCOMMAND``, and its arguments."""
+    name = arguments[0]
+    if name not in known:
+        hint = settings.suggestion(name, known) or f"; there are {', '.join(known)}"
+        raise InputError(f"{command} has no subcommand {name!r}" + hint)
+    return f"{command} {name}", arguments[1:]
 
 
 def _raw(prog: str) -> Any:

@@ -62,6 +62,18 @@ def read_structures(arguments: list[str]) -> list[Source | InputError]:
     return _unique(sources)
 
 
+def read_structure(argument: str) -> Source:
+    """Read one structure, the last if the file has several.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    source = read_structures([argument])[-1]
+    if isinstance(source, InputError):
+        raise source
+    return source
+
+
 def _read(argument: str) -> list[Source]:
     path, index = argument, None
     if "@" in argument and not Path(argument).exists():

@@ -1,0 +1,186 @@
+"""Give i-PI the forces: a client for its unix sockets, TCP and shared memory.
+
+Subcommands instead of options: see below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpa3sim.cli.options import (
+    ModelSettings,
+    Parser,
+    add_config,
+    add_settings,
+    announce,
+    resolve,
+)
+from dpa3sim.errors import InputError
+from dpa3sim.ipi.serving import Settings, make_client
+from dpa3sim.ipi.wire import UNIX_PREFIX, Address
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpa3sim.cli.structures import Source
+    from dpa3sim.ipi.client import IPIClient
+
+INTERRUPTED = 130
+# Each is a module of its own, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.
+SUBCOMMANDS = {
+    "pes-path": "print the path of the PES file for <ffdirect>",
+}
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim ipi``."""
+    parser.usage = (
+        "dpa3sim ipi -u -a NAME --structure FILE [options]\n"
+        "       dpa3sim ipi -a HOST -p PORT --structure FILE [options]\n"
+        f"       dpa3sim ipi {{{','.join(SUBCOMMANDS)}}} ..."
+    )
+    names = "; ".join(f"{name}: {text}" for name, text in SUBCOMMANDS.items())
+    parser.epilog = f"subcommands: {names}. Exit codes: 0 i-PI ended, 2 refused, 4 not finite, "
+    parser.epilog += "6 connection lost, 130 interrupted."
+    group = parser.add_argument_group("where i-PI listens (its own letters)")
+    group.add_argument("-u", dest="is_unix", action="store_true", help="a unix socket, not TCP")
+    group.add_argument("--unix", metavar="NAME", help="the same as -u -a NAME")
+    group.add_argument(
+        "-a", "--address", metavar="NAME", help="host; with -u, what <address> says, or a path"
+    )
+    group.add_argument("-p", "--port", type=int, metavar="N", help="port")
+    group.add_argument(
+        "-S", "--sockets-prefix", metavar="P", default=UNIX_PREFIX, help=f"[{UNIX_PREFIX}]"
+    )
+    parser.add_argument(
+        "--structure",
+        required=True,
+        metavar="FILE",
+        help="elements in i-PI's order, and the periodic axes; i-PI sends neither",
+    )
+    add_settings(parser, "client", Settings)
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="checkpoint file or registry name; repeated: a committee [embedded dpa3-openlam]",
+    )
+    add_settings(parser, "model", ModelSettings)
+    add_config(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="a line for each batch")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until i-PI ends."""
+    from rich.console import Console
+
+    from dpa3sim.cli.structures import read_structure
+
+    address = _address(args)
+    models = vars(args).pop("model", [])
+    settings, model = resolve(args, Settings, ModelSettings)
+    source = read_structure(args.structure)
+    console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    chosen = [dataclasses.replace(model, model=name) for name in models] or [model]
+    potentials = [choice.load() for choice in chosen]
+    for potential in potentials:
+        announce(console, potential)
+    start = time.monotonic()
+    client = make_client(
+        potentials, source.atoms, address, settings, say=console.print, verbose=args.verbose
+    )
+    seconds = time.monotonic() - start
+    _introduce(console, source, settings, seconds)
+    console.print(f"serving i-PI at {address}")
+    with _stopped_by_signals(client):
+        return _serve(client, source, console)
+
+
+def _serve(client: IPIClient, source: Source, console: Console) -> int:
+    try:
+        ending = client.run().ending
+    finally:
+        console.print(str(client.statistics))
+        if client.failed is not None:
+            console.print(f"the batch that failed is in {_dump(client, source)}")
+    if ending == "stopped":
+        console.print("interrupted; what i-PI had asked for was answered")
+        return INTERRUPTED
+    console.print("i-PI ended" if ending == "exit" else "i-PI closed the connection")
+    return 0
+
+
+def _address(args: argparse.Namespace) -> Address:
+    if args.unix and (args.address or args.port is not None):
+        raise InputError("--unix NAME takes neither -a nor -p")
+    name = args.unix or args.address
+    if not name:
+        raise InputError("where does i-PI listen? -u -a NAME, or -a HOST -p PORT")
+    if args.unix or args.is_unix:
+        if args.port is not None:
+            raise InputError("a unix socket (-u) has no port (-p)")
+        return Address.unix(name, args.sockets_prefix)
+    if args.port is None:
+        raise InputError(f"-a {name}: TCP needs a port (-p); -u is for a unix socket")
+    return Address(host=name, port=args.port)
+
+
+def _introduce(console: Console, source: Source, settings: Settings, seconds: float) -> None:
+    from dpa3sim.cli.protocol import describe
+
+    sizes = "1" if settings.batch == 1 else f"1 and {settings.batch}"
+    console.print(
+        f"{source.origin}: {describe(source.atoms)}; hartree and bohr on the wire; "
+        f"warm for batches of {sizes} after {seconds:.1f} s"
+    )
+
+
+@contextmanager
+def _stopped_by_signals(client: IPIClient) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets the client finish its batch, the second does not."""
+
+    def stop(signum: int, frame: object) -> None:
+        for number in before:
+            signal.signal(number, _interrupt)
+        client.stop()
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _dump(client: IPIClient, source: Source) -> Path:
+    """Write what could not be evaluated, one frame for each structure."""
+    from ase.io import write
+    from ase.units import Bohr
+
+    assert client.failed is not None
+    frames = []
+    for cell, positions in zip(*client.failed, strict=True):
+        atoms = source.atoms.copy()
+        atoms.calc = None
+        atoms.set_constraint()
+        atoms.set_cell(cell * Bohr)
+        atoms.positions = positions * Bohr
+        frames.append(atoms)
+    path = Path(f"{source.label}.failed.extxyz")
+    write(path, frames, format="extxyz")
+    return path
