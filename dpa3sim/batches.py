@@ -152,6 +152,11 @@ class BatchEvaluator:
             return self._after_out_of_memory(items, frugal)
         return outcome
 
+    def forget(self) -> None:
+        """Drop all lists and sessions: what follows depends on what follows alone."""
+        self._sessions.clear()
+        self._lists = ListCache(self._lists.cutoff, self._lists.skin, self._counters)
+
     def _attempt(self, items: Sequence[BatchItem], frugal: bool) -> list[ItemResult | Dpa3simError]:
         """Evaluate as one batch, or in parts if some structures are bad or all are too much."""
         session = self._session(items, frugal)

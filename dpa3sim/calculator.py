@@ -22,7 +22,7 @@ from dpa3sim.errors import InputError
 from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import Truncation
 from dpa3sim.model.triton_kernels import Matmul
-from dpa3sim.potential import Dtype, Potential, PotentialLike
+from dpa3sim.potential import Dtype, Evaluation, Potential, PotentialLike
 from dpa3sim.structure import Structure
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ class DPA3Calculator(Calculator):
 
     Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
     ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
-    ``virial`` (eV, (3, 3), -dE/dstrain). ``warnings`` says what limits the last ones.
+    ``virial`` (eV, (3, 3), -dE/dstrain). ``evaluation`` is all that the model said of the last
+    structure, ``warnings`` what limits it.
 
     Charge and spin, for models that take them, come from ``atoms.info["charge_spin"]``.
 
@@ -86,6 +87,7 @@ class DPA3Calculator(Calculator):
             _log.warning("no model named, using the embedded one: %s", self.potential)
         self._key: tuple[Any, ...] | None = None
         self.warnings: tuple[str, ...] = ()
+        self.evaluation: Evaluation | None = None
 
     @property
     def model(self) -> ModelFile:
@@ -120,8 +122,18 @@ class DPA3Calculator(Calculator):
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         structure = Structure.from_atoms(self.atoms)
-        result = self.potential.evaluate([structure])[0]
+        self._take(structure, self.potential.evaluate([structure])[0])
+        if "stress" in properties and not structure.pbc.any():
+            raise PropertyNotImplementedError("a structure without periodic axes has no stress")
+
+    def take(self, atoms: Atoms, evaluation: Evaluation) -> None:
+        """Take an evaluation of ``atoms`` that was made elsewhere, instead of repeating it."""
+        self.atoms = atoms.copy()
+        self._take(Structure.from_atoms(atoms), evaluation)
+
+    def _take(self, structure: Structure, result: Evaluation) -> None:
         self._key = structure.key()
+        self.evaluation = result
         self.warnings = result.warnings
         self.results = {
             "energy": result.energy,
@@ -133,8 +145,6 @@ class DPA3Calculator(Calculator):
         if structure.pbc.any():
             stress = virial_stress(result.virial, structure.cell, structure.pbc)
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
-        elif "stress" in properties:
-            raise PropertyNotImplementedError("a structure without periodic axes has no stress")
 
 
 def virial_stress(virial: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

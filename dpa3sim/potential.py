@@ -300,6 +300,15 @@ class Potential:
                 results[index] = output
         return [results[index] for index in range(len(structures))]
 
+    def forget(self) -> None:
+        """Drop the kept neighbour lists and layouts.
+
+        On a GPU the last bits of results depend on the history of the layouts: after this they
+        are those of a fresh start. On a CPU they never depend on it.
+        """
+        with self._lock:
+            self._batches.forget()
+
     def in_precision(self, dtype: Dtype) -> Potential:
         """The same model in this precision, a new one unless it has it; ``"auto"`` is its own."""
         if dtype in ("auto", self.dtype):

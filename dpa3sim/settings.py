@@ -16,7 +16,15 @@ from typing import Any
 
 from dpa3sim.errors import InputError
 
-UNIT_ENDINGS = {"GPa": "_GPa", "eV/Å": "_eV_per_A", "Å": "_A", "K": "_K", "%": "_percent"}
+UNIT_ENDINGS = {
+    "GPa": "_GPa",
+    "eV/Å": "_eV_per_A",
+    "Å": "_A",
+    "K": "_K",
+    "%": "_percent",
+    "fs": "_fs",
+    "h": "_h",
+}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ COMMANDS = {
     "relax": "relax the atoms and the cell of structures",
     "eos": "equation of state: energy against volume, bulk modulus",
     "elastic": "elastic constants, with relaxed and with clamped ions",
+    "md": "molecular dynamics",
     "neb": "minimum energy path and barrier between two structures",
     "vacancy": "formation energies of vacancies",
     "surface": "energies of surfaces",

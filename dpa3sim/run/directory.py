@@ -23,6 +23,9 @@ SCHEMA_VERSION = 1
 # Endings of keys that carry a unit, longest first where one contains another.
 # `_per_atom`, `_per_cell` or `_per_formula_unit` before it says of how much.
 _UNITS = {
+    "_meV_per_atom_per_ps": "meV/atom/ps",
+    "_meV_per_atom": "meV/atom",
+    "_m2_per_s": "m^2/s",
     "_eV_per_A2": "eV/Å^2",
     "_eV_per_A": "eV/Å",
     "_J_per_m2": "J/m^2",
@@ -39,6 +42,8 @@ _UNITS = {
     "_THz": "THz",
     "_g_per_cm3": "g/cm^3",
     "_K": "K",
+    "_fs": "fs",
+    "_ps": "ps",
     "_s": "s",
 }
 _SHARES = {

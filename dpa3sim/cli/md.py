@@ -1,0 +1,176 @@
+"""Run molecular dynamics and write one run directory for each structure."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import Parser
+from dpa3sim.cli.protocol import Command, Job, write_structure, write_table
+from dpa3sim.protocols import md
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dpa3sim.protocols.md_result import Result
+    from dpa3sim.protocols.prepare import Event
+
+STRUCTURE = "structure_final"
+# Lines of the log, and of a terminal that is none, are at least so far apart, s.
+LINE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class MDCommand(Command):
+    """The command, which notes when it began."""
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command."""
+        super().configure(parser)
+        parser.set_defaults(began=time.monotonic())
+
+
+class MDJob(Job):
+    """The simulation of one structure, which continues from the last state it saved."""
+
+    settings: md.Settings
+    EXTENDING = ("steps", "equilibration", "max_hours")
+
+    def check(self) -> None:
+        """Raise InputError if the settings do not fit the structure."""
+        self._plan = md.check(self.atoms, self.settings)
+
+    def is_final(self, stored: dict[str, Any]) -> bool:
+        """All steps done, and averaged as wanted."""
+        done: int = stored["n_steps"]
+        wanted = self._plan.equilibration(done)
+        return done >= self.settings.steps and stored["equilibration_steps"] == wanted
+
+    def compute(self) -> Result:
+        """Simulate from the last saved state."""
+        from dpa3sim.run.recorder import FileRecorder
+
+        self._said = 0.0
+        settings, folder = self.settings, self.directory.path
+        with (
+            FileRecorder(folder, settings.replicas, settings.trajectory_format) as recorder,
+            _signals() as stop,
+        ):
+            if recorder.state is not None:
+                self.say(f"continuing after step {recorder.state.step}")
+            return md.run(
+                self.atoms,
+                self.potential,
+                settings,
+                progress=self._record,
+                recorder=recorder,
+                stop=stop,
+                began=self.args.began,
+            )
+
+    def write(self, result: Result) -> None:
+        """Write the last structures, tables and pictures."""
+        folder, several = self.directory.path, len(result.atoms) > 1
+        for k, atoms in enumerate(result.atoms):
+            write_structure(folder, f"{STRUCTURE}_{k}" if several else STRUCTURE, atoms)
+        _write_analysis(folder, result)
+        if not self.args.no_plot:
+            from dpa3sim.cli.md_plots import plot_simulation
+
+            plot_simulation(folder, result, self.source.label)
+
+    def summary_lines(self, result: dict[str, Any]) -> list[str]:
+        """The result in a few lines for people."""
+        lines = [
+            f"{'; '.join(result['reasons'])} ({result['simulated_ps']:g} ps); averages from step "
+            f"{result['equilibration_steps']}:"
+        ]
+        quantities = [
+            ("temperature", "K", ".2f"),
+            ("pressure", "GPa", ".4f"),
+            ("potential_energy_per_atom", "eV", ".6f"),
+            ("volume", "A3", ".3f"),
+            ("drift", "meV_per_atom_per_ps", ".2g"),
+        ]
+        for name, unit, form in quantities:
+            if (value := result.get(f"{name}_{unit}")) is None:
+                continue
+            error = result[f"{name}_error_{unit}"]
+            shown = format(value, form)
+            if error:  # zero for a volume that is fixed
+                shown += f" ± {error:.2g}"
+            text = {"A3": "Å^3", "meV_per_atom_per_ps": "meV/atom/ps"}.get(unit, unit)
+            label = name.replace("_", " ").replace("energy per atom", "energy/atom")
+            lines.append(f"  {label:<22}{shown} {text}")
+        for element, found in result["diffusion"].items():
+            if found["diffusive"]:
+                error = found["error_m2_per_s"]
+                shown = f"{found['coefficient_m2_per_s']:.3g}"
+                shown += f" ± {error:.1g}" if error is not None else ""
+                lines.append(f"  {'diffusion of ' + element:<22}{shown} m^2/s")
+        return lines
+
+    def _record(self, event: Event) -> None:
+        """On a terminal a live line; else, and in the log, a line now and then."""
+        line = f"{event.stage}: {event.message}"
+        self.show(line)
+        now = time.monotonic()
+        if now - self._said < LINE_SECONDS and event.done < event.total:
+            return
+        self._said = now
+        if self.console.is_terminal:
+            self.directory.log(line)
+        else:
+            self.say(line)
+
+
+def _write_analysis(folder: Path, result: Result) -> None:
+    """Tables of structure and motion, as far as there are any."""
+    analysis = result.analysis
+    tables = {
+        "rdf": {"r_A": analysis.rdf_r, **analysis.rdf},
+        "msd": {
+            "time_ps": analysis.msd_time,
+            **{f"{name}_A2": values for name, values in analysis.msd.items()},
+        },
+        "vacf": {"time_ps": analysis.vacf_time, **analysis.vacf},
+        "vdos": {
+            "frequency_THz": analysis.frequency,
+            **{f"{name}_per_THz": values for name, values in analysis.vdos.items()},
+        },
+    }
+    for name, table in tables.items():
+        if len(table) > 1:
+            write_table(folder / f"{name}.csv", {k: list(v) for k, v in table.items()})
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """What tells whether SIGINT or SIGTERM came; a second one interrupts at once."""
+    came = threading.Event()
+
+    def note(signum: int, frame: object) -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+        came.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came.is_set
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+COMMAND = MDCommand(
+    "md", "molecular dynamics", md.Settings, MDJob, plots="energies, structure and motion"
+)
+configure, run = COMMAND.configure, COMMAND.run
