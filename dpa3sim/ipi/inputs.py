@@ -40,14 +40,16 @@ MARGIN = 10.0
 # Damping of TRPMD, and about the optimum of PILE: Rossi et al., J. Chem. Phys. 140, 234116 (2014).
 PILE_LAMBDA = 0.5
 
+# Energies in eV by the constants of ASE, which is what the forces come with; those of i-PI differ
+# by 1e-7.
 PROPERTIES = (
     "step",
     "time{picosecond}",
-    "conserved{electronvolt}",
+    "conserved{ase}",
     "temperature{kelvin}",
-    "potential{electronvolt}",
+    "potential{ase}",
 )
-QUANTUM_PROPERTIES = ("kinetic_cv{electronvolt}", "kinetic_td{electronvolt}")
+QUANTUM_PROPERTIES = ("kinetic_cv{ase}", "kinetic_td{ase}")
 CELL_PROPERTIES = ("pressure_cv{gigapascal}", "volume{angstrom3}")
 
 
@@ -64,8 +66,10 @@ class InputSettings:
     transport: str = option("unix", "how the forces get to i-PI", choices=TRANSPORTS)
     address: str | None = option(None, "name of the unix socket, or host for inet")
     port: int | None = option(None, "port for inet [a free one]", minimum=1)
-    tau: float = option(100.0, "time of the thermostat", unit="fs", minimum=1e-3)
-    tau_barostat: float = option(200.0, "time of the barostat", unit="fs", minimum=1e-3)
+    thermostat_time: float = option(
+        100.0, "time constant of the thermostat", unit="fs", minimum=1e-3
+    )
+    barostat_time: float = option(200.0, "time constant of the barostat", unit="fs", minimum=1e-3)
     constrain: str | None = option(
         None, "atoms that do not move: elements, or indices from 0 as in 0-3,8 [those of the file]"
     )
@@ -398,7 +402,7 @@ def _simulation(
     steps, mode = s.steps, "md"
     if not moves:
         mode = "static"
-        outputs = [properties(("step", "potential{electronvolt}"))]
+        outputs = [properties(("step", "potential{ase}"))]
         outputs += [trajectory(what, what[:3], 1) for what in ("positions", "forces")]
         system = [start, _static(s.motion, fixed)]
     if s.motion == "phonons":
@@ -413,10 +417,10 @@ def _dynamics(s: InputSettings) -> ET.Element:
     if s.motion == "nve":
         return dynamics("nve", s.timestep)
     if s.motion == "trpmd":
-        return dynamics("nvt", s.timestep, pile("pile_g", s.tau))
-    local = thermostat("svr", s.tau) if classical else pile("pile_l", s.tau)
+        return dynamics("nvt", s.timestep, pile("pile_g", s.thermostat_time))
+    local = thermostat("svr", s.thermostat_time) if classical else pile("pile_l", s.thermostat_time)
     if s.motion == "npt":
-        return dynamics("npt", s.timestep, barostat(s.tau_barostat), local)
+        return dynamics("npt", s.timestep, barostat(s.barostat_time), local)
     return dynamics("nvt", s.timestep, local)
 
 

@@ -109,7 +109,7 @@ class Simulation:
 
         try:
             self.ipi.run()
-        except InputError as error:  # it could compute the first structure
+        except InputError as error:  # the first structure could be computed
             raise UnphysicalError(f"in step {self.ipi.step + 1}: {error}") from None
         except Dpa3simError as error:
             error.args = (f"in step {self.ipi.step + 1}: {error}",)
