@@ -222,10 +222,11 @@ class IPIClient:
         try:
             while True:
                 header = self._next_header(session)
+                if header == wire.EXIT:
+                    patience = 0.0
+                    return "exit"
                 if header is None:
                     return "stopped" if self._stopping else "eof"
-                if header == wire.EXIT:
-                    return "exit"
                 self._handle(session, header)
         except _DroppedError:
             patience = 0.0
