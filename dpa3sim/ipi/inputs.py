@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim.errors import InputError
-from dpa3sim.ipi.wire import ORDER_PARAMETER, order_hash
+from dpa3sim.ipi import wire
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:
@@ -117,6 +117,18 @@ def parameters(values: Mapping[str, Any]) -> ET.Element:
     return element("parameters", f"{{ {text} }}")
 
 
+def read_parameters(text: str) -> dict[str, str]:
+    """The values in a ``<parameters>``."""
+    return wire.parse_parameters(text.strip().strip("{}"))
+
+
+def free_port() -> int:
+    """A port that nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
 def socket_forcefield(
     transport: str, address: str, port: int | None, numbers: np.ndarray, nbeads: int
 ) -> ET.Element:
@@ -130,7 +142,7 @@ def socket_forcefield(
     large = len(numbers) * nbeads >= LARGE_BATCH
     made.append(element("latency", LONG_LATENCY if large else LATENCY))
     made.append(element("timeout", "0"))
-    made.append(parameters({ORDER_PARAMETER: order_hash(numbers)}))
+    made.append(parameters({wire.ORDER_PARAMETER: wire.order_hash(numbers)}))
     return made
 
 
@@ -457,9 +469,7 @@ def _address(folder: Path, settings: InputSettings) -> tuple[str, int | None]:
     host = settings.address or "localhost"
     if settings.port is not None:
         return host, settings.port
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return host, int(probe.getsockname()[1])
+    return host, free_port()
 
 
 _SCRIPT = """\

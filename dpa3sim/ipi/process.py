@@ -47,39 +47,71 @@ def log_file(prefix: str) -> str:
     return f"{prefix}.log"
 
 
-def simulate(folder: Path, prefix: str, steps: int, progress: Callable[[Status], None]) -> None:
-    """Run ``PREFIX.xml`` in ``folder`` up to ``steps`` steps, from where it was.
+class Server:
+    """i-PI in a child process, running ``PREFIX.xml`` up to ``steps`` steps from where it was.
 
     The child has this Python and this package. It ends after its step, with the state saved, when
-    this process is interrupted or gone.
+    this process is gone, or leaves the block before it has ended by itself.
+    """
+
+    def __init__(self, folder: Path, prefix: str, steps: int) -> None:
+        self._folder, self._prefix, self._steps = folder, prefix, steps
+        root = str(Path(dpa3sim.__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._log = folder / log_file(prefix)
+        with self._log.open("ab") as log:
+            self._offset = log.tell()
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "dpa3sim.ipi.simulate", prefix, str(steps)],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # The terminal's Ctrl-C is for us, who pass it on once.
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self._child.terminate()
+            self._child.wait()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._child.poll() is None
+
+    def finish(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            KeyboardInterrupt: the simulation was stopped from outside.
+            InputError: i-PI or the model refuses the input. NonFiniteError: the model's answer is
+                not finite, or the atoms are where it has none.
+            ConnectionLostError: i-PI was killed, or failed for another reason.
+        """
+        code = self._child.wait()
+        # A kill after the last save has cost nothing.
+        if code and saved_step(self._folder, self._prefix) < self._steps:
+            _tell(code, self._log, self._offset)
+
+
+def simulate(folder: Path, prefix: str, steps: int, progress: Callable[[Status], None]) -> None:
+    """Run ``PREFIX.xml`` in ``folder`` up to ``steps`` steps, from where it was, and follow it.
 
     Raises:
-        KeyboardInterrupt: here, or the simulation was stopped from outside.
-        InputError: i-PI or the model refuses the input. NonFiniteError: the model's answer is
-            not finite, or the atoms are where it has none.
-        ConnectionLostError: i-PI was killed, or failed for another reason.
+        KeyboardInterrupt: here; others as :meth:`Server.finish`.
     """
     start = saved_step(folder, prefix)
     if start >= steps:
         return
-    root = str(Path(dpa3sim.__file__).resolve().parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-m", "dpa3sim.ipi.simulate", prefix, str(steps)]
-    with (folder / log_file(prefix)).open("ab") as log:
-        offset = log.tell()
-        child = subprocess.Popen(
-            command,
-            cwd=folder,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            # The terminal's Ctrl-C is for us, who pass it on once.
-            start_new_session=True,
-        )
-    try:
+    with Server(folder, prefix, steps) as server:
         shown, first, began = start, start, 0.0
-        while child.poll() is None:
+        while server.running:
             row = last_row(folder / f"{prefix}.out")
             if row is not None and row[0] > shown:
                 shown, now = int(row[0]), time.monotonic()
@@ -88,13 +120,7 @@ def simulate(folder: Path, prefix: str, steps: int, progress: Callable[[Status],
                 else:
                     first, began = shown, now
             time.sleep(POLL_SECONDS)
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    # A kill after the last save has cost nothing.
-    if child.returncode and saved_step(folder, prefix) < steps:
-        _tell(child.returncode, folder / log_file(prefix), offset)
+        server.finish()
 
 
 def _tell(code: int, log: Path, offset: int) -> NoReturn:

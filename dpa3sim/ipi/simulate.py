@@ -108,7 +108,10 @@ class Simulation:
         from ipi.utils.softexit import softexit
 
         try:
-            self.ipi.run()
+            try:
+                self.ipi.run()
+            finally:
+                self.ipi.stop()  # of forcefields: sockets are closed and removed
         except InputError as error:  # the first structure could be computed
             raise UnphysicalError(f"in step {self.ipi.step + 1}: {error}") from None
         except Dpa3simError as error:
@@ -152,7 +155,8 @@ class Simulation:
 
     def _thermostats(self) -> Iterable[Any]:
         """The thermostats of the normal modes, each with its own heat."""
-        thermostats: list[Any] = getattr(self._system.motion.thermostat, "_thermos", [])
+        thermostat = getattr(self._system.motion, "thermostat", None)
+        thermostats: list[Any] = getattr(thermostat, "_thermos", [])
         return thermostats
 
     def _save(self, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,27 +18,33 @@ TAIL_BYTES = 2**14
 def read_table(path: Path) -> dict[str, np.ndarray]:
     """Columns of a table by the names that the input asked for, as ``potential{ase}``.
 
-    Properties of several columns are left out.
+    Those of one number have the shape ``(n_rows,)``, others ``(n_rows, n_columns)``.
 
     Raises:
         InputError: no such table.
     """
-    names: dict[int, str] = {}
+    names: dict[str, tuple[int, int | None]] = {}
     try:
         with path.open(encoding="utf-8") as file:
             for line in file:
                 if not line.startswith("#"):
                     break
-                if match := re.match(r"# column +(\d+) +--> (\S+)", line):
-                    names[int(match[1]) - 1] = match[2]
+                match = re.match(r"# (?:column|cols\.) +(\d+)(?:-(\d+))? +--> (\S+)", line)
+                if match:
+                    last = int(match[2]) if match[2] else None
+                    names[match[3]] = int(match[1]) - 1, last
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     if not names:
         raise InputError(f"{path}: no table of i-PI's properties")
-    data = np.loadtxt(path, ndmin=2)
-    if not len(data):
-        return {name: np.zeros(0) for name in names.values()}
-    return {name: data[:, column] for column, name in names.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a table without rows
+        data = np.loadtxt(path, ndmin=2)
+    data = data.reshape(-1, max(last or first + 1 for first, last in names.values()))
+    return {
+        name: data[:, first] if last is None else data[:, first:last]
+        for name, (first, last) in names.items()
+    }
 
 
 def last_row(path: Path) -> Sequence[float] | None:
