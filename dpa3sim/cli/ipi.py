@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 # Each is a module of its own, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.
 SUBCOMMANDS = {
+    "input": "write an i-PI input and a script that runs it",
+    "check": "send frames through a real i-PI and compare with the model",
     "pes-path": "print the path of the PES file for <ffdirect>",
 }
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "phonon": "phonon bands, densities of states, thermal properties, stability",
     "gruneisen": "mode Grüneisen parameters",
     "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
+    "pimd": "path integral molecular dynamics, with quantum nuclei",
     "ipi": "forces for i-PI: path integrals and its other methods",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",

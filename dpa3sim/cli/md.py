@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dpa3sim.protocols.md_result import Result
-    from dpa3sim.protocols.prepare import Event
 
 STRUCTURE = "structure_final"
-# Lines of the log, and of a terminal that is none, are at least so far apart, s.
-LINE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,6 @@ class MDJob(Job):
         """Simulate from the last saved state."""
         from dpa3sim.run.recorder import FileRecorder
 
-        self._said = 0.0
         settings, folder = self.settings, self.directory.path
         with (
             FileRecorder(folder, settings.replicas, settings.trajectory_format) as recorder,
@@ -67,7 +63,7 @@ class MDJob(Job):
                 self.atoms,
                 self.potential,
                 settings,
-                progress=self._record,
+                progress=self.follow,
                 recorder=recorder,
                 stop=stop,
                 began=self.args.began,
@@ -114,19 +110,6 @@ class MDJob(Job):
                 shown += f" ± {error:.1g}" if error is not None else ""
                 lines.append(f"  {'diffusion of ' + element:<22}{shown} m^2/s")
         return lines
-
-    def _record(self, event: Event) -> None:
-        """On a terminal a live line; else, and in the log, a line now and then."""
-        line = f"{event.stage}: {event.message}"
-        self.show(line)
-        now = time.monotonic()
-        if now - self._said < LINE_SECONDS and event.done < event.total:
-            return
-        self._said = now
-        if self.console.is_terminal:
-            self.directory.log(line)
-        else:
-            self.say(line)
 
 
 def _write_analysis(folder: Path, result: Result) -> None:

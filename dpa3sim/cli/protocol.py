@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from dpa3sim.potential import Potential
     from dpa3sim.protocols.prepare import Event
 
+# Lines of progress in the log, and on a terminal that is none, are so far apart, s.
+LINE_SECONDS = 30.0
 DONE, BAD_INPUT, NOT_CONVERGED, SOME_FAILED, INTERRUPTED = 0, 2, 3, 5, 130
 
 
@@ -191,6 +193,7 @@ class Job:
         self.command, self.sources, self.potential = command, sources, potential
         self.settings, self.args, self.console = settings, args, console
         self._live: Live | None = None
+        self._said = 0.0
         # Refuse a bad structure before a directory is made for it.
         for source in sources:
             potential.check(source.atoms)
@@ -278,6 +281,19 @@ class Job:
         """On a terminal, replace the live line below the printed ones."""
         if self._live is not None:
             self._live.update(status, refresh=True)
+
+    def follow(self, event: Event) -> None:
+        """On a terminal a live line; else, and in the log, a line now and then."""
+        line = f"{event.stage}: {event.message}"
+        self.show(line)
+        now = time.monotonic()
+        if now - self._said < LINE_SECONDS and event.done < event.total:
+            return
+        self._said = now
+        if self.console.is_terminal:
+            self.directory.log(line)
+        else:
+            self.say(line)
 
     @contextmanager
     def _live_line(self) -> Iterator[None]:

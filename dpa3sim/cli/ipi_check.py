@@ -1,0 +1,63 @@
+"""Check that i-PI gets what the model says: energies, forces, virials through a real server."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, announce, resolve
+from dpa3sim.cli.structures import read_structure
+from dpa3sim.errors import InputError, UnphysicalError
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim ipi check``."""
+    parser.add_argument(
+        "--structure", metavar="FILE", help="elements and their order [that of the input]"
+    )
+    parser.add_argument(
+        "--input", metavar="XML", help="input of i-PI whose ffsocket or ffdirect is used"
+    )
+    add_settings(parser, "model", ModelSettings)
+    add_config(parser)
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the differences; exit code 4 if they are too large."""
+    from rich.console import Console
+
+    from dpa3sim.ipi.checking import check, read_input
+
+    (model,) = resolve(args, ModelSettings)
+    console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    forcefield, start = (None, None) if args.input is None else read_input(Path(args.input))
+    name = args.structure or (start and str(start))
+    if not name:
+        raise InputError("which structure? --structure FILE, or --input with one in initialize")
+    atoms = read_structure(name).atoms
+    if args.structure and start is not None:
+        theirs = read_structure(str(start)).atoms
+        if list(theirs.numbers) != list(atoms.numbers):
+            raise InputError(
+                f"{args.structure} has other elements than {start} of the input, or in another "
+                "order: i-PI would send positions of the wrong atoms"
+            )
+    potential = model.load()
+    announce(console, potential)
+    report = check(atoms, potential, forcefield)
+    console.print("largest differences of i-PI's output from the model:")
+    for frame in report.frames:
+        console.print(
+            f"  {frame.name:<22}energy {frame.energy:.1e} eV  forces {frame.forces:.1e} eV/Å  "
+            f"virial {frame.virial:.1e} eV  {'ok' if frame.passed else 'WRONG'}"
+        )
+    if report.strain is not None:
+        console.print(
+            f"virial from finite differences of the energy: up to {report.strain:.1e} eV off, of "
+            f"{report.virial:.3g} eV"
+        )
+    if not report.passed:
+        return UnphysicalError.exit_code
+    console.print("i-PI gets what the model says")
+    return 0
