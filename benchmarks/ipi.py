@@ -206,7 +206,8 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
     sides = [side for side in SIDES if side in results[0]]
     versions = "; ".join(f"{SIDES[side]}: {results[0][side]['versions']}" for side in sides)
     lines = [
-        f"{machine()}, {args.threads} threads; {versions}; medians of {args.rounds} rounds in turn.",
+        f"{machine()}, {args.threads} threads; {versions}; "
+        f"medians of {args.rounds} rounds in turn.",
         "",
         "| beads | "
         + " | ".join(f"{SIDES[side]}: beads/s" for side in sides)

@@ -108,7 +108,7 @@ def _settings(options: dict[str, Any]) -> ModelSettings:
             names = ("structure", "extras", *known)
             hint = options_of.suggestion(name, names)
             raise InputError(f"unknown parameter {name!r}{hint}; there are {', '.join(names)}")
-    given = {
+    given: dict[str, Any] = {
         # i-PI turns what looks like a number or a truth value into one.
         name: str(value) if known[name][0] is str and value is not None else value
         for name, value in options.items()
