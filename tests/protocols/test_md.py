@@ -491,9 +491,9 @@ def test_memory_does_not_grow_with_the_number_of_steps(tmp_path, monkeypatch):
             return peak(steps, recorder)
 
     peak_on_disk(50)  # loads what is loaded once
-    # Of the analysis a segment of velocities still grows, up to 500 frames.
-    assert peak_on_disk(1000) < peak_on_disk(200) + 2.5e5
-    assert peak(1000, MemoryRecorder()) > peak(200, MemoryRecorder()) + 1e6
+    # Python collects its garbage when it wants to; kept, frames and rows would be 4 MB.
+    assert peak_on_disk(1000) < peak_on_disk(200) + 1e6
+    assert peak(1000, MemoryRecorder()) > peak(200, MemoryRecorder()) + 3e6
 
 
 class ConstantPotential(EMTPotential):
