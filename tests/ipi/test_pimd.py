@@ -28,8 +28,8 @@ from dpa3sim.protocols.correlation import estimate
 
 WATER = DATA / "ipi" / "water8.extxyz"
 MODEL = DATA / "models" / "dynamic" / "model.pt"
-HARMONIC = DATA / "ipi" / "harmonic_pes.py"
-PAIRS = DATA / "ipi" / "custom_pes.py"
+HARMONIC = TESTS / "ipi" / "harmonic_pes.py"
+PAIRS = TESTS / "ipi" / "toy_pes.py"
 WAVENUMBER = 2000.0
 
 
