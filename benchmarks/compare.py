@@ -33,7 +33,7 @@ TARGETS = ("Si64", "Cu32", "MgO64")
 MODELS = ("mptrj", "openlam")
 SHIPPED = "openlam"
 NAMES = {"deepmd": "deepmd-kit", "sevennet": "SevenNet-0"}
-START, END = "<!-- compare -->", "<!-- end of compare -->"
+MARKS = "<!-- compare -->", "<!-- end of compare -->"
 
 
 def system(name: str) -> Any:
@@ -283,12 +283,13 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {cpu}"
 
 
-def write_report(path: Path, report: str) -> None:
+def write_report(path: Path, report: str, marks: tuple[str, str] = MARKS) -> None:
     """Replace what stands between the marks of a file."""
+    start, end = marks
     text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{START}\n{report}\n{END}{after}", encoding="utf-8")
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{start}\n{report}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:

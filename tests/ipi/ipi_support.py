@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from ase.io import read
+from ase.io import read, write
 from toy_pes import pair
 
 import dpa3sim
@@ -54,16 +54,15 @@ class Server:
         steps: total steps, if other than in the input.
         edit: pairs of a regular expression and what replaces its matches, of which there must
             be some.
+        water, frames: what stands in the place of water8.extxyz and frames.extxyz.
     """
 
-    def __init__(self, folder, name, *, steps=None, edit=()):
+    def __init__(self, folder, name, *, steps=None, edit=(), water=None, frames=None):
         (source,) = INPUTS.glob(f"{name}_*.xml")
         text = source.read_text()
         if steps is not None:
-            edit = [
-                (r"<total_steps>.*?</total_steps>", f"<total_steps>{steps}</total_steps>"),
-                *edit,
-            ]
+            total = r"<total_steps>.*?</total_steps>", f"<total_steps>{steps}</total_steps>"
+            edit = [total, *edit]
         for pattern, replacement in edit:
             text, count = re.subn(pattern, replacement, text, flags=re.DOTALL)
             assert count, f"{pattern} is not in {source.name}"
@@ -72,9 +71,11 @@ class Server:
         self.prefix = f"/tmp/ipi_{uuid.uuid4().hex[:12]}_"
         found = re.findall(r"<address>\s*(\S+)\s*</address>", text)
         self.names = found
-        for data in ("water8.extxyz", "frames.extxyz"):
-            if not (folder / data).exists():
+        for data, atoms in (("water8.extxyz", water), ("frames.extxyz", frames)):
+            if atoms is None:
                 shutil.copy(INPUTS / data, folder)
+            else:
+                write(folder / data, atoms, format="extxyz", columns=["symbols", "positions"])
         (folder / "input.xml").write_text(text)
         self.start()
 
@@ -102,6 +103,12 @@ class Server:
 
     def columns(self, file="sim.out"):
         return np.atleast_2d(np.loadtxt(self.folder / file))
+
+    def steps(self):
+        """How many steps have been written so far."""
+        file = self.folder / "sim.out"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return sum(not line.startswith("#") for line in lines) - 1
 
     def wait(self, limit=LIMIT):
         """Exit code."""
