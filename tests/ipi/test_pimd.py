@@ -214,8 +214,9 @@ CHILD = (
 )
 
 
-def run_child(folder, steps, seconds=None):
-    """The process of i-PI, killed after some time; returns its exit code."""
+def run_child(folder, steps, kill_after=None, delay=0.0):
+    """The process of i-PI, killed some seconds after so many steps; returns its exit code."""
+    start, table = child.saved_step(folder, "pimd"), folder / "pimd.out"
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
     with (folder / "pimd.log").open("a") as log:
         process = subprocess.Popen(
@@ -225,12 +226,11 @@ def run_child(folder, steps, seconds=None):
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    if seconds is not None:
-        wait_for(lambda: (folder / "pimd.RESTART").exists() or process.poll() is not None)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    if kill_after is not None:
+        end = start + kill_after
+        wait_for(lambda: process.poll() is not None or (last_row(table) or [0.0])[0] >= end)
+        time.sleep(delay)
+        process.kill()
     return process.wait()
 
 
@@ -268,21 +268,17 @@ def assert_same_outputs(first, second):
     assert kept[0] == kept[1]
 
 
-def kill_and_compare(folder, settings, kills, seed, longest, **potential):
+def kill_and_compare(folder, settings, kills, seed, **potential):
     draw = random.Random(seed)
     for name in ("undisturbed", "killed"):
         prepare(folder / name, settings, **potential)
     assert run_child(folder / "undisturbed", settings.steps) == 0
-    done = 0
-    while done < kills:
-        code = run_child(folder / "killed", settings.steps, draw.uniform(0.0, longest))
-        if child.saved_step(folder / "killed", "pimd") >= settings.steps:
-            break
+    for _ in range(kills):
+        after = draw.randint(1, settings.steps // (2 * kills))
+        code = run_child(folder / "killed", settings.steps, after, draw.uniform(0.0, 0.03))
         assert code == -signal.SIGKILL
-        done += 1
-    else:
-        assert run_child(folder / "killed", settings.steps) == 0
-    assert done >= min(kills, 2)
+    assert child.saved_step(folder / "killed", "pimd") < settings.steps
+    assert run_child(folder / "killed", settings.steps) == 0
     table = np.loadtxt(folder / "killed" / "pimd.out")
     assert table[:, 0].tolist() == list(range(settings.steps + 1))
     assert_same_outputs(folder / "undisturbed", folder / "killed")
@@ -290,7 +286,7 @@ def kill_and_compare(folder, settings, kills, seed, longest, **potential):
 
 def test_killed_and_continued_equals_undisturbed(tmp_path):
     settings = pimd.Settings(beads=4, steps=150, interval=7)
-    kill_and_compare(tmp_path, settings, kills=3, seed=3, longest=0.6)
+    kill_and_compare(tmp_path, settings, kills=3, seed=3)
 
 
 @pytest.mark.slow
@@ -308,8 +304,8 @@ def test_killed_and_continued_equals_undisturbed(tmp_path):
 )
 def test_killed_often_in_every_way_of_moving(tmp_path, options):
     white_noise(tmp_path / "gle.xml", options["beads"], 300)
-    settings = pimd.Settings(steps=300, interval=7, **options)
-    kill_and_compare(tmp_path, settings, kills=8, seed=len(str(options)), longest=1.0)
+    settings = pimd.Settings(steps=600, interval=7, **options)
+    kill_and_compare(tmp_path, settings, kills=8, seed=len(str(options)))
 
 
 @pytest.mark.slow
@@ -320,7 +316,7 @@ def test_killed_often_with_the_model(tmp_path, dtype):
     settings = pimd.Settings(beads=4, steps=60, interval=7, ensemble="npt")
     path = Path(pes.__file__)
     kill_and_compare(
-        tmp_path, settings, 6, 11, 4.0, pes=path, model=str(MODEL), dtype=dtype, device="cpu"
+        tmp_path, settings, 6, 11, pes=path, model=str(MODEL), dtype=dtype, device="cpu"
     )
 
 
