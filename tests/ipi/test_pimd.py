@@ -1,10 +1,12 @@
 """Path integrals: exact averages, exact continuation, and what is said when something is wrong."""
 
+import fcntl
 import filecmp
 import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -479,6 +481,40 @@ def is_running(pid):
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    prepare(tmp_path / "a", pimd.Settings(beads=2, steps=5))
+    handle = os.open(tmp_path / "a", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    code = (
+        "import dpa3sim.ipi.simulate as s, sys; s.LOCK_SECONDS = 0.2; "
+        "sys.exit(s.main(['pimd', '5']))"
+    )
+    arguments = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    options = {"cwd": tmp_path / "a", "env": environment, "capture_output": True, "text": True}
+    refused = subprocess.run(arguments, **options)
+    assert refused.returncode == 2
+    assert "another process is computing in" in refused.stderr
+    os.close(handle)
+    assert subprocess.run(arguments, **options).returncode == 0
+
+
+def test_bare_i_pi_continues_from_our_state(tmp_path):
+    prepare(tmp_path / "a", pimd.Settings(beads=2, steps=5))
+    assert run_child(tmp_path / "a", 5) == 0
+    state = tmp_path / "a" / "pimd.RESTART"
+    text, changes = re.subn(r"<total_steps>\s*5\s*<", "<total_steps>8<", state.read_text())
+    assert changes == 1
+    state.write_text(text)
+    i_pi = Path(sys.executable).with_name("i-pi")
+    done = subprocess.run(
+        [sys.executable, i_pi, state.name], cwd=tmp_path / "a", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    steps = read_table(tmp_path / "a" / "pimd.out")["step"]
+    assert steps.tolist() == list(range(9))
 
 
 def test_a_damaged_state_is_told(tmp_path):
