@@ -373,7 +373,8 @@ def stop_whole(atoms: Atoms) -> None:
     if not atoms.constraints:
         Stationary(atoms, preserve_temperature=False)
         if not atoms.pbc.any():
-            ZeroRotation(atoms, preserve_temperature=False)
+            with np.errstate(invalid="ignore"):  # 0 / 0 about the axis of a linear molecule
+                ZeroRotation(atoms, preserve_temperature=False)
 
 
 def temperature_of(atoms: Atoms, degrees: int) -> float:

@@ -58,7 +58,11 @@ class FileRecorder:
         self.state: State | None = None
         self._marks: list[list[int]] = []
         if (folder / STATE).exists():
-            self.state, self._marks = self._load()
+            try:
+                self.state, self._marks = self._load()
+            except InputError:
+                self.close()
+                raise
 
     def begin(self, columns: Sequence[str], replicas: int) -> None:
         """Start all files afresh."""
@@ -155,9 +159,11 @@ class _Output:
         self._file = self.path.open("ab")
 
     def _cut(self, size: int) -> None:
-        if self.path.stat().st_size < size:
+        now = self.path.stat().st_size
+        if now < size:
             raise ValueError(f"shorter than the {size} bytes it had")
-        os.truncate(self.path, size)
+        if now > size:
+            os.truncate(self.path, size)
 
     def _write(self, text: str) -> None:
         self._file.write(text.encode())
