@@ -212,6 +212,7 @@ def test_constrained_atoms_stay_and_do_not_count(tmp_path):
 
 CHILD = (
     "import dpa3sim.ipi.simulate as s, sys; s.CHECKPOINT_SECONDS = 0.02; "
+    "s.CHECKPOINT_SHARE = 1.0; "
     "sys.exit(s.main(sys.argv[1:]))"
 )
 
