@@ -31,8 +31,8 @@ def _plot_table(folder: Path, result: Result, title: str) -> None:
         runs.append(("classical", result.classical))
     panels: list[tuple[str, str, str, float]] = [
         ("temperature", "temperature", "K", 1),
-        ("potential_energy", "potential energy", "meV/atom", 1000),
-        ("conserved", "conserved quantity", "meV/atom", 1000),
+        ("potential_energy", "potential energy −\nquantum mean", "meV/atom", 1000),
+        ("conserved", "change of the\nconserved quantity", "meV/atom", 1000),
     ]
     optional = [
         ("kinetic_energy", "kinetic energy", "meV/atom", 1000),
@@ -45,7 +45,12 @@ def _plot_table(folder: Path, result: Result, title: str) -> None:
     )
     for axis, (key, name, unit, scale) in zip(axes, panels, strict=True):
         for kind, run in runs:
-            _draw(axis, key, scale, kind, run)
+            zero = 0.0
+            if key == "potential_energy":
+                zero = scale * result.quantum.estimates[key].mean
+            elif key == "conserved":
+                zero = scale * float(run.curves[key][0])
+            _draw(axis, key, scale, kind, run, zero)
         axis.set_ylabel(f"{name}\n({unit})")
         axis.grid(alpha=0.3)
         start = result.equilibration * result.plan.timestep / 1000
@@ -60,17 +65,12 @@ def _plot_table(folder: Path, result: Result, title: str) -> None:
     save(figure, folder, "pimd")
 
 
-def _draw(axis: Any, key: str, scale: float, kind: str, run: Run) -> None:
-    """A column of one run, with its mean. Energies are relative to the mean, or to the first."""
+def _draw(axis: Any, key: str, scale: float, kind: str, run: Run, zero: float) -> None:
+    """A column of one run, with its mean, relative to ``zero``."""
     if key not in run.curves:
         return
     values = scale * run.curves[key]
-    zero = 0.0
     found = run.estimates.get(key)
-    if key == "potential_energy" and found is not None:
-        zero = scale * found.mean
-    elif key == "conserved":
-        zero = float(values[0])
     color = "tab:blue" if kind == "quantum" else "tab:orange"
     axis.plot(run.curves["time_ps"], values - zero, linewidth=0.7, color=color, label=kind)
     if found is None:

@@ -437,7 +437,11 @@ def _dynamics(s: InputSettings) -> ET.Element:
 
 
 def _static(kind: str, fixed: Sequence[int]) -> ET.Element:
-    """Minimisation to 1e-3 eV/Å, or phonons by finite differences of 0.01 bohr."""
+    """Minimisation to 1e-3 eV/Å, or phonons by finite differences of 0.01 bohr.
+
+    BFGS with a trust radius: the line searches of i-PI's other minimizers get stuck with an
+    uphill direction (measured with lbfgs, on water).
+    """
     if kind == "minimize":
         tolerances = element(
             "tolerances",
@@ -445,7 +449,7 @@ def _static(kind: str, fixed: Sequence[int]) -> ET.Element:
             element("force", 1e-3, units="ev/ang"),
             element("position", 1e-3, units="angstrom"),
         )
-        return motion("minimize", element("optimizer", tolerances, mode="lbfgs"), fixed)
+        return motion("minimize", element("optimizer", tolerances, mode="bfgstrm"), fixed)
     content = element(
         "vibrations",
         element("pos_shift", 0.01),
@@ -474,7 +478,7 @@ def _address(folder: Path, settings: InputSettings) -> tuple[str, int | None]:
 
 _SCRIPT = """\
 #!/bin/sh
-# Runs i-PI on input.xml, or from RESTART if that is there{comment}
+# Runs i-PI on input.xml, or goes on from RESTART if that is there{comment}
 cd "$(dirname "$0")" || exit 2
 input={input}
 if [ -f RESTART ]; then input=RESTART; fi

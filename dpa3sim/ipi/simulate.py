@@ -29,6 +29,8 @@ from dpa3sim.errors import Dpa3simError, InputError, UnphysicalError
 from dpa3sim.files import atomic_write
 
 CHECKPOINT_SECONDS = 10.0
+# Of a large system, which takes long to write: so many times as long between two.
+CHECKPOINT_SHARE = 20.0
 FLUSH_SECONDS = 0.5
 # How long to wait for an earlier process in the same folder, which ends after its step.
 LOCK_SECONDS = 60.0
@@ -76,6 +78,7 @@ class Simulation:
         self.stopping = False
         self._parent = os.getppid()
         self._saved = self._flushed = time.monotonic()
+        self._pause = CHECKPOINT_SECONDS
         header, text = self._restore()
         kept: dict[str, Any] = {}
 
@@ -130,7 +133,7 @@ class Simulation:
         self._settle()
         now = time.monotonic()
         self.stopping |= os.getppid() != self._parent
-        if self.stopping or step == 0 or now - self._saved >= CHECKPOINT_SECONDS:
+        if self.stopping or step == 0 or now - self._saved >= self._pause:
             self._save(step)
         elif now - self._flushed >= FLUSH_SECONDS:
             self._flush()
@@ -161,6 +164,7 @@ class Simulation:
 
     def _save(self, step: int) -> None:
         """Replace the checkpoint; outputs are on the disk before it says how long they are."""
+        began = time.monotonic()
         sizes = self._flush(sync=True)
         self.ipi.chk.store()
         status = self.ipi.chk.status
@@ -171,6 +175,7 @@ class Simulation:
         text = f"<!-- {header} -->\n{status.write(name='simulation')}"
         atomic_write(Path(restart_file(self.prefix)), text)
         self._saved = time.monotonic()
+        self._pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (self._saved - began))
 
     def _flush(self, sync: bool = False) -> dict[str, int]:
         """Hand all output to the system; returns the sizes of the files."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dpa3sim.checkpoints import ModelFile
     from dpa3sim.potential import Potential
 
-_PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors")
+_PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors", "ipi")
 
 
 def session(potential: Potential, command: list[str]) -> dict[str, Any]:

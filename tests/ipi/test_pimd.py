@@ -1,10 +1,12 @@
 """Path integrals: exact averages, exact continuation, and what is said when something is wrong."""
 
+import fcntl
 import filecmp
 import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,8 +30,8 @@ from dpa3sim.protocols.correlation import estimate
 
 WATER = DATA / "ipi" / "water8.extxyz"
 MODEL = DATA / "models" / "dynamic" / "model.pt"
-HARMONIC = DATA / "ipi" / "harmonic_pes.py"
-PAIRS = DATA / "ipi" / "custom_pes.py"
+HARMONIC = TESTS / "ipi" / "harmonic_pes.py"
+PAIRS = TESTS / "ipi" / "toy_pes.py"
 WAVENUMBER = 2000.0
 
 
@@ -210,12 +212,14 @@ def test_constrained_atoms_stay_and_do_not_count(tmp_path):
 
 CHILD = (
     "import dpa3sim.ipi.simulate as s, sys; s.CHECKPOINT_SECONDS = 0.02; "
+    "s.CHECKPOINT_SHARE = 1.0; "
     "sys.exit(s.main(sys.argv[1:]))"
 )
 
 
-def run_child(folder, steps, seconds=None):
-    """The process of i-PI, killed after some time; returns its exit code."""
+def run_child(folder, steps, kill_after=None, delay=0.0):
+    """The process of i-PI, killed some seconds after so many steps; returns its exit code."""
+    start, table = child.saved_step(folder, "pimd"), folder / "pimd.out"
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
     with (folder / "pimd.log").open("a") as log:
         process = subprocess.Popen(
@@ -225,12 +229,11 @@ def run_child(folder, steps, seconds=None):
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    if seconds is not None:
-        wait_for(lambda: (folder / "pimd.RESTART").exists() or process.poll() is not None)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    if kill_after is not None:
+        end = start + kill_after
+        wait_for(lambda: process.poll() is not None or (last_row(table) or [0.0])[0] >= end)
+        time.sleep(delay)
+        process.kill()
     return process.wait()
 
 
@@ -268,21 +271,17 @@ def assert_same_outputs(first, second):
     assert kept[0] == kept[1]
 
 
-def kill_and_compare(folder, settings, kills, seed, longest, **potential):
+def kill_and_compare(folder, settings, kills, seed, **potential):
     draw = random.Random(seed)
     for name in ("undisturbed", "killed"):
         prepare(folder / name, settings, **potential)
     assert run_child(folder / "undisturbed", settings.steps) == 0
-    done = 0
-    while done < kills:
-        code = run_child(folder / "killed", settings.steps, draw.uniform(0.0, longest))
-        if child.saved_step(folder / "killed", "pimd") >= settings.steps:
-            break
+    for _ in range(kills):
+        after = draw.randint(1, settings.steps // (2 * kills))
+        code = run_child(folder / "killed", settings.steps, after, draw.uniform(0.0, 0.03))
         assert code == -signal.SIGKILL
-        done += 1
-    else:
-        assert run_child(folder / "killed", settings.steps) == 0
-    assert done >= min(kills, 2)
+    assert child.saved_step(folder / "killed", "pimd") < settings.steps
+    assert run_child(folder / "killed", settings.steps) == 0
     table = np.loadtxt(folder / "killed" / "pimd.out")
     assert table[:, 0].tolist() == list(range(settings.steps + 1))
     assert_same_outputs(folder / "undisturbed", folder / "killed")
@@ -290,7 +289,7 @@ def kill_and_compare(folder, settings, kills, seed, longest, **potential):
 
 def test_killed_and_continued_equals_undisturbed(tmp_path):
     settings = pimd.Settings(beads=4, steps=150, interval=7)
-    kill_and_compare(tmp_path, settings, kills=3, seed=3, longest=0.6)
+    kill_and_compare(tmp_path, settings, kills=3, seed=3)
 
 
 @pytest.mark.slow
@@ -308,8 +307,8 @@ def test_killed_and_continued_equals_undisturbed(tmp_path):
 )
 def test_killed_often_in_every_way_of_moving(tmp_path, options):
     white_noise(tmp_path / "gle.xml", options["beads"], 300)
-    settings = pimd.Settings(steps=300, interval=7, **options)
-    kill_and_compare(tmp_path, settings, kills=8, seed=len(str(options)), longest=1.0)
+    settings = pimd.Settings(steps=600, interval=7, **options)
+    kill_and_compare(tmp_path, settings, kills=8, seed=len(str(options)))
 
 
 @pytest.mark.slow
@@ -320,7 +319,7 @@ def test_killed_often_with_the_model(tmp_path, dtype):
     settings = pimd.Settings(beads=4, steps=60, interval=7, ensemble="npt")
     path = Path(pes.__file__)
     kill_and_compare(
-        tmp_path, settings, 6, 11, 4.0, pes=path, model=str(MODEL), dtype=dtype, device="cpu"
+        tmp_path, settings, 6, 11, pes=path, model=str(MODEL), dtype=dtype, device="cpu"
     )
 
 
@@ -483,6 +482,40 @@ def is_running(pid):
     except FileNotFoundError:
         return False
     return state != "Z"
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    prepare(tmp_path / "a", pimd.Settings(beads=2, steps=5))
+    handle = os.open(tmp_path / "a", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    code = (
+        "import dpa3sim.ipi.simulate as s, sys; s.LOCK_SECONDS = 0.2; "
+        "sys.exit(s.main(['pimd', '5']))"
+    )
+    arguments = [sys.executable, "-c", code]
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    options = {"cwd": tmp_path / "a", "env": environment, "capture_output": True, "text": True}
+    refused = subprocess.run(arguments, **options)
+    assert refused.returncode == 2
+    assert "another process is computing in" in refused.stderr
+    os.close(handle)
+    assert subprocess.run(arguments, **options).returncode == 0
+
+
+def test_bare_i_pi_continues_from_our_state(tmp_path):
+    prepare(tmp_path / "a", pimd.Settings(beads=2, steps=5))
+    assert run_child(tmp_path / "a", 5) == 0
+    state = tmp_path / "a" / "pimd.RESTART"
+    text, changes = re.subn(r"<total_steps>\s*5\s*<", "<total_steps>8<", state.read_text())
+    assert changes == 1
+    state.write_text(text)
+    i_pi = Path(sys.executable).with_name("i-pi")
+    done = subprocess.run(
+        [sys.executable, i_pi, state.name], cwd=tmp_path / "a", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+    steps = read_table(tmp_path / "a" / "pimd.out")["step"]
+    assert steps.tolist() == list(range(9))
 
 
 def test_a_damaged_state_is_told(tmp_path):
