@@ -283,12 +283,12 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {cpu}"
 
 
-def write_report(path: Path, report: str) -> None:
+def write_report(path: Path, report: str, start: str = START, end: str = END) -> None:
     """Replace what stands between the marks of a file."""
     text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(START)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{START}\n{report}\n{END}{after}", encoding="utf-8")
+    before, _, rest = text.partition(start)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{start}\n{report}\n{end}{after}", encoding="utf-8")
 
 
 def main() -> None:
