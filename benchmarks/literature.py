@@ -6,7 +6,7 @@ centre of the Brillouin zone in 1/cm.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from ase import Atoms
@@ -16,7 +16,8 @@ from ase.build import bulk
 # the table; the others are quoted as handbooks commonly give them.
 SOURCES = {
     "wyckoff": "R. W. G. Wyckoff, Crystal Structures, 2nd ed. (1963)",
-    "crc": "CRC Handbook of Chemistry and Physics, Elastic Constants of Single Crystals",
+    "crc-metals": "CRC Handbook of Chemistry and Physics, Elastic Constants: metals",
+    "crc-salts": "the same: salts",
     "crc-a": "CRC Handbook of Chemistry and Physics, Crystal Structure of the Elements",
     "vurgaftman": "Vurgaftman, Meyer, Ram-Mohan, J. Appl. Phys. 89, 5815 (2001)",
     "mcskimin-gaas": "McSkimin, Jayaraman, Andreatch, J. Appl. Phys. 38, 2362 (1967)",
@@ -36,6 +37,7 @@ SOURCES = {
     "parker-mg": "Parker, Feldman, Ashkin, in Light Scattering Spectra of Solids (1969)",
 }
 CHECKED = {
+    "crc-metals",
     "crc-a",
     "vurgaftman",
     "mcskimin-gaas",
@@ -59,8 +61,6 @@ class Crystal:
             number, 1/cm; of several modes of that representation, the highest. None: no optical
             branch.
         sources: keys of lattice, elastic constants and mode.
-        checked: whether the elastic constants were compared with a copy of the table of a
-            handbook, of which only a part was at hand.
     """
 
     prototype: str
@@ -68,7 +68,6 @@ class Crystal:
     elastic: dict[str, float]
     mode: tuple[str, float] | None
     sources: tuple[str, ...]
-    checked: bool = field(default=False)
 
     def atoms(self, formula: str) -> Atoms:
         """The primitive cell with the measured lattice, cubic axes along x, y, z."""
@@ -87,11 +86,11 @@ def cubic(c11: float, c12: float, c44: float) -> dict[str, float]:
 
 # Cheapest first.
 CRYSTALS = {
-    "Cu": Crystal("fcc", (3.615,), cubic(168.3, 121.2, 75.7), None, ("crc-a", "crc"), True),
-    "Al": Crystal("fcc", (4.050,), cubic(106.8, 60.4, 28.3), None, ("crc-a", "crc"), True),
-    "Ni": Crystal("fcc", (3.524,), cubic(248.1, 154.9, 124.2), None, ("crc-a", "crc"), True),
-    "W": Crystal("bcc", (3.165,), cubic(522.4, 204.4, 160.6), None, ("crc-a", "crc"), True),
-    "Mo": Crystal("bcc", (3.147,), cubic(463.7, 157.8, 109.2), None, ("crc-a", "crc"), True),
+    "Cu": Crystal("fcc", (3.615,), cubic(168.3, 121.2, 75.7), None, ("crc-a", "crc-metals")),
+    "Al": Crystal("fcc", (4.050,), cubic(106.8, 60.4, 28.3), None, ("crc-a", "crc-metals")),
+    "Ni": Crystal("fcc", (3.524,), cubic(248.1, 154.9, 124.2), None, ("crc-a", "crc-metals")),
+    "W": Crystal("bcc", (3.165,), cubic(522.4, 204.4, 160.6), None, ("crc-a", "crc-metals")),
+    "Mo": Crystal("bcc", (3.147,), cubic(463.7, 157.8, 109.2), None, ("crc-a", "crc-metals")),
     "Si": Crystal(
         "diamond",
         (5.431,),
@@ -132,25 +131,28 @@ CRYSTALS = {
         (4.027,),
         cubic(114.0, 47.7, 63.6),
         ("T1u", 306),
-        ("wyckoff", "crc", "jasperse"),
+        ("wyckoff", "crc-salts", "jasperse"),
     ),
     "NaCl": Crystal(
         "rocksalt",
         (5.640,),
         cubic(49.5, 12.9, 12.9),
         ("T1u", 164),
-        ("wyckoff", "crc", "lowndes"),
+        ("wyckoff", "crc-salts", "lowndes"),
     ),
     "KCl": Crystal(
-        "rocksalt", (6.293,), cubic(40.7, 7.1, 6.3), ("T1u", 142), ("wyckoff", "crc", "lowndes")
+        "rocksalt",
+        (6.293,),
+        cubic(40.7, 7.1, 6.3),
+        ("T1u", 142),
+        ("wyckoff", "crc-salts", "lowndes"),
     ),
     "Mg": Crystal(
         "hcp",
         (3.209, 5.211),
         cubic(59.5, 26.1, 16.4) | {"C33": 61.6, "C13": 21.8},
         ("E2g", 120),
-        ("crc-a", "crc", "parker-mg"),
-        True,
+        ("crc-a", "crc-metals", "parker-mg"),
     ),
     "CaF2": Crystal(
         "fluorite",
