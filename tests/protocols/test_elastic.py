@@ -7,6 +7,9 @@ import pytest
 import spglib
 from ase import Atoms
 from ase.build import bulk, fcc111
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+from ase.units import GPa
 from matscipy.elasticity import fit_elastic_constants, generate_strained_configs
 
 from dpa3sim import DPA3Calculator, Potential
@@ -156,6 +159,32 @@ def test_matscipy_fits_the_same_clamped_tensor(embedded64):
         atoms.calc = DPA3Calculator(embedded64)
     c, _ = fit_elastic_constants(configurations, "triclinic", N_steps=5, verbose=False)
     np.testing.assert_allclose(c * 160.21766208, result.clamped.stiffness, atol=0.5)
+
+
+@pytest.mark.parametrize("name", ["Si", "MgO"])
+def test_differences_of_stresses_by_ase_give_the_relaxed_tensor(embedded64, name):
+    """ASE alone: its optimizers for the crystal and for the ions of each strained cell."""
+    start, _ = CUBIC[name]
+    crystal = start.copy()
+    crystal.calc = DPA3Calculator(embedded64)
+    BFGS(FrechetCellFilter(crystal), logfile=None).run(fmax=1e-6, steps=100)
+    sizes = np.array([0.0025, 0.005])
+
+    def stress(component, size):
+        strain = np.zeros((3, 3))
+        i, j = [(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)][component]
+        strain[i, j] += size / 2
+        strain[j, i] += size / 2
+        strained = crystal.copy()
+        strained.set_cell(crystal.cell[:] @ (np.eye(3) + strain), scale_atoms=True)
+        strained.calc = DPA3Calculator(embedded64)
+        BFGS(strained, logfile=None).run(fmax=1e-6, steps=100)
+        return strained.get_stress() / GPa
+
+    differences = [[(stress(c, s) - stress(c, -s)) / 2 for s in sizes] for c in range(6)]
+    expected = np.einsum("s,csi->ic", sizes, differences) / (sizes @ sizes)
+    result = elastic.run(start, embedded64)
+    np.testing.assert_allclose(result.relaxed.stiffness, expected, atol=1e-3 * expected.max())
 
 
 def test_without_relaxed_ions(embedded64):
