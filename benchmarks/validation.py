@@ -26,8 +26,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from compare import write_report  # noqa: E402
 from literature import CHECKED, CRYSTALS, SOURCES  # noqa: E402
+from peers import write_report  # noqa: E402
 
 from dpa3sim import DPA3Calculator, Potential  # noqa: E402
 from dpa3sim.protocols import elastic, phonon  # noqa: E402
@@ -449,7 +449,7 @@ def main() -> None:
         warnings.filterwarnings("ignore")
         compute(args.results, names, with_matcalc)
     results = json.loads(args.results.read_text(encoding="utf-8"))
-    write_report(args.output, report(results), START, END)
+    write_report(args.output, "literature", report(results))
 
 
 if __name__ == "__main__":
