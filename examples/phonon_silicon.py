@@ -1,7 +1,7 @@
 """Phonons of silicon: bands along the path of its Brillouin zone, and their density of states.
 
 Prints:
-    optical modes at Γ: 13.79 13.79 13.79 THz, stable
+    optical modes at Γ: 13.79 THz, stable
     drawn in phonon_silicon.png
 """
 
