@@ -127,7 +127,7 @@ def simulate(args: argparse.Namespace, side: str, beads: int, steps: int) -> dic
         )
         client = None
         try:
-            wait_for(Path(f"/tmp/ipi_{name}").exists, server, "i-PI's socket")
+            wait_for(Path(f"/tmp/ipi_{name}").exists, [server], "i-PI's socket")
             client = subprocess.Popen(
                 [python, __file__, "--worker", side, name, model, str(beads)],
                 stdout=subprocess.PIPE,
@@ -136,7 +136,7 @@ def simulate(args: argparse.Namespace, side: str, beads: int, steps: int) -> dic
                 env=environment,
                 cwd=folder,
             )
-            rate = watch(Path(folder) / "sim.out", server, args.warm_up, steps)
+            rate = watch(Path(folder) / "sim.out", [server, client], args.warm_up, steps)
             output, _ = client.communicate(timeout=60)
             server.wait(60)
             potential = np.loadtxt(Path(folder) / "sim.out")[:, 1]
@@ -149,16 +149,17 @@ def simulate(args: argparse.Namespace, side: str, beads: int, steps: int) -> dic
     return {"rate": beads * rate, "first_energy": float(potential[0]), **told}
 
 
-def wait_for(condition: Any, server: subprocess.Popen[bytes], what: str) -> None:
-    """Poll until ``condition()``; RuntimeError if i-PI ends before."""
+def wait_for(condition: Any, processes: list[Any], what: str) -> None:
+    """Poll until ``condition()``; RuntimeError if a process ends before."""
     end = time.monotonic() + LIMIT
     while not condition():
-        if server.poll() is not None or time.monotonic() > end:
+        ended = any(process.poll() is not None for process in processes)
+        if (ended and not condition()) or time.monotonic() > end:
             raise RuntimeError(f"{what} did not come")
         time.sleep(0.005)
 
 
-def watch(file: Path, server: subprocess.Popen[bytes], first: int, last: int) -> float:
+def watch(file: Path, processes: list[Any], first: int, last: int) -> float:
     """Steps per second between two steps, by their lines in i-PI's output."""
 
     def written() -> int:
@@ -166,9 +167,9 @@ def watch(file: Path, server: subprocess.Popen[bytes], first: int, last: int) ->
             return -1
         return sum(not line.startswith("#") for line in file.read_text().splitlines()) - 1
 
-    wait_for(lambda: written() >= first, server, f"step {first}")
+    wait_for(lambda: written() >= first, processes, f"step {first}")
     began, start = time.perf_counter(), written()
-    wait_for(lambda: written() >= last, server, f"step {last}")
+    wait_for(lambda: written() >= last, processes, f"step {last}")
     return (last - start) / (time.perf_counter() - began)
 
 
@@ -210,12 +211,11 @@ def report(args: argparse.Namespace, results: list[dict[str, Any]]) -> str:
     """Markdown, and what was measured with."""
     sides = [side for side in SIDES if side in results[0]]
     versions = "; ".join(f"{SIDES[side]}: {results[0][side]['versions']}" for side in sides)
+    rates = " | ".join(f"{SIDES[side]}: beads/s" for side in sides)
     lines = [
-        f"{machine()}, {args.threads} threads; {versions}; medians of {args.rounds} rounds in turn.",
+        f"{machine()}, {args.threads} threads; {versions}; medians of {args.rounds} rounds.",
         "",
-        "| beads | "
-        + " | ".join(f"{SIDES[side]}: beads/s" for side in sides)
-        + " | batch against one by one | against the peer | calls per step "
+        f"| beads | {rates} | batch against one by one | against the peer | calls per step "
         "| messages, share of the time | waiting for i-PI |",
         "|" + "---|" * (len(sides) + 6),
     ]
