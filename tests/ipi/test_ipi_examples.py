@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import uuid
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -34,7 +35,7 @@ def prepare(tmp_path, name, steps=None):
     folder = tmp_path / name
     folder.mkdir()
     text = (FOLDER / name / "input.xml").read_text()
-    address = f"dpa3_{tmp_path.name}"
+    address = f"dpa3_{uuid.uuid4().hex}"
     text, n = re.subn(r"<address> \S+ </address>", f"<address> {address} </address>", text)
     assert n == 1
     if steps is not None:
@@ -71,8 +72,12 @@ def run_example(tmp_path, name, models, steps=None):
             assert client.returncode == 0, client.stderr
             assert server.wait(60) == 0, (folder / "ipi.log").read_text()
         finally:
-            server.kill()
-            server.wait()
+            server.terminate()  # which removes the socket; a kill would not
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
     return folder
 
 
