@@ -162,7 +162,7 @@ def test_kill_of_i_pi_and_reconnection(ipi, undisturbed):
     # The socket of a killed i-PI stays, and keeps the next one from starting.
     Path(server.address.path).unlink()
 
-    patient = ClientThread(server.address, Toy(), reconnect=1)
+    patient = ClientThread(server.address, Toy(delay=0.3), reconnect=1)
     server.start()
     wait_until(lambda: patient.client.statistics.calls >= 2, "two steps")
     server.process.kill()
