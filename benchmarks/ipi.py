@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import MODELS, ROOT, machine, write_report
+from peers import MODELS, ROOT, machine, with_threads, write_report
 
 STRUCTURE = ROOT / "tests" / "data" / "ipi" / "water8.extxyz"
 CHECKPOINT = "2025-03-14-dpa3-openlam.pth"
@@ -103,12 +103,7 @@ def work(side: str, name: str, model: str, beads: int) -> None:
 def simulate(args: argparse.Namespace, side: str, beads: int, steps: int) -> dict[str, Any]:
     """One server with one client: beads per second, energies, what the client did."""
     name = f"bench_{uuid.uuid4().hex[:12]}"
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(args.threads),
-        "MKL_NUM_THREADS": str(args.threads),
-        "DP_INTRA_OP_PARALLELISM_THREADS": str(args.threads),
-        "DP_INTER_OP_PARALLELISM_THREADS": "1",
-    }
+    environment = with_threads(args.threads)
     python = args.peer if side == "peer" else sys.executable
     model = str(args.checkpoint.resolve()) if side == "peer" else args.model
     batch = f"<batch_size> {beads} </batch_size>" if side == "batched" else ""

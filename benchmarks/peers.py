@@ -17,6 +17,16 @@ sys.path.insert(0, str(ROOT))
 MODELS = Path(os.environ.get("DPA3SIM_TEST_MODELS", ROOT.parent / "shared" / "models"))
 
 
+def with_threads(threads: int) -> dict[str, str]:
+    """The environment of a process that may use so many threads, whatever its libraries."""
+    return os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "DP_INTRA_OP_PARALLELISM_THREADS": str(threads),
+        "DP_INTER_OP_PARALLELISM_THREADS": "1",
+    }
+
+
 class WorkerDiedError(Exception):
     """A worker process ended before it answered."""
 
@@ -31,12 +41,6 @@ class Worker:
     def __init__(
         self, script: str, side: str, python: str, arguments: Sequence[str], threads: int
     ) -> None:
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "DP_INTRA_OP_PARALLELISM_THREADS": str(threads),
-            "DP_INTER_OP_PARALLELISM_THREADS": "1",
-        }
         self._side = side
         self._process = subprocess.Popen(
             [python, script, "--worker", side, *arguments],
@@ -44,7 +48,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=None if side == "dpa3sim" else subprocess.DEVNULL,
             text=True,
-            env=environment,
+            env=with_threads(threads),
             cwd="/",
         )
 
@@ -95,9 +99,14 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {cpu}"
 
 
+def marks(name: str) -> tuple[str, str]:
+    """Between which the report of this name stands in a document."""
+    return f"<!-- {name} -->", f"<!-- end of {name} -->"
+
+
 def write_report(path: Path, name: str, report: str) -> None:
-    """Replace what stands between the marks ``<!-- NAME -->`` and ``<!-- end of NAME -->``."""
-    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    """Replace what stands between the marks of a report."""
+    start, end = marks(name)
     text = path.read_text(encoding="utf-8")
     before, _, rest = text.partition(start)
     _, _, after = rest.partition(end)

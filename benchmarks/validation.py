@@ -22,18 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from literature import CHECKED, CRYSTALS, SOURCES
+from peers import ROOT, marks, write_report
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from dpa3sim import DPA3Calculator, Potential
+from dpa3sim.protocols import elastic, phonon
+from dpa3sim.protocols.relax import conventional_cell
 
-from literature import CHECKED, CRYSTALS, SOURCES  # noqa: E402
-from peers import write_report  # noqa: E402
-
-from dpa3sim import DPA3Calculator, Potential  # noqa: E402
-from dpa3sim.protocols import elastic, phonon  # noqa: E402
-from dpa3sim.protocols.relax import conventional_cell  # noqa: E402
-
-START, END = "<!-- literature -->", "<!-- end of literature -->"
+REPORT = "literature"
+START, END = marks(REPORT)
 THZ = 0.0299792458  # of a wave number of 1/cm
 # Diamond also without the selection limit, which cuts equal distances there.
 ALL_NEIGHBOURS = "C, all neighbours"
@@ -449,7 +446,7 @@ def main() -> None:
         warnings.filterwarnings("ignore")
         compute(args.results, names, with_matcalc)
     results = json.loads(args.results.read_text(encoding="utf-8"))
-    write_report(args.output, "literature", report(results))
+    write_report(args.output, REPORT, report(results))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# The exit code of what was interrupted, with its state saved.
+INTERRUPTED = 130
+
 
 class Dpa3simError(Exception):
     """Base of every error that dpa3sim raises on purpose; its text is meant for the user."""

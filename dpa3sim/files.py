@@ -1,4 +1,4 @@
-"""Files that are never half written."""
+"""Files that are never half written, and folders that one process has for itself."""
 
 from __future__ import annotations
 
@@ -18,3 +18,25 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Keep other processes off a folder until the handle is closed; None where not possible.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle

@@ -209,9 +209,13 @@ def _at_gamma(crystals: list[Harmonic]) -> tuple[np.ndarray, np.ndarray]:
 
     start, smaller, larger = (crystal.phonon for crystal in crystals)
     gamma = np.zeros((1, 3))
-    matrices: list[Any] = [c.dynamical_matrix for c in (start, larger, smaller)]
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = GruneisenBase(matrices[0], matrices[1], matrices[2], qpoints=gamma)
+        found = GruneisenBase(
+            start.dynamical_matrix,
+            larger.dynamical_matrix,
+            smaller.dynamical_matrix,
+            qpoints=gamma,
+        )
     squares = np.asarray(found.get_eigenvalues())[0]
     frequencies = np.sign(squares) * np.sqrt(np.abs(squares)) * start.unit_conversion_factor
     optical = np.sort(np.argsort(np.abs(frequencies))[3:])

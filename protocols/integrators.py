@@ -147,7 +147,22 @@ class BussiRescaling(Integrator, Bussi):
         self.target_kinetic_energy = 0.5 * self.temp * self._degrees
 
 
-class BerendsenThermostat(Integrator, NVTBerendsen):
+class WeakCoupling(Integrator):
+    """What Berendsen's methods share: ASE's target is that of all degrees of freedom."""
+
+    _share: float
+
+    def _count(self, given: Parameters) -> None:
+        """Note the share of the degrees of freedom that moves."""
+        self._share = given.degrees / self.atoms.get_number_of_degrees_of_freedom()
+        self.set_target(given.temperature)
+
+    def set_target(self, temperature: float) -> None:
+        """Change the temperature of those that move."""
+        self.temperature = temperature * self._share
+
+
+class BerendsenThermostat(WeakCoupling, NVTBerendsen):
     """Weak coupling: no ensemble, to be used for reaching a temperature only."""
 
     def __init__(self, atoms: Atoms, given: Parameters) -> None:
@@ -158,8 +173,7 @@ class BerendsenThermostat(Integrator, NVTBerendsen):
             taut=given.thermostat_time * units.fs,
             fixcm=not atoms.constraints,
         )
-        self._share = given.degrees / atoms.get_number_of_degrees_of_freedom()
-        self.set_target(given.temperature)
+        self._count(given)
 
     def scale_velocities(self) -> None:
         """Rescale, and count the energy that it takes."""
@@ -167,12 +181,8 @@ class BerendsenThermostat(Integrator, NVTBerendsen):
         super().scale_velocities()
         self.heat += float(self.atoms.get_kinetic_energy() - before)
 
-    def set_target(self, temperature: float) -> None:
-        """Change the temperature; ASE's is that of all degrees of freedom, moving or not."""
-        self.temperature = temperature * self._share
 
-
-class BerendsenBarostat(Integrator, NPTBerendsen):
+class BerendsenBarostat(WeakCoupling, NPTBerendsen):
     """Weak coupling of temperature and volume; see :class:`BerendsenThermostat`.
 
     The cell is scaled before every step, so that it takes two evaluations.
@@ -188,15 +198,10 @@ class BerendsenBarostat(Integrator, NPTBerendsen):
             taup=given.barostat_time * units.fs,
             compressibility_au=1.0 / given.bulk_modulus,
         )
-        self._share = given.degrees / atoms.get_number_of_degrees_of_freedom()
-        self.set_target(given.temperature)
+        self._count(given)
 
     def conserved(self) -> None:
         """Nothing is conserved."""
-
-    def set_target(self, temperature: float) -> None:
-        """Change the temperature; see :class:`BerendsenThermostat`."""
-        self.temperature = temperature * self._share
 
 
 class Chain(Integrator):

@@ -181,8 +181,7 @@ class Plan:
 
     def equilibration(self, steps: int) -> int:
         """Steps that averages leave out of so many."""
-        given = self.settings.equilibration
-        return int(EQUILIBRATION_SHARE * steps) if given is None else given
+        return equilibration_steps(self.settings.equilibration, steps)
 
     def time(self, step: int) -> float:
         """Simulated time, ps."""
@@ -225,11 +224,8 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
     barostat_time = settings.barostat_time or BAROSTAT_TIME
     for name, value in (("thermostat_time", thermostat_time), ("barostat_time", barostat_time)):
         used = thermostat != "none" if name == "thermostat_time" else barostat != "none"
-        if used and value < MIN_STEPS_OF_TIME * timestep:
-            raise InputError(
-                f"{name} = {value:g} fs must be at least {MIN_STEPS_OF_TIME} time steps of "
-                f"{timestep:g} fs"
-            )
+        if used:
+            check_time(name, value, timestep)
     interval = settings.interval or _frame_interval(atoms, timestep)
     return Plan(
         settings,
@@ -243,6 +239,20 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
         degrees,
         bool(atoms.pbc.all()),
     )
+
+
+def check_time(name: str, value: float, timestep: float) -> None:
+    """Raise InputError for a time constant (fs) too short to be integrated with this step (fs)."""
+    if value < MIN_STEPS_OF_TIME * timestep:
+        raise InputError(
+            f"{name} = {value:g} fs must be at least {MIN_STEPS_OF_TIME} time steps of "
+            f"{timestep:g} fs"
+        )
+
+
+def equilibration_steps(given: int | None, steps: int) -> int:
+    """Steps that averages of a run of ``steps`` leave out: those asked for, or a share."""
+    return int(EQUILIBRATION_SHARE * steps) if given is None else given
 
 
 def _check_constraints(atoms: Atoms, settings: Settings) -> None:

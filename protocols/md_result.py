@@ -256,7 +256,7 @@ def _warnings(simulation: Simulation, result: Result) -> list[str]:
 def _crossings(simulation: Simulation, result: Result) -> list[str]:
     """Steps of the energy where a pair crosses the angle cutoff, as far as they can be seen."""
     descriptor = simulation.potential.model.config.descriptor
-    if not descriptor.has_step or getattr(simulation.potential, "smooth_cutoff", None):
+    if not descriptor.has_step:
         return []
     rough = [j for j in result.jumps if j.rms and j.rms[0] > ROUGHNESS * j.rms[1]]
     if not rough:

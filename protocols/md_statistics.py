@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from dpa3sim.protocols.recorders import Row
+
 # Blocks longer than correlation times, and enough of them for an error.
 BLOCKS = 20
 MIN_BLOCKS = 4
 # Points of a curve in a picture.
 CURVE_POINTS = 2000
-Row = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim import settings as options_of
 from dpa3sim.errors import InputError
+from dpa3sim.protocols.md import check_time, equilibration_steps
 from dpa3sim.settings import option
 
 # ASE takes most of a second to import; `dpa3sim pimd --help` needs only the settings.
@@ -35,10 +36,7 @@ ENSEMBLES = ("nvt", "npt")
 QUANTUM, CLASSICAL = "pimd", "classical"
 # Steps, fs: with hydrogen (lighter than this, u) and without.
 LIGHT_MASS, LIGHT_TIMESTEP, TIMESTEP = 2.5, 0.25, 0.5
-# Time constants must be at least so many steps, or what they damp is not integrated.
-MIN_STEPS_OF_TIME = 10
 FRAME_TIME = 10.0  # fs between frames
-EQUILIBRATION_SHARE = 0.2
 # A ring polymer resolves vibrations up to about this times the temperature (K): beads * T should
 # be above h nu / k of the fastest one, 3600 cm^-1 with hydrogen.
 HYDROGEN_TEMPERATURE = 5200.0
@@ -95,9 +93,7 @@ class Settings:
 
     def equilibrated(self, steps: int) -> int:
         """The step from which on averages are taken in a run of ``steps``."""
-        if self.equilibration is not None:
-            return self.equilibration
-        return int(EQUILIBRATION_SHARE * steps)
+        return equilibration_steps(self.equilibration, steps)
 
 
 @dataclass(frozen=True)
@@ -131,12 +127,7 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
     light = atoms.get_masses().min() < LIGHT_MASS
     timestep = settings.timestep or (LIGHT_TIMESTEP if light else TIMESTEP)
     for name in ("thermostat_time", "barostat_time"):
-        value = getattr(settings, name)
-        if value < MIN_STEPS_OF_TIME * timestep:
-            raise InputError(
-                f"{name} = {value:g} fs must be at least {MIN_STEPS_OF_TIME} time steps of "
-                f"{timestep:g} fs"
-            )
+        check_time(name, getattr(settings, name), timestep)
     if settings.gle_file is not None:
         read_gle(Path(settings.gle_file), settings)
     interval = settings.interval or max(1, round(FRAME_TIME / timestep))
@@ -165,7 +156,7 @@ def run(
         InputError: settings and structure do not fit. NonFiniteError, ConnectionLostError,
             KeyboardInterrupt: see :func:`dpa3sim.ipi.process.simulate`.
     """
-    from dpa3sim.ipi.inputs import STRUCTURE, direct_forcefield
+    from dpa3sim.ipi.inputs import STRUCTURE, direct_forcefield, pes_file
     from dpa3sim.protocols.pimd_result import summarise
 
     settings = settings or Settings()
@@ -174,13 +165,9 @@ def run(
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="dpa3sim-pimd-") as temporary:
             return run(atoms, potential, settings, progress=progress, folder=Path(temporary))
+    values = {"structure": STRUCTURE, **model_options(potential)}
     for prefix, beads in runs(settings):
-        from dpa3sim.ipi import pes
-
-        model = model_options(potential)
-        forcefield = direct_forcefield(
-            Path(pes.__file__).resolve(), beads, {"structure": STRUCTURE, **model}
-        )
+        forcefield = direct_forcefield(pes_file(), beads, values)
         simulate(folder, atoms, plan, prefix, beads, forcefield, progress)
     return summarise(folder, atoms, plan, potential)
 

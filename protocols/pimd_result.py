@@ -368,7 +368,7 @@ def _doubts(run: Run, plan: Plan) -> Iterator[str]:
 def _steps(plan: Plan, potential: BatchPotential) -> list[str]:
     """Models with a step in their energy do not conserve it."""
     descriptor = potential.model.config.descriptor
-    if not descriptor.has_step or getattr(potential, "smooth_cutoff", None):
+    if not descriptor.has_step:
         return []
     return [
         f"the energy of this model has a step where two atoms are {descriptor.a_rcut:g} Å apart: "

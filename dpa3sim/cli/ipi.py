@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +19,8 @@ from dpa3sim.cli.options import (
     announce,
     resolve,
 )
-from dpa3sim.errors import InputError
+from dpa3sim.cli.signals import stopped_by_signals
+from dpa3sim.errors import INTERRUPTED, InputError
 from dpa3sim.ipi.serving import Settings, make_client
 from dpa3sim.ipi.wire import UNIX_PREFIX, Address
 
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from dpa3sim.cli.structures import Source
     from dpa3sim.ipi.client import IPIClient
 
-INTERRUPTED = 130
 # Each is a module of its own, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.
 SUBCOMMANDS = {
     "input": "write an i-PI input and a script that runs it",
@@ -103,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.monotonic() - start
     _introduce(console, source, settings, seconds)
     console.print(f"serving i-PI at {address}")
-    with _stopped_by_signals(client):
+    with stopped_by_signals(client.stop):
         return _serve(client, source, console)
 
 
@@ -144,29 +141,6 @@ def _introduce(console: Console, source: Source, settings: Settings, seconds: fl
         f"{source.origin}: {describe(source.atoms)}; hartree and bohr on the wire; "
         f"warm for batches of {sizes} after {seconds:.1f} s"
     )
-
-
-@contextmanager
-def _stopped_by_signals(client: IPIClient) -> Iterator[None]:
-    """The first SIGINT or SIGTERM lets the client finish its batch, the second does not."""
-
-    def stop(signum: int, frame: object) -> None:
-        for number in before:
-            signal.signal(number, _interrupt)
-        client.stop()
-
-    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _dump(client: IPIClient, source: Source) -> Path:

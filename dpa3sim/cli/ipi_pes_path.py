@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 
 from dpa3sim.cli.options import Parser
+from dpa3sim.ipi.inputs import pes_file
 
 
 def configure(parser: Parser) -> None:
@@ -14,7 +14,5 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the absolute path, for ``<pes_path>`` and ``-P``."""
-    spec = find_spec("dpa3sim.ipi.pes")
-    assert spec is not None
-    print(spec.origin)
+    print(pes_file())
     return 0

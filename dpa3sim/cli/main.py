@@ -12,9 +12,8 @@ from typing import Any, TextIO
 import dpa3sim
 from dpa3sim import settings
 from dpa3sim.cli.options import Parser, unknown_flags
-from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
 
-INTERRUPTED = 130
 # Modules are imported when their command runs, so that help and errors come at once.
 COMMANDS = {
     "relax": "relax the atoms and the cell of structures",

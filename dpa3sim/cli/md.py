@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import Parser
 from dpa3sim.cli.protocol import Command, Job, write_structure, write_table
+from dpa3sim.cli.signals import stopped_by_signals
 from dpa3sim.protocols import md
 
 if TYPE_CHECKING:
@@ -53,9 +51,10 @@ class MDJob(Job):
         from dpa3sim.run.recorder import FileRecorder
 
         settings, folder = self.settings, self.directory.path
+        stop = threading.Event()
         with (
             FileRecorder(folder, settings.replicas, settings.trajectory_format) as recorder,
-            _signals() as stop,
+            stopped_by_signals(stop.set),
         ):
             if recorder.state is not None:
                 self.say(f"continuing after step {recorder.state.step}")
@@ -65,7 +64,7 @@ class MDJob(Job):
                 settings,
                 progress=self.follow,
                 recorder=recorder,
-                stop=stop,
+                stop=stop.is_set,
                 began=self.args.began,
             )
 
@@ -130,27 +129,6 @@ def _write_analysis(folder: Path, result: Result) -> None:
     for name, table in tables.items():
         if len(table) > 1:
             write_table(folder / f"{name}.csv", {k: list(v) for k, v in table.items()})
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """What tells whether SIGINT or SIGTERM came; a second one interrupts at once."""
-    came = threading.Event()
-
-    def note(signum: int, frame: object) -> None:
-        if came.is_set():
-            raise KeyboardInterrupt
-        came.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
-        return
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came.is_set
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
 
 
 COMMAND = MDCommand(

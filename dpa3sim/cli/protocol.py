@@ -30,7 +30,7 @@ from dpa3sim.cli.options import (
     resolve,
 )
 from dpa3sim.cli.structures import Source, read_structures
-from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.files import atomic_write
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 # Lines of progress in the log, and on a terminal that is none, are so far apart, s.
 LINE_SECONDS = 30.0
-DONE, BAD_INPUT, NOT_CONVERGED, SOME_FAILED, INTERRUPTED = 0, 2, 3, 5, 130
+DONE, BAD_INPUT, NOT_CONVERGED, SOME_FAILED = 0, 2, 3, 5
 
 
 @dataclass(frozen=True)

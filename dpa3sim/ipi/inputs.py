@@ -12,6 +12,7 @@ import socket
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,14 @@ def socket_forcefield(
     made.append(element("timeout", "0"))
     made.append(parameters({wire.ORDER_PARAMETER: wire.order_hash(numbers)}))
     return made
+
+
+def pes_file() -> Path:
+    """The file of our potential for ``<ffdirect>``; nothing of it is loaded."""
+    spec = find_spec("dpa3sim.ipi.pes")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).resolve()
 
 
 def direct_forcefield(pes: Path, nbeads: int, values: Mapping[str, Any]) -> ET.Element:
@@ -381,10 +390,8 @@ def write_inputs(
     folder.mkdir(parents=True, exist_ok=True)
     ready = standardized(atoms)
     if settings.transport == "ffdirect":
-        from dpa3sim.ipi import pes
-
         values = {"structure": STRUCTURE, **model}
-        forcefield = direct_forcefield(Path(pes.__file__).resolve(), settings.nbeads, values)
+        forcefield = direct_forcefield(pes_file(), settings.nbeads, values)
         address, port = "", None
     else:
         address, port = _address(folder, settings)

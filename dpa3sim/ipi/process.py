@@ -13,12 +13,13 @@ from typing import NoReturn
 
 import dpa3sim
 from dpa3sim.errors import (
+    INTERRUPTED,
     ConnectionLostError,
     Dpa3simError,
     InputError,
     NonFiniteError,
 )
-from dpa3sim.ipi.simulate import ERROR, INTERRUPTED, saved_step
+from dpa3sim.ipi.simulate import ERROR, saved_step
 from dpa3sim.ipi.tables import last_row
 
 POLL_SECONDS = 0.2

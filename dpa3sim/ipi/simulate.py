@@ -14,7 +14,6 @@ The code that imports i-PI's internals is all in this module.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -25,8 +24,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dpa3sim.errors import Dpa3simError, InputError, UnphysicalError
-from dpa3sim.files import atomic_write
+from dpa3sim.errors import INTERRUPTED, Dpa3simError, InputError, UnphysicalError
+from dpa3sim.files import atomic_write, lock_folder
 
 CHECKPOINT_SECONDS = 10.0
 # Of a large system, which takes long to write: so many times as long between two.
@@ -34,7 +33,6 @@ CHECKPOINT_SHARE = 20.0
 FLUSH_SECONDS = 0.5
 # How long to wait for an earlier process in the same folder, which ends after its step.
 LOCK_SECONDS = 60.0
-INTERRUPTED = 130
 ERROR = "dpa3sim: error: "
 
 
@@ -207,31 +205,28 @@ class Simulation:
         return header, text
 
 
-def lock_folder() -> int:
+def wait_for_folder() -> None:
     """Wait until no other process computes in the current folder; the lock ends with this one.
 
     Raises:
         InputError: another one goes on.
     """
-    handle = os.open(".", os.O_RDONLY)
     end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return handle
+            lock_folder(Path())
+            return
         except BlockingIOError:
             if time.monotonic() > end:
                 raise InputError(f"another process is computing in {Path().resolve()}") from None
             time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return handle
 
 
 def main(arguments: list[str]) -> int:
     """Run, and say in the last line what was wrong."""
     prefix, steps = arguments
     try:
-        lock_folder()
+        wait_for_folder()
         done = Simulation(prefix, int(steps)).run()
     except Dpa3simError as error:
         print(f"{ERROR}{error}", file=sys.stderr)

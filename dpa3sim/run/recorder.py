@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write
+from dpa3sim.files import atomic_write, lock_folder
 from dpa3sim.protocols.recorders import Row, State
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ class FileRecorder:
 
     def __init__(self, folder: Path, replicas: int, trajectory_format: str) -> None:
         self.folder = folder
-        self._lock = _lock(folder)
+        try:
+            self._lock = lock_folder(folder)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is running this simulation") from None
         suffixes = [""] if replicas == 1 else [f"_{k}" for k in range(replicas)]
         kind: type[_Trajectory] = _Ulm if trajectory_format == "traj" else _ExtendedXYZ
         self._trajectories = [
@@ -262,21 +265,3 @@ class _Ulm(_Trajectory):
 
         with TrajectoryReader(self.path) as reader:
             yield from reader
-
-
-def _lock(folder: Path) -> int | None:
-    """Keep other processes off a folder until the handle is closed; None where not possible."""
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return None
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise InputError(f"{folder}: another process is running this simulation") from None
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return None
-    return handle

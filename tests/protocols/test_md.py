@@ -360,7 +360,7 @@ def test_steps_at_the_cutoff_are_counted_and_told(copper):
     assert crossing > 2 * quiet
     assert any("--smooth-cutoff" in w for w in result.warnings)
     smooth = SteppedPotential()
-    smooth.smooth_cutoff = 0.3
+    smooth.model.config.descriptor.has_step = False  # as smooth_cutoff does
     result = md.run(copper, smooth, settings("nve", steps=120, temperature=600.0))
     assert not any("--smooth-cutoff" in w for w in result.warnings)
 

@@ -144,24 +144,30 @@ def ensemble_deviation(first, second):
     return float(np.max(np.abs(found)))
 
 
+def check_samples(method, runs, column, targets, digits):
+    """Kinetic energies and the mean of a column in two runs, and how they relate."""
+    quantity, _, unit = column.rpartition("_")
+    for (result, data), target in zip(runs, targets, strict=True):
+        mean, width = kinetic_deviations(data)
+        value, error = result.mean(column)
+        print(
+            f"{method} {target:g} {unit}: {quantity} {value:.{digits}f} ± {error:.{digits}f}, "
+            f"kinetic energy deviates by {mean:.2f} (mean), {width:.2f} (width) sigma"
+        )
+        assert abs(mean) < SIGMAS
+        assert abs(width) < SIGMAS
+        assert abs(value - target) < SIGMAS * error
+    deviation = ensemble_deviation(runs[0][1], runs[1][1])
+    print(f"{method} {targets} {unit}: ensemble deviates by {deviation:.2f} sigma")
+    assert deviation < SIGMAS
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", THERMOSTATS)
 def test_thermostats_sample_the_canonical_ensemble(method):
     """Kinetic energies at two temperatures, and how potential energies change between them."""
     runs = [simulate(method, temperature) for temperature in TEMPERATURES]
-    for (result, data), temperature in zip(runs, TEMPERATURES, strict=True):
-        mean, width = kinetic_deviations(data)
-        value, error = result.mean("temperature_K")
-        print(
-            f"{method} {temperature:g} K: {value:.2f} ± {error:.2f} K, kinetic energy deviates "
-            f"by {mean:.2f} (mean), {width:.2f} (width) sigma"
-        )
-        assert abs(mean) < SIGMAS
-        assert abs(width) < SIGMAS
-        assert abs(value - temperature) < SIGMAS * error
-    deviation = ensemble_deviation(runs[0][1], runs[1][1])
-    print(f"{method} {TEMPERATURES} K: ensemble deviates by {deviation:.2f} sigma")
-    assert deviation < SIGMAS
+    check_samples(method, runs, "temperature_K", TEMPERATURES, 2)
 
 
 @pytest.mark.slow
@@ -169,19 +175,7 @@ def test_thermostats_sample_the_canonical_ensemble(method):
 def test_barostats_sample_the_isothermal_isobaric_ensemble(method):
     """Kinetic energies, mean pressures, and how volumes change between two pressures."""
     runs = [simulate(method, TEMPERATURES[0], pressure) for pressure in PRESSURES]
-    for (result, data), pressure in zip(runs, PRESSURES, strict=True):
-        mean, width = kinetic_deviations(data)
-        value, error = result.mean("pressure_GPa")
-        print(
-            f"{method} {pressure:g} GPa: {value:.5f} ± {error:.5f} GPa, kinetic energy deviates "
-            f"by {mean:.2f} (mean), {width:.2f} (width) sigma"
-        )
-        assert abs(mean) < SIGMAS
-        assert abs(width) < SIGMAS
-        assert abs(value - pressure) < SIGMAS * error
-    deviation = ensemble_deviation(runs[0][1], runs[1][1])
-    print(f"{method} {PRESSURES} GPa: ensemble deviates by {deviation:.2f} sigma")
-    assert deviation < SIGMAS
+    check_samples(method, runs, "pressure_GPa", PRESSURES, 5)
 
 
 @pytest.mark.slow
