@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from ase import Atoms
 from tests_support import DATA, load_reference, reference_atoms
 
 from dpa3sim import Potential
+
+# In the background of a shell SIGINT is ignored, by whatever is started from there too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

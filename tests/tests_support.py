@@ -16,6 +16,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dpa3sim
 from dpa3sim import Potential
 from dpa3sim.graph.batch import make_batch
 from dpa3sim.graph.lists import Counters
@@ -26,6 +27,9 @@ TESTS = Path(__file__).parent
 DATA = TESTS / "data"
 EXAMPLES = TESTS.parent / "examples"
 MODELS_VARIABLE = "DPA3SIM_TEST_MODELS"
+# Other processes have the same dpa3sim: that of the folder may lack its compiled kernels, and so
+# give other last bits.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(dpa3sim.__file__).parents[1])}
 
 
 class NoHostAccess(TorchDispatchMode):

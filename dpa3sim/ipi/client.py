@@ -49,7 +49,7 @@ class Statistics:
     Attributes:
         calls: batches evaluated; structures: in them; copies: bitwise copies that i-PI filled
             incomplete batches with (and equal beads), answered without evaluation.
-        connections: servers served.
+        connections: servers served, of which each said something.
         waiting, computing, exchanging: seconds spent until i-PI asked, in the model, and on
             reading and writing messages.
         largest: structures of the largest batch.
@@ -166,38 +166,45 @@ class IPIClient:
             NonFiniteError: the model returned NaN; others as the evaluator raises them.
         """
         chances = self._reconnect
+        end = time.monotonic() + self._wait
         sock: socket.socket | None = None
         while True:
+            served = self.statistics.connections
             if sock is None:
-                sock = self._connect()
+                sock = self._connect(end)
             if sock is None:
                 self.statistics.ending = "stopped"
                 return self.statistics
+            lost: ConnectionLostError | None = None
             try:
                 self.statistics.ending = self._serve(sock)
-                if self.statistics.ending != "eof" or chances == 0:
+                if self.statistics.ending != "eof":
                     return self.statistics
-                reason = "i-PI closed the connection"
                 sock = None
             except _DroppedError as error:
-                sock = error.probe
-                if chances == 0:
-                    sock.close()
-                    raise ConnectionLostError(str(error)) from None
-                reason = str(error)
+                sock, lost = error.probe, ConnectionLostError(str(error))
             except ConnectionLostError as error:
-                if chances == 0:
-                    raise
-                reason = str(error)
-                sock = None
+                sock, lost = None, error
+            silent = self.statistics.connections == served
+            if silent and self._reconnect and time.monotonic() < end:
+                # A dying i-PI may close a connection before it closes the socket that listens.
+                self._pause()
+                continue
+            if chances == 0:
+                if sock is not None:
+                    sock.close()
+                if lost is not None:
+                    raise lost
+                return self.statistics
             chances -= 1
+            end = time.monotonic() + self._wait
+            reason = lost or "i-PI closed the connection"
             self._say(f"{reason}; waiting for i-PI at {self._address}")
 
     # -- connecting ------------------------------------------------------------------------------
 
-    def _connect(self) -> socket.socket | None:
-        """A connection; None if stopped before there was one."""
-        end = time.monotonic() + self._wait
+    def _connect(self, end: float) -> socket.socket | None:
+        """A connection, tried for until ``end``; None if stopped before there was one."""
         while not self._stopping:
             try:
                 return self._address.connect()
@@ -210,18 +217,23 @@ class IPIClient:
                     raise ConnectionLostError(
                         f"no i-PI at {self._address} within {self._wait:g} s ({error.strerror})"
                     ) from None
-            select.select([self._wake_read], [], [], RETRY)
+            self._pause()
         return None
+
+    def _pause(self) -> None:
+        select.select([self._wake_read], [], [], RETRY)
 
     # -- one connection --------------------------------------------------------------------------
 
     def _serve(self, sock: socket.socket) -> Ending:
         session = _Session(Connection(sock))
-        self.statistics.connections += 1
-        patience = PATIENCE
+        patience, silent = PATIENCE, True
         try:
             while True:
                 header = self._next_header(session)
+                if header is not None and silent:
+                    self.statistics.connections += 1
+                    silent = False
                 if header == wire.EXIT:
                     patience = 0.0
                     return "exit"

@@ -1,7 +1,6 @@
 """The commands ``neb``, ``vacancy`` and ``surface``: files, exit codes, resuming, bad input."""
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.io import read, write
-from tests_support import TESTS
+from tests_support import ENVIRONMENT
 
 from dpa3sim.cli.main import main
 
@@ -135,7 +134,7 @@ def test_killed_and_continued(arguments):
         [sys.executable, "-m", "dpa3sim", *arguments, "--out", "killed", "--no-plot"],
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(TESTS.parent)},
+        env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
     )
     marks = {"neb": "neb: step 3", "vacancy": "vacancy: kinds", "surface": "surface: 1 cuts"}
     for line in process.stdout:

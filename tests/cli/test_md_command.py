@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import iread, read, write
-from tests_support import DATA, TESTS
+from tests_support import DATA, ENVIRONMENT, TESTS
 
 from dpa3sim.cli.main import main
 
@@ -126,7 +125,7 @@ def test_replicas_have_files_of_their_own(form):
 def start(*arguments):
     process = subprocess.Popen(
         [sys.executable, "-m", "dpa3sim", "md", "water.extxyz", "--model", MODEL, *arguments],
-        env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -243,7 +242,7 @@ def killed_often(folder, name, kills, steps):
     arguments += ["--checkpoint", "7", *INTEGRATORS[name]]
     done = subprocess.run(
         [sys.executable, TESTS / "md_kills.py", str(folder), str(kills), "1", *arguments],
-        env=os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -1,6 +1,5 @@
 """Inputs of i-PI: the atoms as it wants them, and every input runs in the real i-PI."""
 
-import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -12,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixCartesian
 from ase.io import read, write
-from tests_support import DATA, TESTS, hydrogen_oxygen_structures
+from tests_support import DATA, ENVIRONMENT, hydrogen_oxygen_structures
 
 from dpa3sim.cli.main import main
 from dpa3sim.errors import InputError
@@ -138,10 +137,9 @@ def test_addresses_are_unique_and_the_order_is_told(tmp_path):
 def run_script(folder, timeout=240):
     """Run run.sh with this Python's i-PI and our own command; returns the finished process."""
     i_pi = Path(sys.executable).parent / "i-pi"
-    environment = os.environ | {
+    environment = ENVIRONMENT | {
         "IPI": f"{sys.executable} {i_pi}",
         "DPA3SIM": f"{sys.executable} -m dpa3sim",
-        "PYTHONPATH": str(TESTS.parent),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.run(

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -224,6 +225,33 @@ def test_reconnecting_serves_the_next_server_with_the_same_evaluator(fake):
     assert client.client.statistics.connections == 3
     assert len(toy.batches) == 3
     assert sum("waiting for i-PI" in line for line in client.lines) == 2
+
+
+def test_connections_that_a_dying_server_closes_are_no_servers(fake):
+    """A killed i-PI may close a connection before its socket: what comes then is not lost."""
+    client = ClientThread(fake.address, Toy(), reconnect=1)
+    for silent in (2, 3):
+        for _ in range(silent):
+            fake.accept()
+            fake.peer.close()
+        fake.accept()
+        fake.initialize()
+        fake.peer.close()
+    assert client.done().ending == "eof"
+    assert client.client.statistics.connections == 2
+
+
+def test_connections_that_are_only_closed_come_to_an_end(fake):
+    client = ClientThread(fake.address, Toy(), reconnect=3, wait=0.3)
+    accepted = 0
+    while client.is_alive():
+        with suppress(TimeoutError):
+            fake.listener.settimeout(0.1)
+            fake.accept()
+            fake.peer.close()
+            accepted += 1
+    assert client.done().connections == 0
+    assert accepted >= 3
 
 
 def test_nobody_listens():
