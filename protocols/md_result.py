@@ -125,12 +125,12 @@ class Result:
             value, error = self.mean(column)
             name, _, unit = column.rpartition("_")
             if unit == "eV":
-                name, value = f"{name}_energy_per_atom", value / n_atoms
+                name, unit, value = f"{name}_energy", "per_atom_eV", value / n_atoms
                 error = None if error is None else error / n_atoms
             found[f"{name}_{unit}"] = value
             found[f"{name}_error_{unit}"] = error
         found.pop("conserved_energy_per_atom_eV", None)
-        found.pop("conserved_energy_per_atom_error_eV", None)
+        found.pop("conserved_energy_error_per_atom_eV", None)
         if "volume_A3" in found:
             mass = float(self.atoms[0].get_masses().sum()) * U_PER_A3
             found["density_g_per_cm3"] = mass / self.mean("volume_A3")[0]
@@ -235,6 +235,7 @@ def _warnings(simulation: Simulation, result: Result) -> list[str]:
             "berendsen samples no ensemble: fluctuations are too small and heat flows between "
             "modes; use it to reach a temperature or pressure, and average with another one"
         )
+    warnings += _temperature(result)
     drift = result.drift
     if drift and abs(drift[0]) > max(LARGE_DRIFT, SIGNIFICANT * drift[1]):
         warnings.append(
@@ -251,6 +252,22 @@ def _warnings(simulation: Simulation, result: Result) -> list[str]:
             "smaller interval"
         )
     return warnings
+
+
+def _temperature(result: Result) -> list[str]:
+    """Whether a thermostat had the time to bring the atoms to its temperature."""
+    plan, settings = result.plan, result.plan.settings
+    known = all("temperature_K" in s.averages for s in result.statistics)
+    if plan.thermostat == "none" or settings.temperature_end is not None or not known:
+        return []
+    value, error = result.mean("temperature_K")
+    if error is None or abs(value - settings.temperature) <= SIGNIFICANT * error:
+        return []
+    return [
+        f"the mean temperature is {value:.4g} ± {error:.2g} K, not {settings.temperature:g} K: the "
+        f"thermostat ({plan.thermostat}, {plan.thermostat_time:g} fs) needs more steps, or a "
+        "longer equilibration"
+    ]
 
 
 def _crossings(simulation: Simulation, result: Result) -> list[str]:
