@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dpa3sim.protocols.md_result import Result
 
 STRUCTURE = "structure_final"
+UNITS = {"A3": "Å^3", "per_atom_eV": "eV/atom", "meV_per_atom_per_ps": "meV/atom/ps"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class MDJob(Job):
         quantities = [
             ("temperature", "K", ".2f"),
             ("pressure", "GPa", ".4f"),
-            ("potential_energy_per_atom", "eV", ".6f"),
+            ("potential_energy", "per_atom_eV", ".6f"),
             ("volume", "A3", ".3f"),
             ("drift", "meV_per_atom_per_ps", ".2g"),
         ]
@@ -99,9 +100,7 @@ class MDJob(Job):
             shown = format(value, form)
             if error:  # zero for a volume that is fixed
                 shown += f" ± {error:.2g}"
-            text = {"A3": "Å^3", "meV_per_atom_per_ps": "meV/atom/ps"}.get(unit, unit)
-            label = name.replace("_", " ").replace("energy per atom", "energy/atom")
-            lines.append(f"  {label:<22}{shown} {text}")
+            lines.append(f"  {name.replace('_', ' '):<22}{shown} {UNITS.get(unit, unit)}")
         for element, found in result["diffusion"].items():
             if found["diffusive"]:
                 error = found["error_m2_per_s"]
