@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -173,13 +174,21 @@ class Extensive:
 
 
 def symmetry(atoms: Atoms, symprec: float) -> Any:
-    """Data set of spglib for a crystal; None where there is none."""
-    import spglib
-
+    """Data set of spglib for a crystal, not to be changed; None where there is none."""
     if not atoms.pbc.all():
         return None
+    lattice, scaled, numbers = spglib_cell(atoms)
+    return _dataset(lattice.tobytes(), scaled.tobytes(), tuple(numbers.tolist()), symprec)
+
+
+# A protocol asks for the same cells again in its steps; some tens of ms each for a supercell.
+@lru_cache(maxsize=64)
+def _dataset(lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: float) -> Any:
+    import spglib
+
+    crystal = (np.frombuffer(lattice).reshape(3, 3), np.frombuffer(scaled).reshape(-1, 3), numbers)
     try:
-        return spglib.get_symmetry_dataset(spglib_cell(atoms), symprec=symprec)
+        return spglib.get_symmetry_dataset(crystal, symprec=symprec)
     except getattr(spglib, "SpglibError", ()):  # newer versions raise, older ones return None
         return None
 

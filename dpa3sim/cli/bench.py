@@ -16,8 +16,8 @@ from dpa3sim.cli.options import (
     announce,
     resolve,
 )
-from dpa3sim.cli.structures import Source, read_structures
 from dpa3sim.errors import Dpa3simError, InputError
+from dpa3sim.reading import Source, read_structures
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from dpa3sim.ipi.wire import UNIX_PREFIX, Address
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpa3sim.cli.structures import Source
     from dpa3sim.ipi.client import IPIClient
+    from dpa3sim.reading import Source
 
 # Each is a module of its own, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.
 SUBCOMMANDS = {
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Serve until i-PI ends."""
     from rich.console import Console
 
-    from dpa3sim.cli.structures import read_structure
+    from dpa3sim.reading import read_structure
 
     address = _address(args)
     models = vars(args).pop("model", [])

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, announce, resolve
-from dpa3sim.cli.structures import read_structure
 from dpa3sim.errors import InputError, UnphysicalError
+from dpa3sim.reading import read_structure
 
 
 def configure(parser: Parser) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, resolve
-from dpa3sim.cli.structures import read_structure
 from dpa3sim.errors import InputError
 from dpa3sim.ipi.inputs import INPUT, RUN_SCRIPT, STRUCTURE, InputSettings, write_inputs
+from dpa3sim.reading import read_structure
 
 
 def configure(parser: Parser) -> None:

@@ -29,9 +29,9 @@ from dpa3sim.cli.options import (
     announce,
     resolve,
 )
-from dpa3sim.cli.structures import Source, read_structures
 from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.files import atomic_write
+from dpa3sim.reading import Source, read_structures
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 

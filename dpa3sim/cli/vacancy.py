@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dpa3sim.cli.protocol import PropertyCommand, PropertyJob, write_structure
-from dpa3sim.cli.structures import Source, read_structures
 from dpa3sim.errors import InputError
 from dpa3sim.protocols import vacancy
+from dpa3sim.reading import Source, read_structures
 
 
 class VacancyJob(PropertyJob):

@@ -24,9 +24,9 @@ import numpy as np
 
 from dpa3sim import settings as options_of
 from dpa3sim.cli.options import ModelSettings
-from dpa3sim.cli.structures import read_structure
 from dpa3sim.errors import Dpa3simError, InputError
 from dpa3sim.ipi.evaluator import BatchEvaluator
+from dpa3sim.reading import read_structure
 
 __DRIVER_NAME__ = "dpa3"
 __DRIVER_CLASS__ = "DPA3PES"
