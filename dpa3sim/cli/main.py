@@ -28,6 +28,7 @@ COMMANDS = {
     "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
     "pimd": "path integral molecular dynamics, with quantum nuclei",
     "ipi": "forces for i-PI: path integrals and its other methods",
+    "lammps": "forces for LAMMPS: run one of its inputs",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",
