@@ -72,9 +72,7 @@ def run(args: argparse.Namespace) -> int:
         lmp.close()
 
 
-def _follow(
-    script: Script, lmp: Any, potential: Any, elements: list[str], console: Console
-) -> int:
+def _follow(script: Script, lmp: Any, potential: Any, elements: list[str], console: Console) -> int:
     sys.stdout.flush()  # LAMMPS writes past Python
     start = time.monotonic()
     try:
