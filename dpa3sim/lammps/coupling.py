@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, c_double
+from ctypes import POINTER, c_double, create_string_buffer
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,7 @@ class Coupling:
         self, _: Any, step: int, nlocal: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray
     ) -> None:
         """Called by LAMMPS for the forces; the arrays are its own memory."""
+        self._forget_errors()
         try:
             if self.error is None:
                 self._evaluate(nlocal, tag, x, f)
@@ -143,6 +144,12 @@ class Coupling:
             f[:] = 0
             self._lmp.fix_external_set_energy_global(self.fix_id, math.nan)
             self._lmp.set_internal_variable(self._done, -1)
+
+    def _forget_errors(self) -> None:
+        """LAMMPS's Python raises what some earlier call left behind, at whatever comes next."""
+        if self._lmp.lib.lammps_has_error(self._lmp.lmp):
+            text = create_string_buffer(1)
+            self._lmp.lib.lammps_get_last_error_message(self._lmp.lmp, text, len(text))
 
     def _evaluate(self, nlocal: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
         if not self.evaluations:
@@ -212,13 +219,14 @@ def _check_masses(lmp: Any, elements: Sequence[str]) -> None:
     masses = lmp.numpy.extract_atom("mass")
     if masses is None:  # each atom has its own
         return
-    usual = {element: atomic_masses[SYMBOLS.index(element) + 1] for element in elements}
+    usual = atomic_masses[1 : len(SYMBOLS) + 1]
     for number, (element, mass) in enumerate(zip(elements, masses[1:], strict=True), start=1):
-        likely = min(usual, key=lambda e: abs(usual[e] - mass))
-        if likely != element and abs(usual[likely] - mass) < 0.5 < abs(usual[element] - mass):
+        nearest = int(np.abs(usual - mass).argmin())
+        is_own = abs(usual[SYMBOLS.index(element)] - mass) < 0.5
+        if not is_own and abs(usual[nearest] - mass) < 0.3:  # isotopes are rarely that near
             warnings.warn(
-                f"atom type {number} is {element}, but has the mass of {likely} ({mass:g}): are "
-                "the elements in the order of the types?",
+                f"atom type {number} is {element}, but has the mass of {SYMBOLS[nearest]} "
+                f"({mass:g}): are the elements in the order of the types?",
                 Dpa3simWarning,
                 stacklevel=2,
             )

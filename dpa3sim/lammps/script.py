@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpa3sim.errors import InputError, UnphysicalError
+from dpa3sim.errors import Dpa3simWarning, InputError, UnphysicalError
 from dpa3sim.lammps.coupling import Coupling, attach
 from dpa3sim.potential import PotentialLike
 
@@ -82,9 +83,11 @@ class Script:
         with _translated(coupling), coupling.raising():
             _run(lmp, self.tail)
         if not lmp.has_id("fix", self.fix_id):
-            raise InputError(
-                f"{self.name} removed fix {self.fix_id} (unfix or clear): what it ran after that "
-                "was without the model"
+            warnings.warn(
+                f"{self.name} removed fix {self.fix_id} (unfix or clear): what it ran after that, "
+                "if anything, was without the model",
+                Dpa3simWarning,
+                stacklevel=2,
             )
 
 
@@ -104,16 +107,13 @@ def _translated(coupling: Coupling | None = None) -> Iterator[None]:
     except Exception as error:
         if type(error) is not Exception:
             raise
-        first, _, rest = str(error).partition("\n")
-        message = re.sub(r"^ERROR: | ?\(src/.*", "", first)
-        line = rest.rpartition("Last input line: ")[2].strip()
-        during_a_run = coupling is not None and coupling.evaluations and _computes(line)
-        kind = UnphysicalError if during_a_run else InputError
-        raise kind(f"LAMMPS: {message}" + (f" (its line was: {line})" if line else "")) from None
-
-
-def _computes(line: str) -> bool:
-    return line.split()[:1] in (["run"], ["minimize"], ["rerun"])
+        message = re.sub(r"^ERROR: | \(src/.*", "", str(error).splitlines()[0])
+        line = re.search("Last input line: (.*)", str(error))
+        # What has no line went wrong during a run, such as atoms that were lost.
+        in_run = line is None or line[1].split()[:1] in (["run"], ["minimize"], ["rerun"])
+        kind = UnphysicalError if in_run and coupling and coupling.evaluations else InputError
+        where = f" (its line was: {line[1]})" if line else ""
+        raise kind(f"LAMMPS: {message}{where}") from None
 
 
 def _is_external(words: Sequence[str]) -> bool:
