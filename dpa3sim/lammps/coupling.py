@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from ctypes import POINTER, c_double, create_string_buffer
+from ctypes import POINTER, c_double, cast, create_string_buffer
 from typing import Any
 
 import numpy as np
@@ -180,7 +180,7 @@ class Coupling:
     def _disown_atomic_virials(self, nlocal: int) -> None:
         """NaN for what the model has no answer to; LAMMPS would take it for zero."""
         if len(self._unknown) != nlocal:
-            row = (6 * c_double)(*6 * [math.nan])
+            row = cast((6 * c_double)(*6 * [math.nan]), POINTER(c_double))
             self._unknown = (nlocal * POINTER(c_double))(*nlocal * [row])
         self._lmp.lib.lammps_fix_external_set_virial_peratom(
             self._lmp.lmp, self.fix_id.encode(), self._unknown
