@@ -85,12 +85,22 @@ def announce(console: Console, potential: Potential) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with suggestions, ending with our exit code."""
+    """argparse without abbreviations, with suggestions, ending with our exit code.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        examples: command lines that end the help, one a line, as they are.
+    """
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_help(self) -> str:
+        """The help, with the examples at its end."""
+        lines = "".join(f"  {line}\n" for line in self.examples.splitlines())
+        return super().format_help() + (f"\nexamples:\n{lines}" if lines else "")
 
     def error(self, message: str) -> NoReturn:
         """One line, exit code 2."""

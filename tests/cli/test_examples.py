@@ -43,7 +43,7 @@ def test_readme_shows_the_real_output(tmp_path):
     relax = [sys.executable, "-m", "dpa3sim", "relax", "examples/POSCAR", "--cell", "full"]
     out = ["--no-plot", "--out", str(tmp_path / "POSCAR.relax")]
     done = subprocess.run([*relax, *out], capture_output=True, text=True, cwd=root, check=True)
-    shown = readme.split("--cell full\n```\n\n```\n")[1].split("```")[0].splitlines()
+    shown = readme.split("--cell full\n```\n\n```text\n")[1].split("```")[0].splitlines()
     printed = done.stdout.splitlines()
 
     def stable(line):
