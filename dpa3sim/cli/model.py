@@ -136,7 +136,10 @@ def _pull(args: argparse.Namespace) -> int:
     if entry is None:
         raise InputError(
             f"no model {args.name!r} in the registry"
-            + suggestion(args.name, [e.name for e in REGISTRY])
+            + (
+                suggestion(args.name, [e.name for e in REGISTRY])
+                or "; 'dpa3sim model list' shows what there is"
+            )
         )
     if entry.embedded:
         print(f"{entry.name} ships with dpa3sim; nothing to fetch")
