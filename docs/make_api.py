@@ -61,8 +61,8 @@ def api() -> str:
     parts = [
         GENERATED,
         "# Python API\n",
-        "Arrays are numpy's, lengths Å, energies eV, stresses eV/Å^3 as in ASE unless the name of a "
-        "value ends in its unit. [Architecture](architecture.md) says how the parts fit together.\n",
+        "Arrays are numpy's, lengths Å, energies eV, stresses eV/Å^3 as in ASE unless the name of\n"
+        "a value ends in its unit. [Architecture](architecture.md): how the parts fit together.\n",
     ]
     for module, names in API.items():
         parts.append(f"## `{module}`\n")
@@ -70,9 +70,9 @@ def api() -> str:
             parts += _object(f"{module}.{name}", getattr(import_module(module), name))
     parts.append("## Protocols\n")
     parts.append(
-        "Each is a module of `dpa3sim.protocols` with `Settings` (the [options](options.md) of the command "
-        "of its name), `Result` (`to_dict()` is what `result.json` holds) and `run`. `check` says what is "
-        "wrong with a structure without computing anything.\n"
+        "Each is a module of `dpa3sim.protocols` with `Settings` (the [options](options.md) of\n"
+        "its command), `Result` (`to_dict()` is what `result.json` holds) and `run`. `check` says\n"
+        "what is wrong with a structure without computing anything.\n"
     )
     for name in PROTOCOLS:
         module = import_module(f"dpa3sim.protocols.{name}")
@@ -122,7 +122,8 @@ def _short_signature(thing: Any) -> str:
     signature = inspect.signature(thing)
     parameters = [p for p in signature.parameters.values() if p.name != "self"]
     text = str(signature.replace(parameters=parameters))
-    return re.sub(r"'([^']*)'", r"\1", re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", text))
+    text = re.sub(r"<function .*? at 0x\w+>", "...", text)  # a default
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", re.sub(r"\b(?:\w+\.)+(?=[A-Z])", "", text))
 
 
 def _text(docstring: str | None) -> str:
@@ -136,7 +137,7 @@ def _text(docstring: str | None) -> str:
         elif section and (entry := re.match(r"    (\w[\w, ]*): (.*)", line)):
             lines.append(f"- `{entry.group(1)}`: {entry.group(2)}")
         else:
-            lines.append(line.strip() if section else re.sub("^    ", "", line))
+            lines.append(re.sub("^    +", "  " if section else "", line))
     return _markdown("\n".join(lines)) + "\n"
 
 
@@ -146,6 +147,7 @@ def _flat(docstring: str | None) -> str:
 
 def _markdown(text: str) -> str:
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text)
+    text = re.sub(r" \(spec[^)]*\)", "", text)  # for those who read the source
     return text.replace("``", "`")
 
 
@@ -154,8 +156,8 @@ def options() -> str:
     parts = [
         GENERATED,
         "# Options of the commands\n",
-        "What follows is the same on the command line, in a config file, and in the `Settings` of Python, where "
-        "names have underscores instead of hyphens. Every command that computes also has the "
+        "The same on the command line, in a config file, and in the `Settings` of Python, where\n"
+        "names have underscores instead of hyphens. Every command that computes also has the\n"
         "[options of the model](#the-model).\n",
     ]
     from dpa3sim.cli.options import ModelSettings

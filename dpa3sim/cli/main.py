@@ -100,7 +100,11 @@ def find(arguments: Sequence[str]) -> tuple[Any, Parser, list[str]]:
     if rest and not rest[0].startswith("-") and hasattr(module, "SUBCOMMANDS"):
         command, rest = _subcommand(command, module.SUBCOMMANDS, rest)
         module = import_module(f"dpa3sim.cli.{module_name(command)}")
-    parser = Parser(prog=f"dpa3sim {command}", description=module.__doc__, examples=module.EXAMPLES)
+    parser = Parser(
+        prog=f"dpa3sim {command}",
+        description=module.__doc__,
+        examples=getattr(module, "EXAMPLES", ""),
+    )
     module.configure(parser)
     return module, parser, rest
 
