@@ -78,9 +78,11 @@ def api() -> str:
         module = import_module(f"dpa3sim.protocols.{name}")
         parts.append(f"### `dpa3sim.protocols.{name}`\n")
         parts.append(_text(module.__doc__))
-        for member in ("run", "check", "Result"):
-            if hasattr(module, member):
-                parts += _object(f"{name}.{member}", getattr(module, member))
+        for member in ("run", "check"):
+            parts += _object(f"{name}.{member}", getattr(module, member))
+        if not hasattr(module, "Result"):  # it has a module of its own
+            module = import_module(f"dpa3sim.protocols.{name}_result")
+        parts += _object(f"{name}.Result", module.Result)
     return "\n".join(parts)
 
 
@@ -92,6 +94,8 @@ def _object(name: str, thing: Any) -> Iterator[str]:
             yield _signature(name, thing)
         yield _text(thing.__doc__)
         if issubclass(thing, BaseException):
+            if hasattr(thing, "exit_code"):
+                yield f"Exit code {thing.exit_code}.\n"
             return
         for member, value in vars(thing).items():
             if member.startswith("_"):
