@@ -4,6 +4,7 @@ An HTML comment before a block, which readers do not see, says what to do with i
 
 ``<!-- not run: REASON -->``  it cannot run in the tests. Its commands are parsed all the same.
 ``<!-- slow -->``             it runs with ``-m slow`` only.
+``<!-- exits: CODE -->``       its exit code, if not 0.
 ``<!-- setup: COMMAND -->``   run before the block, in the same folder.
 ``<!-- not compared: REASON -->``  a text block after a command that is not what it prints exactly.
 ``<!-- test-command -->``     the README's own test command, which .ci/run runs.
@@ -27,7 +28,7 @@ PAGES = [
 RUNNABLE = ("bash", "python")
 SHOWN = ("text", "xml", "yaml", "toml")
 _FENCE = re.compile(r"^```(\S*)\s*$")
-_MARK = re.compile(r"^<!-- (not run|slow|setup|not compared|test-command)(?:: (.*))? -->$")
+_MARK = re.compile(r"^<!-- (not run|slow|exits|setup|not compared|test-command)(?:: (.*))? -->$")
 _KEYWORDS = {"do", "then", "else", "time", "!", "{", "srun", "exec"}
 
 

@@ -188,13 +188,13 @@ def run(page, slow):
         if "setup" in block.marks:
             shell(block, block.marks["setup"])
         if block.language == "bash":
-            printed = shell(block, block.text)
+            printed = shell(block, block.text, int(block.marks.get("exits", 0)))
         else:
             code = "\n" * block.line + block.text
             exec(compile(code, str(block.page), "exec"), namespace)
 
 
-def shell(block: Block, text: str) -> str:
+def shell(block: Block, text: str, expected: int = 0) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", text],
         stdout=subprocess.PIPE,
@@ -203,7 +203,7 @@ def shell(block: Block, text: str) -> str:
         text=True,
         timeout=1200,
     )
-    assert done.returncode == 0, f"{block}: exit code {done.returncode}\n{done.stdout}"
+    assert done.returncode == expected, f"{block}: exit code {done.returncode}\n{done.stdout}"
     return done.stdout
 
 
