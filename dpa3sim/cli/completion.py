@@ -10,8 +10,6 @@ The script is static: nothing of dpa3sim runs when TAB is pressed. Print it agai
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
-from typing import Any
 
 from dpa3sim.cli.options import Parser
 
@@ -41,17 +39,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _tree() -> Parser:
     """One parser with all commands and subcommands, which no command line is ever given to."""
-    from dpa3sim.cli.main import COMMANDS, module_name, top_parser
+    from dpa3sim.cli.main import COMMANDS, module_of, top_parser
 
-    def grow(parser: Parser, children: dict[str, str], parent: str = "") -> None:
+    def grow(parser: Parser, children: dict[str, str], *parents: str) -> None:
         branches = parser.add_subparsers()
         for name, text in children.items():
-            module: Any = import_module(f"dpa3sim.cli.{module_name(parent + name)}")
+            module = module_of(*parents, name)
             branch = branches.add_parser(name, help=text, description=text)
             module.configure(branch)
             _describe(branch)
             if hasattr(module, "SUBCOMMANDS"):
-                grow(branch, module.SUBCOMMANDS, f"{name} ")
+                grow(branch, module.SUBCOMMANDS, name)
 
     tree = top_parser()
     grow(tree, COMMANDS)

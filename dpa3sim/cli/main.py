@@ -96,10 +96,11 @@ def find(arguments: Sequence[str]) -> tuple[Any, Parser, list[str]]:
     if command not in COMMANDS:
         hint = settings.suggestion(command, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
         top_parser().error(f"unknown command {command!r}" + hint)
-    module: Any = import_module(f"dpa3sim.cli.{command}")
+    module = module_of(command)
     if rest and not rest[0].startswith("-") and hasattr(module, "SUBCOMMANDS"):
-        command, rest = _subcommand(command, module.SUBCOMMANDS, rest)
-        module = import_module(f"dpa3sim.cli.{module_name(command)}")
+        name, rest = _subcommand(command, module.SUBCOMMANDS, rest)
+        module = module_of(command, name)
+        command = f"{command} {name}"
     parser = Parser(
         prog=f"dpa3sim {command}",
         description=module.__doc__,
@@ -109,9 +110,9 @@ def find(arguments: Sequence[str]) -> tuple[Any, Parser, list[str]]:
     return module, parser, rest
 
 
-def module_name(command: str) -> str:
-    """Module of a command, or of a command and its subcommand."""
-    return command.replace(" ", "_").replace("-", "_")
+def module_of(*words: str) -> Any:
+    """The module of a command, or of a command and its subcommand."""
+    return import_module(f"dpa3sim.cli.{'_'.join(words).replace('-', '_')}")
 
 
 def top_parser() -> Parser:
@@ -149,12 +150,12 @@ def _without_command(arguments: list[str]) -> None:
 
 
 def _subcommand(command: str, known: dict[str, str], arguments: list[str]) -> tuple[str, list[str]]:
-    """``"COMMAND SUBCOMMAND"``, whose module is ``COMMAND_SUBCOMMAND``, and its arguments."""
+    """The subcommand that ``arguments`` begin with, and what is left."""
     name = arguments[0]
     if name not in known:
         hint = settings.suggestion(name, known) or f"; there are {', '.join(known)}"
         raise InputError(f"{command} has no subcommand {name!r}" + hint)
-    return f"{command} {name}", arguments[1:]
+    return name, arguments[1:]
 
 
 def _raw(prog: str) -> Any:
