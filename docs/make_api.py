@@ -43,6 +43,7 @@ API: dict[str, tuple[str, ...]] = {
 }
 PROTOCOLS = (
     "relax",
+    "sp",
     "eos",
     "elastic",
     "phonon",

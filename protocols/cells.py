@@ -186,7 +186,7 @@ def symmetry(atoms: Atoms, symprec: float) -> Any:
 def _dataset(lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: float) -> Any:
     import spglib
 
-    crystal = (np.frombuffer(lattice).reshape(3, 3), np.frombuffer(scaled).reshape(-1, 3), numbers)
+    crystal = _spglib_cell(lattice, scaled, numbers)
     try:
         return spglib.get_symmetry_dataset(crystal, symprec=symprec)
     except getattr(spglib, "SpglibError", ()):  # newer versions raise, older ones return None
@@ -199,8 +199,29 @@ def symmetrized(atoms: Atoms, symprec: float) -> Atoms:
     Raises:
         InputError: the symmetry found depends on details below ``symprec``.
     """
+    pbc = tuple(atoms.pbc.tolist())
+    cell, positions, numbers = atoms.cell[:].tobytes(), atoms.positions.tobytes(), atoms.numbers
+    lattice, sites = _symmetrized(cell, positions, tuple(numbers.tolist()), pbc, symprec)
+    symmetric = atoms.copy()
+    symmetric.set_cell(lattice)
+    symmetric.positions = sites
+    return symmetric
+
+
+@lru_cache(maxsize=16)
+def _symmetrized(
+    cell: bytes,
+    positions: bytes,
+    numbers: tuple[int, ...],
+    pbc: tuple[bool, ...],
+    symprec: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cell and positions of :func:`symmetrized`."""
+    from ase import Atoms
     from ase.spacegroup.symmetrize import IntermediateDatasetError, get_symmetrized_atoms
 
+    lattice, sites = np.frombuffer(cell).reshape(3, 3), np.frombuffer(positions).reshape(-1, 3)
+    atoms = Atoms(numbers, sites, cell=lattice, pbc=pbc)
     try:
         symmetric, _ = get_symmetrized_atoms(atoms, symprec=symprec)
     except (IntermediateDatasetError, AssertionError, AttributeError, ValueError):
@@ -208,7 +229,7 @@ def symmetrized(atoms: Atoms, symprec: float) -> Atoms:
             f"the symmetry within symprec = {symprec:g} Å is ambiguous; change symprec, or switch "
             "fix_symmetry off"
         ) from None
-    return symmetric
+    return symmetric.cell[:], symmetric.positions
 
 
 def check_crystal(atoms: Atoms, what: str) -> None:
@@ -263,14 +284,28 @@ def spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
 
 def _standard(atoms: Atoms, symprec: float, to_primitive: bool) -> tuple[Any, Any, Any]:
     """Lattice, scaled positions and numbers of a standard cell, not rotated nor idealized."""
-    import spglib
-
-    found = spglib.standardize_cell(
-        spglib_cell(atoms), to_primitive=to_primitive, no_idealize=True, symprec=symprec
-    )
+    lattice, scaled, numbers = spglib_cell(atoms)
+    given = lattice.tobytes(), scaled.tobytes(), tuple(numbers.tolist())
+    found = _standardized(*given, symprec, to_primitive)
     if found is None:
         raise InputError(f"spglib finds no symmetry within symprec = {symprec:g} Å; change it")
     return found
+
+
+@lru_cache(maxsize=64)
+def _standardized(
+    lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: float, to_primitive: bool
+) -> Any:
+    import spglib
+
+    crystal = _spglib_cell(lattice, scaled, numbers)
+    return spglib.standardize_cell(
+        crystal, to_primitive=to_primitive, no_idealize=True, symprec=symprec
+    )
+
+
+def _spglib_cell(lattice: bytes, scaled: bytes, numbers: tuple[int, ...]) -> Any:
+    return np.frombuffer(lattice).reshape(3, 3), np.frombuffer(scaled).reshape(-1, 3), numbers
 
 
 def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:

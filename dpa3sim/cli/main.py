@@ -23,6 +23,7 @@ from dpa3sim.errors import (
 GROUPS = {
     "structures": {
         "relax": "relax the atoms and the cell of structures",
+        "sp": "energies, forces and stresses of structures as they are",
     },
     "properties of crystals": {
         "eos": "equation of state: energy against volume, bulk modulus",
@@ -38,6 +39,12 @@ GROUPS = {
         "md": "molecular dynamics",
         "pimd": "path integral molecular dynamics, with quantum nuclei",
         "ipi": "forces for i-PI: path integrals and its other methods",
+    },
+    "screenings of many structures (--screen RUN)": {
+        "status": "how far a screening is",
+        "retry": "compute again what failed in a screening",
+        "export": "results of a screening as a table or as structures",
+        "shard-script": "a Slurm script for a screening in many jobs",
     },
     "models and this installation": {
         "model": "list, fetch and inspect models",
@@ -118,10 +125,10 @@ def module_of(*words: str) -> Any:
 def top_parser() -> Parser:
     """The parser of what stands before a command."""
     commands = "".join(
-        f"\n\n{title}:\n" + "\n".join(f"  {name:<11} {text}" for name, text in group.items())
+        f"\n\n{title}:\n" + "\n".join(f"  {name:<13}{text}" for name, text in group.items())
         for title, group in GROUPS.items()
     )
-    codes = "\n".join(f"  {code:<11} {text}" for code, text in EXIT_CODES.items())
+    codes = "\n".join(f"  {code:<13}{text}" for code, text in EXIT_CODES.items())
     parser = Parser(
         prog="dpa3sim",
         description="Simulations with the DPA3 potential." + commands,

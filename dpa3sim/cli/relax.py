@@ -122,9 +122,11 @@ class RelaxJob(Job):
 EXAMPLES = """\
 dpa3sim relax POSCAR --cell full                 # atoms and cell
 dpa3sim relax a.cif b.extxyz@3 --out runs        # several structures, a frame of a trajectory
-dpa3sim relax POSCAR --fmax 1e-3 --fix-symmetry  # tightly, keeping the space group
+dpa3sim relax 'in/*.cif' --cell full --screen run   # any number of them, into one database
 """
-COMMAND = Command("relax", "relaxation", relax.Settings, RelaxJob, plots="the convergence")
+COMMAND = Command(
+    "relax", "relaxation", relax.Settings, RelaxJob, plots="the convergence", together=True
+)
 configure, run = COMMAND.configure, COMMAND.run
 
 

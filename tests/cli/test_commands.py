@@ -70,7 +70,7 @@ def test_help(capsys):
     for title, commands in GROUPS.items():
         group = out.split(f"\n{title}:\n")[1].split("\n\n")[0]
         assert [line.split()[0] for line in group.splitlines()] == list(commands)
-    assert all(f"  {code:<11} {meaning}\n" in out for code, meaning in EXIT_CODES.items())
+    assert all(f"  {code:<13}{meaning}\n" in out for code, meaning in EXIT_CODES.items())
     for command in COMMANDS:
         assert main([command, "--help"]) == 0
 
