@@ -39,6 +39,7 @@ GROUPS = {
         "md": "molecular dynamics",
         "pimd": "path integral molecular dynamics, with quantum nuclei",
         "ipi": "forces for i-PI: path integrals and its other methods",
+        "lammps": "forces for LAMMPS: run one of its inputs",
     },
     "screenings of many structures (--screen RUN)": {
         "status": "how far a screening is",

@@ -26,7 +26,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 RUNNABLE = ("bash", "python")
-SHOWN = ("text", "xml", "yaml", "toml")
+SHOWN = ("text", "xml", "yaml", "toml", "lammps")
 _FENCE = re.compile(r"^```(\S*)\s*$")
 _MARK = re.compile(r"^<!-- (not run|slow|exits|setup|not compared|test-command)(?:: (.*))? -->$")
 _KEYWORDS = {"do", "then", "else", "time", "!", "{", "srun", "exec"}
