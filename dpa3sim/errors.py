@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-# The exit code of what was interrupted, with its state saved.
+DONE, BAD_INPUT, NOT_CONVERGED, UNPHYSICAL, SOME_FAILED, CONNECTION_LOST = 0, 2, 3, 4, 5, 6
 INTERRUPTED = 130
+EXIT_CODES = {
+    DONE: "done",
+    BAD_INPUT: "bad usage or input, nothing was computed",
+    NOT_CONVERGED: "not converged, or a part of it",
+    UNPHYSICAL: "not finite, or unphysical",
+    SOME_FAILED: "some of many failed, the others are there",
+    CONNECTION_LOST: "connection lost (i-PI)",
+    INTERRUPTED: "interrupted, the state is saved",
+}
+"""What the exit code of a command means, whichever it is."""
 
 
 class Dpa3simError(Exception):
     """Base of every error that dpa3sim raises on purpose; its text is meant for the user."""
 
-    exit_code = 2
+    exit_code = BAD_INPUT
 
 
 class InputError(Dpa3simError, ValueError):
@@ -27,19 +37,19 @@ class DownloadError(Dpa3simError):
 class NotConvergedError(Dpa3simError):
     """A part of a calculation did not converge, and what builds on it was not done."""
 
-    exit_code = 3
+    exit_code = NOT_CONVERGED
 
 
 class NonFiniteError(Dpa3simError):
     """The model returned NaN or infinity for a structure that passed the input checks."""
 
-    exit_code = 4
+    exit_code = UNPHYSICAL
 
 
 class UnphysicalError(Dpa3simError):
     """A part of a calculation has a result that what builds on it cannot use."""
 
-    exit_code = 4
+    exit_code = UNPHYSICAL
 
 
 class OutOfMemoryError(Dpa3simError):
@@ -61,7 +71,7 @@ class ProtocolError(RefusedError):
 class ConnectionLostError(Dpa3simError):
     """The other side of a connection is gone, in the middle of something or before it began."""
 
-    exit_code = 6
+    exit_code = CONNECTION_LOST
 
 
 class Dpa3simWarning(UserWarning):

@@ -438,6 +438,11 @@ def _resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
+    except RuntimeError:
+        raise InputError(
+            f"device {device!r} is not a device of torch, such as auto, cpu, cuda, cuda:1"
+        ) from None
+    try:
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

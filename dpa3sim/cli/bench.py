@@ -16,14 +16,17 @@ from dpa3sim.cli.options import (
     announce,
     resolve,
 )
-from dpa3sim.errors import Dpa3simError, InputError
+from dpa3sim.errors import DONE, SOME_FAILED, Dpa3simError, InputError
 from dpa3sim.reading import Source, read_structures
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:
     from dpa3sim.potential import Potential
 
-SOME_FAILED = 5
+EXAMPLES = """\
+dpa3sim bench POSCAR
+dpa3sim bench POSCAR --copies 32 --threads 1        # as one batch, on one core
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(results if len(sources) > 1 else next(iter(results), None), indent=2))
     if not codes:
-        return 0
+        return DONE
     return SOME_FAILED if results else codes[0]
 
 

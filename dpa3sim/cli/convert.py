@@ -9,6 +9,11 @@ from pathlib import Path
 from dpa3sim.cli.options import Parser
 from dpa3sim.errors import InputError
 
+EXAMPLES = """\
+dpa3sim convert my.pt my.safetensors --head Omat24
+dpa3sim convert my.pt averages.safetensors --ema
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim convert``."""

@@ -10,14 +10,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import MATMUL, Parser
+from dpa3sim.errors import DONE, UNPHYSICAL
 
 if TYPE_CHECKING:
     from dpa3sim.potential import Potential
 
-FAILED = 4
 # What the tests allow too: eV/atom, eV/Å; deepmd-kit itself is float32.
 ENERGY, FORCE = 1e-6, 2e-5
 LIST_STEPS = 12
+
+EXAMPLES = """\
+dpa3sim doctor
+dpa3sim doctor --device cuda --matmul tf32
+"""
 
 
 def configure(parser: Parser) -> None:
@@ -70,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         report |= {"checks": checks, "speed": speed, "advice": hints, "passed": passed}
         print(json.dumps(report, indent=2, ensure_ascii=False))
-    return 0 if passed else FAILED
+    return DONE if passed else UNPHYSICAL
 
 
 def environment() -> dict[str, Any]:

@@ -54,6 +54,10 @@ def _zero(value: float) -> float:
     return value if abs(value) >= 0.005 else 0.0
 
 
+EXAMPLES = """\
+dpa3sim elastic POSCAR                              # relaxed and clamped ions
+dpa3sim elastic POSCAR --strain 1 --no-relax-ions   # larger strains, clamped ions only
+"""
 COMMAND = PropertyCommand(
     "elastic",
     "elastic constants",

@@ -44,6 +44,10 @@ def lines(result: dict[str, Any]) -> list[str]:
     return table
 
 
+EXAMPLES = """\
+dpa3sim eos POSCAR                                  # nine volumes within 6 %
+dpa3sim eos POSCAR --volume-range 3 --points 7 --equation birch-murnaghan
+"""
 COMMAND = PropertyCommand(
     "eos",
     "equation of state",

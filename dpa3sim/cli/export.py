@@ -13,6 +13,11 @@ from dpa3sim.screen.results import Results, write_csv, write_parquet, write_stru
 TABLES = {".csv": write_csv, ".parquet": write_parquet}
 STRUCTURES = (".extxyz", ".xyz", ".db", ".traj")
 
+EXAMPLES = """\
+dpa3sim export run table.csv
+dpa3sim export run relaxed.extxyz --states done
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of the command."""

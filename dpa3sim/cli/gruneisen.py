@@ -63,6 +63,10 @@ def lines(result: dict[str, Any]) -> list[str]:
     return text
 
 
+EXAMPLES = """\
+dpa3sim gruneisen POSCAR
+dpa3sim gruneisen POSCAR --strain 0.005 --supercell max-atoms=108
+"""
 COMMAND = PropertyCommand(
     "gruneisen",
     "Grüneisen parameters",

@@ -1,7 +1,4 @@
-"""Give i-PI the forces: a client for its unix sockets, TCP and shared memory.
-
-Subcommands instead of options: see below.
-"""
+"""Give i-PI the forces: a client for its unix sockets, TCP and shared memory."""
 
 from __future__ import annotations
 
@@ -37,6 +34,12 @@ SUBCOMMANDS = {
     "pes-path": "print the path of the PES file for <ffdirect>",
 }
 
+EXAMPLES = """\
+dpa3sim ipi -u -a water --structure init.extxyz --batch 32    # a unix socket
+dpa3sim ipi -a localhost -p 31415 --structure init.extxyz     # TCP
+dpa3sim ipi input water.extxyz --motion pimd --nbeads 32      # an input to begin with
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim ipi``."""
@@ -46,8 +49,7 @@ def configure(parser: Parser) -> None:
         f"       dpa3sim ipi {{{','.join(SUBCOMMANDS)}}} ..."
     )
     names = "; ".join(f"{name}: {text}" for name, text in SUBCOMMANDS.items())
-    parser.epilog = f"subcommands: {names}. Exit codes: 0 i-PI ended, 2 refused, 4 not finite, "
-    parser.epilog += "6 connection lost, 130 interrupted."
+    parser.epilog = f"subcommands: {names}"
     group = parser.add_argument_group("where i-PI listens (its own letters)")
     group.add_argument("-u", dest="is_unix", action="store_true", help="a unix socket, not TCP")
     group.add_argument("--unix", metavar="NAME", help="the same as -u -a NAME")

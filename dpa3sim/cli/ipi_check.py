@@ -6,8 +6,13 @@ import argparse
 from pathlib import Path
 
 from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, announce, resolve
-from dpa3sim.errors import InputError, UnphysicalError
+from dpa3sim.errors import DONE, UNPHYSICAL, InputError
 from dpa3sim.reading import read_structure
+
+EXAMPLES = """\
+dpa3sim ipi check --structure water.extxyz
+dpa3sim ipi check --input run/input.xml
+"""
 
 
 def configure(parser: Parser) -> None:
@@ -58,6 +63,6 @@ def run(args: argparse.Namespace) -> int:
             f"{report.virial:.3g} eV"
         )
     if not report.passed:
-        return UnphysicalError.exit_code
+        return UNPHYSICAL
     console.print("i-PI gets what the model says")
-    return 0
+    return DONE

@@ -12,6 +12,11 @@ from dpa3sim.errors import InputError
 from dpa3sim.ipi.inputs import INPUT, RUN_SCRIPT, STRUCTURE, InputSettings, write_inputs
 from dpa3sim.reading import read_structure
 
+EXAMPLES = """\
+dpa3sim ipi input water.extxyz --motion pimd --nbeads 32 --out run
+dpa3sim ipi input water.extxyz --motion npt --pressure 0.1 --transport shm
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim ipi input``."""

@@ -7,6 +7,11 @@ import argparse
 from dpa3sim.cli.options import Parser
 from dpa3sim.ipi.inputs import pes_file
 
+EXAMPLES = """\
+dpa3sim ipi pes-path
+i-pi-py_driver -u -a water -m custom -P $(dpa3sim ipi pes-path) -o structure=init.extxyz
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim ipi pes-path``: none."""

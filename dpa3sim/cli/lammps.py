@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
     from dpa3sim.lammps.script import Script
 
+EXAMPLES = """\
+dpa3sim lammps in.silicon --elements Si
+dpa3sim lammps in.quartz --elements Si O -var T 300 --dtype float64
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim lammps``."""

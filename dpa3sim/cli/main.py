@@ -9,45 +9,58 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, TextIO
 
-import dpa3sim
 from dpa3sim import settings
 from dpa3sim.cli.options import Parser, unknown_flags
-from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.errors import (
+    EXIT_CODES,
+    INTERRUPTED,
+    Dpa3simError,
+    Dpa3simWarning,
+    InputError,
+)
 
 # Modules are imported when their command runs, so that help and errors come at once.
-COMMANDS = {
-    "relax": "relax the atoms and the cell of structures",
-    "sp": "energies, forces and stresses of structures as they are",
-    "eos": "equation of state: energy against volume, bulk modulus",
-    "elastic": "elastic constants, with relaxed and with clamped ions",
-    "md": "molecular dynamics",
-    "neb": "minimum energy path and barrier between two structures",
-    "vacancy": "formation energies of vacancies",
-    "surface": "energies of surfaces",
-    "phonon": "phonon bands, densities of states, thermal properties, stability",
-    "gruneisen": "mode Grüneisen parameters",
-    "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
-    "pimd": "path integral molecular dynamics, with quantum nuclei",
-    "ipi": "forces for i-PI: path integrals and its other methods",
-    "status": "how far a screening of many structures is",
-    "retry": "compute again what failed in a screening",
-    "export": "results of a screening as a table or as structures",
-    "shard-script": "a Slurm script for a screening in many jobs",
-    "lammps": "forces for LAMMPS: run one of its inputs",
-    "model": "list, fetch and inspect models",
-    "convert": "convert a checkpoint to dpa3sim's own format",
-    "bench": "time the model on your own structures",
-    "doctor": "check this installation and its speed",
+GROUPS = {
+    "structures": {
+        "relax": "relax the atoms and the cell of structures",
+        "sp": "energies, forces and stresses of structures as they are",
+    },
+    "properties of crystals": {
+        "eos": "equation of state: energy against volume, bulk modulus",
+        "elastic": "elastic constants, with relaxed and with clamped ions",
+        "phonon": "phonon bands, densities of states, thermal properties, stability",
+        "gruneisen": "mode Grüneisen parameters",
+        "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
+        "vacancy": "formation energies of vacancies",
+        "surface": "energies of surfaces",
+    },
+    "barriers and dynamics": {
+        "neb": "minimum energy path and barrier between two structures",
+        "md": "molecular dynamics",
+        "pimd": "path integral molecular dynamics, with quantum nuclei",
+        "ipi": "forces for i-PI: path integrals and its other methods",
+        "lammps": "forces for LAMMPS: run one of its inputs",
+    },
+    "screenings of many structures (--screen RUN)": {
+        "status": "how far a screening is",
+        "retry": "compute again what failed in a screening",
+        "export": "results of a screening as a table or as structures",
+        "shard-script": "a Slurm script for a screening in many jobs",
+    },
+    "models and this installation": {
+        "model": "list, fetch and inspect models",
+        "convert": "convert a checkpoint to dpa3sim's own format",
+        "bench": "time the model on your own structures",
+        "doctor": "check this installation and its speed",
+        "completion": "print a script that lets the TAB key complete commands and options",
+    },
 }
-_EPILOG = """\
-examples:
-  dpa3sim relax POSCAR --cell full          relax with the embedded model
-  dpa3sim relax a.cif b.cif --model my.pth  several structures, your checkpoint
-  dpa3sim phonon POSCAR                     phonons of the relaxed crystal
-  dpa3sim model list                        the public DPA3 models
-
-exit codes: 0 done, 2 bad usage or input, 3 not converged, 4 unphysical result,
-5 some of many failed, 6 connection lost (i-PI), 130 interrupted (the state is saved)
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
+EXAMPLES = """\
+dpa3sim relax POSCAR --cell full           # with the embedded model
+dpa3sim relax a.cif b.cif --model my.pth   # several structures, your checkpoint
+dpa3sim phonon POSCAR                      # phonons of the relaxed crystal
+dpa3sim model list                         # the public DPA3 models
 """
 
 
@@ -62,15 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     try:
-        command, rest = _split(arguments)
-        if command is None:
+        if not arguments or arguments[0].startswith("-"):
+            _without_command(arguments)
             return 0
-        module: Any = import_module(f"dpa3sim.cli.{command.replace('-', '_')}")
-        if rest and not rest[0].startswith("-") and hasattr(module, "SUBCOMMANDS"):
-            command, rest = _subcommand(command, module.SUBCOMMANDS, rest)
-            module = import_module(f"dpa3sim.cli.{command.replace(' ', '_').replace('-', '_')}")
-        parser = Parser(prog=f"dpa3sim {command}", description=module.__doc__)
-        module.configure(parser)
+        module, parser, rest = find(arguments)
         args, unknown = parser.parse_known_intermixed_args(rest)
         if unknown:
             parser.error(unknown_flags(parser, unknown))
@@ -90,41 +98,72 @@ def _run(arguments: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 2
 
 
-def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The command and its arguments; None after printing help or version."""
+def find(arguments: Sequence[str]) -> tuple[Any, Parser, list[str]]:
+    """The module of the command that ``arguments`` begin with, its parser, and what is left."""
+    command, *rest = arguments
+    if command not in COMMANDS:
+        hint = settings.suggestion(command, COMMANDS) or f"; commands are {', '.join(COMMANDS)}"
+        top_parser().error(f"unknown command {command!r}" + hint)
+    module = module_of(command)
+    if rest and not rest[0].startswith("-") and hasattr(module, "SUBCOMMANDS"):
+        name, rest = _subcommand(command, module.SUBCOMMANDS, rest)
+        module = module_of(command, name)
+        command = f"{command} {name}"
+    parser = Parser(
+        prog=f"dpa3sim {command}",
+        description=module.__doc__,
+        examples=getattr(module, "EXAMPLES", ""),
+    )
+    module.configure(parser)
+    return module, parser, rest
+
+
+def module_of(*words: str) -> Any:
+    """The module of a command, or of a command and its subcommand."""
+    return import_module(f"dpa3sim.cli.{'_'.join(words).replace('-', '_')}")
+
+
+def top_parser() -> Parser:
+    """The parser of what stands before a command."""
+    commands = "".join(
+        f"\n\n{title}:\n" + "\n".join(f"  {name:<13}{text}" for name, text in group.items())
+        for title, group in GROUPS.items()
+    )
+    codes = "\n".join(f"  {code:<13}{text}" for code, text in EXIT_CODES.items())
     parser = Parser(
         prog="dpa3sim",
-        description="Simulations with the DPA3 potential.",
+        description="Simulations with the DPA3 potential." + commands,
         usage="dpa3sim [-h] [--version] COMMAND ...",
-        epilog="commands:\n"
-        + "".join(f"  {name:<13}{text}\n" for name, text in COMMANDS.items())
-        + "\nRun 'dpa3sim COMMAND --help' for its options.\n\n"
-        + _EPILOG,
+        epilog=f"exit codes:\n{codes}\n\n'dpa3sim COMMAND --help' has the options of a command.",
         formatter_class=_raw,
+        examples=EXAMPLES,
     )
-    parser.add_argument("--version", action="version", version=f"dpa3sim {dpa3sim.__version__}")
+    parser.add_argument("--version", action="store_true", help="print versions, model and kernels")
+    return parser
+
+
+def _without_command(arguments: list[str]) -> None:
+    """Print help or version; anything else is an error."""
+    parser = top_parser()
     if not arguments:
         parser.print_help()
-        return None, []
-    name = arguments[0]
-    if name.startswith("-"):
-        _, unknown = parser.parse_known_args(arguments)
-        parser.error(unknown_flags(parser, unknown or [name]))
-    if name not in COMMANDS:
-        parser.error(
-            f"unknown command {name!r}"
-            + (settings.suggestion(name, COMMANDS) or f"; commands are {', '.join(COMMANDS)}")
-        )
-    return name, arguments[1:]
+        return
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(unknown_flags(parser, unknown))
+    if args.version:
+        from dpa3sim.cli.version import version
+
+        print(version())
 
 
 def _subcommand(command: str, known: dict[str, str], arguments: list[str]) -> tuple[str, list[str]]:
-    """``"COMMAND SUBCOMMAND"``, whose module is ``COMMAND_SUBCOMMAND``, and its arguments."""
+    """The subcommand that ``arguments`` begin with, and what is left."""
     name = arguments[0]
     if name not in known:
         hint = settings.suggestion(name, known) or f"; there are {', '.join(known)}"
         raise InputError(f"{command} has no subcommand {name!r}" + hint)
-    return f"{command} {name}", arguments[1:]
+    return name, arguments[1:]
 
 
 def _raw(prog: str) -> Any:

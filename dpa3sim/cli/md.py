@@ -130,6 +130,11 @@ def _write_analysis(folder: Path, result: Result) -> None:
             write_table(folder / f"{name}.csv", {k: list(v) for k, v in table.items()})
 
 
+EXAMPLES = """\
+dpa3sim md POSCAR --temperature 300 --steps 20000              # NVT, Langevin
+dpa3sim md POSCAR --ensemble npt --pressure 0 --replicas 4     # four runs in one batch
+dpa3sim md POSCAR --steps 1000000 --max-hours 23.5             # as a batch system wants it
+"""
 COMMAND = MDCommand(
     "md", "molecular dynamics", md.Settings, MDJob, plots="energies, structure and motion"
 )

@@ -13,6 +13,12 @@ from dpa3sim.errors import InputError
 if TYPE_CHECKING:
     from dpa3sim.checkpoints import ModelFile
 
+EXAMPLES = """\
+dpa3sim model list                                  # the public DPA3 models
+dpa3sim model info my.pt --head Omat24              # what a file holds, and its traps
+dpa3sim model pull dpa3-mptrj                       # fetch one; then --model dpa3-mptrj
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim model``."""
@@ -130,7 +136,10 @@ def _pull(args: argparse.Namespace) -> int:
     if entry is None:
         raise InputError(
             f"no model {args.name!r} in the registry"
-            + suggestion(args.name, [e.name for e in REGISTRY])
+            + (
+                suggestion(args.name, [e.name for e in REGISTRY])
+                or "; 'dpa3sim model list' shows what there is"
+            )
         )
     if entry.embedded:
         print(f"{entry.name} ships with dpa3sim; nothing to fetch")

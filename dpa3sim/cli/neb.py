@@ -49,6 +49,10 @@ def lines(result: dict[str, Any]) -> list[str]:
     return table
 
 
+EXAMPLES = """\
+dpa3sim neb initial.vasp final.vasp                 # both are relaxed first
+dpa3sim neb initial.vasp final.vasp --images 11 --fmax 0.02
+"""
 COMMAND = PropertyCommand(
     "neb",
     "nudged elastic band",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dpa3sim import settings as options_of
-from dpa3sim.errors import InputError
+from dpa3sim.errors import BAD_INPUT, InputError
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dpa3sim.potential import Potential
 
 
+KINDS = {"int": "a whole number", "float": "a number"}
 MATMUL = ("full", "tf32", "bf16")
 """Those of :data:`dpa3sim.model.triton_kernels.Matmul`, without importing torch."""
 
@@ -85,17 +87,44 @@ def announce(console: Console, potential: Potential) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with suggestions, ending with our exit code."""
+    """argparse without abbreviations, with suggestions, ending with our exit code.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    Args:
+        examples: command lines that end the help, one a line, as they are.
+    """
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", _HelpFormatter)
         super().__init__(*args, **kwargs)
+        self.examples = examples
+
+    def format_help(self) -> str:
+        """The help, with the examples at its end."""
+        lines = "".join(f"  {line}\n" for line in self.examples.splitlines())
+        return super().format_help() + (f"\nexamples:\n{lines}" if lines else "")
 
     def error(self, message: str) -> NoReturn:
-        """One line, exit code 2."""
-        sys.stderr.write(f"{self.prog}: error: {message}\n")
-        raise SystemExit(2)
+        """One line that names the value and the way out, exit code 2."""
+        sys.stderr.write(f"{self.prog}: error: {self._reworded(message)}\n")
+        raise SystemExit(BAD_INPUT)
+
+    def _reworded(self, message: str) -> str:
+        """Argparse's messages in the words of our own."""
+        if match := re.fullmatch(r"argument (\S+): invalid (\w+) value: (.*)", message):
+            name, kind, value = match.groups()
+            return f"option {name} = {value} must be {KINDS.get(kind, kind)}"
+        if match := re.fullmatch(r"argument (\S+): invalid choice: '(.*)' \(.*\)", message):
+            name, value = match.groups()
+            (action,) = (a for a in self._actions if name in (a.dest, *a.option_strings))
+            choices = list(map(str, action.choices or ()))
+            listed = f"{value!r} is not one of {', '.join(choices)}"
+            return f"{name}: {listed}{options_of.suggestion(value, choices)}"
+        if match := re.fullmatch(r"the following arguments are required: (.*)", message):
+            counts = [a.nargs for a in self._actions if isinstance(a.nargs, int) and a.nargs > 1]
+            needed = f"{counts[0]} of {match.group(1)} are needed" if counts else ""
+            return f"{needed or match.group(1) + ' is missing'}; '{self.prog} --help' tells more"
+        return message
 
     def flags(self) -> list[str]:
         """All long option names, for suggestions."""
@@ -226,6 +255,8 @@ def _read_config(file: str) -> dict[str, Any]:
 def unknown_flags(parser: Parser, unknown: Sequence[str]) -> str:
     """Message for arguments that no option took."""
     first = unknown[0]
+    if not first.startswith("-"):
+        return f"unexpected {first!r}; '{parser.prog} --help' tells more"
     return f"unknown option {first}" + options_of.suggestion(first.split("=")[0], parser.flags())
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli.protocol import DONE, PropertyCommand, PropertyJob, write_structure, write_table
-from dpa3sim.errors import UnphysicalError
+from dpa3sim.cli.protocol import PropertyCommand, PropertyJob, write_structure, write_table
+from dpa3sim.errors import DONE, UNPHYSICAL
 from dpa3sim.protocols import imaginary, phonon
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class PhononJob(HarmonicJob):
         code = super().exit_code(stored)
         unstable = stored["verdict"] == imaginary.UNSTABLE
         if code == DONE and unstable and self.settings.imaginary == "error":
-            return UnphysicalError.exit_code
+            return UNPHYSICAL
         return code
 
 
@@ -145,6 +145,11 @@ def _thermal_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
+EXAMPLES = """\
+dpa3sim phonon POSCAR                               # bands, densities, thermal properties
+dpa3sim phonon POSCAR --supercell 2,2,2             # twice the cell in the file
+dpa3sim phonon POSCAR --imaginary follow            # where an unstable crystal goes
+"""
 COMMAND = PropertyCommand(
     "phonon",
     "phonons",

@@ -118,6 +118,10 @@ def _write_radial(folder: Path, result: Result) -> None:
     write_table(folder / "rdf.csv", table)
 
 
+EXAMPLES = """\
+dpa3sim pimd water.extxyz --beads 32 --temperature 300 --steps 20000 --classical
+dpa3sim pimd POSCAR --beads 8 --ensemble npt --pressure 0.1
+"""
 COMMAND = Command(
     "pimd",
     "path integral molecular dynamics",

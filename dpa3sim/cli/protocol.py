@@ -31,7 +31,16 @@ from dpa3sim.cli.options import (
     resolve,
 )
 from dpa3sim.cli.screening import ScreenSettings
-from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.errors import (
+    BAD_INPUT,
+    DONE,
+    INTERRUPTED,
+    NOT_CONVERGED,
+    SOME_FAILED,
+    Dpa3simError,
+    Dpa3simWarning,
+    InputError,
+)
 from dpa3sim.files import atomic_write
 from dpa3sim.reading import Source, read_structures
 from dpa3sim.run import directory as rundir
@@ -47,7 +56,6 @@ if TYPE_CHECKING:
 
 # Lines of progress in the log, and on a terminal that is none, are so far apart, s.
 LINE_SECONDS = 30.0
-DONE, BAD_INPUT, NOT_CONVERGED, SOME_FAILED = 0, 2, 3, 5
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,10 @@ def lines(result: dict[str, Any]) -> list[str]:
     return text
 
 
+EXAMPLES = """\
+dpa3sim qha POSCAR --largest 0.08                   # volumes up to 8 % larger
+dpa3sim qha POSCAR --supercell max-atoms=108 --t-max 600
+"""
 COMMAND = PropertyCommand(
     "qha",
     "quasi-harmonic approximation",

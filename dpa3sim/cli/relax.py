@@ -119,6 +119,11 @@ class RelaxJob(Job):
         return atoms, history
 
 
+EXAMPLES = """\
+dpa3sim relax POSCAR --cell full                 # atoms and cell
+dpa3sim relax a.cif b.extxyz@3 --out runs        # several structures, a frame of a trajectory
+dpa3sim relax 'in/*.cif' --cell full --screen run   # any number of them, into one database
+"""
 COMMAND = Command(
     "relax", "relaxation", relax.Settings, RelaxJob, plots="the convergence", together=True
 )

@@ -11,6 +11,11 @@ from dpa3sim.cli.options import Parser
 from dpa3sim.cli.screening import reopen
 from dpa3sim.screen.database import FAILED, NOT_CONVERGED
 
+EXAMPLES = """\
+dpa3sim retry run
+dpa3sim retry run --not-converged --steps 2000
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of the command."""

@@ -24,6 +24,11 @@ export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 exec {command} --shard "$SLURM_ARRAY_TASK_ID/{shards}"
 """
 
+EXAMPLES = """\
+dpa3sim shard-script 8 -- relax 'in/*.cif' --cell full --screen run > job.sh
+dpa3sim shard-script 4 --gpus 1 --time 12:00:00 -- sp frames.extxyz --screen run > job.sh
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of the command."""

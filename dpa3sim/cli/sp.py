@@ -26,6 +26,10 @@ def lines(result: dict[str, Any]) -> list[str]:
     return text
 
 
+EXAMPLES = """\
+dpa3sim sp POSCAR --json
+dpa3sim sp trajectory.extxyz --screen run           # every frame, into one database
+"""
 COMMAND = PropertyCommand(
     "sp",
     "single point",

@@ -12,6 +12,11 @@ from dpa3sim.files import lock_folder
 from dpa3sim.screen.database import FAILED, NOT_CONVERGED
 from dpa3sim.screen.results import Results
 
+EXAMPLES = """\
+dpa3sim status run
+dpa3sim status run --list                           # names what failed or did not converge
+"""
+
 
 def configure(parser: Parser) -> None:
     """Arguments of the command."""

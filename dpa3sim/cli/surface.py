@@ -42,6 +42,10 @@ def lines(result: dict[str, Any]) -> list[str]:
     return table
 
 
+EXAMPLES = """\
+dpa3sim surface POSCAR                              # all faces of indices 0 and 1
+dpa3sim surface POSCAR --miller 1,1,1 --miller 1,0,0 --thickness 20
+"""
 COMMAND = PropertyCommand(
     "surface",
     "surfaces",

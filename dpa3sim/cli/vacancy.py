@@ -85,6 +85,10 @@ def lines(result: dict[str, Any]) -> list[str]:
     return summary
 
 
+EXAMPLES = """\
+dpa3sim vacancy POSCAR                              # every kind of site
+dpa3sim vacancy MgO.cif --reference Mg.cif,O2.xyz --supercell 16A
+"""
 COMMAND = PropertyCommand(
     "vacancy",
     "vacancies",

@@ -15,8 +15,6 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-import torch
-
 ABI = 3
 VARIABLE = "DPA3SIM_KERNELS"
 """Environment variable that names a build to use, or ``torch`` for none."""
@@ -45,6 +43,8 @@ class Status:
 @cache
 def status() -> Status:
     """Load the best library for this processor, once."""
+    import torch
+
     wanted = os.environ.get(VARIABLE, "").lower()
     if wanted == "torch":
         return Status(None, "torch", f"{VARIABLE}=torch")
@@ -68,6 +68,11 @@ def status() -> Status:
             continue
         return Status(library, build, f"compiled for {build}, this processor has {capability}")
     return Status(None, "torch", "; ".join(reasons) or f"nothing built for {capability}")
+
+
+def built() -> list[str]:
+    """The builds that are installed, without importing torch; :func:`status` chooses of them."""
+    return [build for build in BUILDS if _find(build) is not None]
 
 
 def _find(build: str) -> Path | None:

@@ -1,15 +1,19 @@
 """The command line as a whole: help, versions, errors, conversion, and lazy imports."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tests_support import DATA, load_reference, reference_atoms
 
-from dpa3sim import Potential, __version__
-from dpa3sim.cli.main import COMMANDS, main
+from dpa3sim import Potential, __version__, errors, native
+from dpa3sim.checkpoints.registry import DEFAULT_MODEL
+from dpa3sim.cli.main import COMMANDS, GROUPS, main
+from dpa3sim.errors import EXIT_CODES
 
 HEAVY = ("torch", "ase", "numpy", "matplotlib", "rich", "scipy")
 
@@ -26,7 +30,6 @@ def modules_after(code):
     [
         "import dpa3sim",
         "from dpa3sim.cli.main import main; main(['--help'])",
-        "from dpa3sim.cli.main import main; main(['--version'])",
         "from dpa3sim.cli.main import main; main(['relx'])",
     ],
 )
@@ -37,6 +40,8 @@ def test_import_and_help_load_nothing_heavy(code):
 @pytest.mark.parametrize(
     "code",
     [
+        "from dpa3sim.cli.main import main; main(['--version'])",
+        "from dpa3sim.cli.main import main; main(['completion', 'bash'])",
         "from dpa3sim.cli.main import main; main(['relax', '--help'])",
         "from dpa3sim.cli.main import main; main(['model', 'list'])",
         f"import dpa3sim; dpa3sim.load_model({str(DATA / 'models/dynamic/model.pt')!r})",
@@ -58,25 +63,66 @@ def test_public_names():
         dpa3sim.Potental  # noqa: B018
 
 
-def test_help_and_version(capsys):
+def test_help(capsys):
     assert main([]) == 0
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert all(command in out for command in COMMANDS)
-    assert "exit codes" in out
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"dpa3sim {__version__}\n"
+    for title, commands in GROUPS.items():
+        group = out.split(f"\n{title}:\n")[1].split("\n\n")[0]
+        assert [line.split()[0] for line in group.splitlines()] == list(commands)
+    assert all(f"  {code:<13}{meaning}\n" in out for code, meaning in EXIT_CODES.items())
     for command in COMMANDS:
         assert main([command, "--help"]) == 0
+
+
+@pytest.mark.parametrize("variable", [None, "torch"])
+def test_version_tells_model_and_kernels(variable, monkeypatch, capsys):
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    if variable:
+        monkeypatch.setenv(native.VARIABLE, variable)
+    assert main(["--version"]) == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    told = {line.split()[0]: line for line in others}
+    assert first == f"dpa3sim {__version__}"
+    assert DEFAULT_MODEL in told["model"]
+    assert torch.__version__ in told["torch"]
+    assert all(build in told["kernels"] for build in native.built())
+    assert (f"{native.VARIABLE}=torch" in told["kernels"]) == (variable == "torch")
+
+
+def test_version_where_nothing_was_compiled(monkeypatch, capsys):
+    monkeypatch.setattr(native, "_find", lambda build: None)
+    assert main(["--version"]) == 0
+    assert "none compiled" in capsys.readouterr().out
+
+
+def test_exit_codes_are_those_of_the_documentation():
+    page = (Path(__file__).resolve().parents[2] / "docs/cli.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\d+) \| (.*?) \|", page, re.M)
+    assert {int(code): text for code, text in table} == EXIT_CODES
+
+
+def test_every_error_has_an_exit_code():
+    kinds = [k for k in vars(errors).values() if isinstance(k, type)]
+    kinds = [k for k in kinds if issubclass(k, errors.Dpa3simError)]
+    assert len(kinds) > 5
+    assert {kind.exit_code for kind in kinds} <= set(EXIT_CODES) - {errors.DONE}
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["relx"], "unknown command 'relx'; did you mean 'relax'"),
-        (["zzz"], "commands are relax, sp, eos, elastic, md, neb, vacancy, surface, phonon, "),
+        (["zzz"], f"commands are {', '.join(COMMANDS)}"),
         (["--verson"], "unknown option --verson; did you mean '--version'"),
-        (["model", "lst"], "lst"),
+        (["model", "lst"], "'lst' is not one of list, info, pull; did you mean 'list'"),
+        (["model", "pull", "zzz"], "'dpa3sim model list' shows"),
+        (["relax"], "STRUCTURE is missing; 'dpa3sim relax --help'"),
+        (["neb", "a"], "2 of STRUCTURE are needed"),
+        (["relax", "a", "--fmax", "abc"], "option --fmax = 'abc' must be a number"),
+        (["doctor", "--matmul", "tf31"], "did you mean 'tf32'"),
+        (["doctor", "x"], "unexpected 'x'"),
+        (["doctor", "--device", "gpu"], "such as auto, cpu, cuda"),
         (["model", "info", "--jsn"], "did you mean '--json'"),
         (["model", "pull"], "needs a NAME"),
         (["convert", "a"], "OUT"),

@@ -209,7 +209,7 @@ def test_damaged_state_is_told(capsys):
         (["--ensemble", "npt", "--thermostat", "langevin"], "goes with thermostat=nose-hoover"),
         (["--ensemble", "nve", "--temperature-end", "600"], "nothing controls it"),
         (["--stepz", "5"], "unknown option --stepz; did you mean '--steps'"),
-        (["--steps", "many"], "invalid int value"),
+        (["--steps", "many"], "option --steps = 'many' must be a whole number"),
     ],
 )
 def test_bad_usage_is_one_line(arguments, message, capsys):
