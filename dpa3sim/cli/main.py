@@ -28,6 +28,8 @@ COMMANDS = {
     "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
     "pimd": "path integral molecular dynamics, with quantum nuclei",
     "ipi": "forces for i-PI: path integrals and its other methods",
+    "plan": "how many evaluations, how much memory and time a command will take",
+    "report": "a page of HTML about a run: state, results, plots, provenance",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",
@@ -62,7 +64,9 @@ def _run(arguments: list[str]) -> int:
         module: Any = import_module(f"dpa3sim.cli.{command}")
         if rest and not rest[0].startswith("-") and hasattr(module, "SUBCOMMANDS"):
             command, rest = _subcommand(command, module.SUBCOMMANDS, rest)
-            module = import_module(f"dpa3sim.cli.{command.replace(' ', '_').replace('-', '_')}")
+            own = f"dpa3sim.cli.{command.replace(' ', '_').replace('-', '_')}"
+            within = getattr(module, "subcommand", None)
+            module = within(command.split()[1]) if within else import_module(own)
         parser = Parser(prog=f"dpa3sim {command}", description=module.__doc__)
         module.configure(parser)
         args, unknown = parser.parse_known_intermixed_args(rest)

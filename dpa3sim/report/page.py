@@ -31,6 +31,7 @@ GENERATOR = "dpa3sim report"
 # Keys of results that say most, by protocol; DOT leads into lists and tables.
 HEADLINES: Mapping[str, Sequence[str]] = {
     "relax": ("energy_per_atom_eV", "energy_eV", "volume_A3", "spacegroup_final"),
+    "sp": ("energy_per_atom_eV", "energy_eV", "fmax_eV_per_A", "pressure_GPa"),
     "eos": ("volume_per_atom_A3", "bulk_modulus_GPa", "bulk_modulus_derivative"),
     "elastic": (
         "bulk_modulus_hill_GPa",
@@ -122,10 +123,10 @@ def run_page(run: Run, title: str, options: Sequence[Option]) -> str:
         headlines=_headlines(run.protocol, result),
         pictures=run.pictures,
         values=values,
-        settings=_settings(run, options),
-        model=_facts(model_of(run)),
-        sessions=[_session(s) for s in run.sessions],
-        versions=_versions(run),
+        settings=settings_of(run, options),
+        model=facts(model_of(run)),
+        sessions=[session_line(s) for s in run.sessions],
+        versions=versions_of(run),
         log=run.log,
         log_open=state.kind != states.GOOD,
         files=[(name, _size(size)) for name, size in run.files],
@@ -155,6 +156,11 @@ def _environment() -> Any:
 def template(name: str) -> Any:
     """A template of the package."""
     return _environment().get_template(name)
+
+
+def source_text(name: str) -> str:
+    """A file beside the templates, as it is."""
+    return str(_environment().loader.get_source(_environment(), name)[0])
 
 
 def is_report(content: str) -> bool:
@@ -205,7 +211,7 @@ def _reach(result: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str
     return mapping(found), key
 
 
-def _settings(run: Run, options: Sequence[Option]) -> list[Setting]:
+def settings_of(run: Run, options: Sequence[Option]) -> list[Setting]:
     """All options, those of the file that are no longer known last."""
     config = dict(run.config or {})
     settings = []
@@ -223,7 +229,8 @@ def _settings(run: Run, options: Sequence[Option]) -> list[Setting]:
     ]
 
 
-def _session(session: Mapping[str, Any]) -> Session:
+def session_line(session: Mapping[str, Any]) -> Session:
+    """A session as it is shown."""
     seconds = seconds_of(session)
     evaluations = mapping(session.get("evaluations"))
     command = session.get("command")
@@ -246,21 +253,22 @@ def _command_line(command: Any) -> str:
     return shlex.join(str(word) for word in command) if isinstance(command, list) else "?"
 
 
-def _versions(run: Run) -> list[Row]:
+def versions_of(run: Run) -> list[Row]:
     """Of the last session."""
     last = run.sessions[-1] if run.sessions else {}
-    rows = _facts({k: last.get(k) for k in ("dpa3sim", "python", "platform") if k in last})
+    rows = facts({k: last.get(k) for k in ("dpa3sim", "python", "platform") if k in last})
     packages = mapping(last.get("packages"))
     rows += [Row(str(name), shown(version)) for name, version in packages.items() if version]
     deviation = mapping(last.get("matmul_deviation"))
     return rows + [Row(f"matmul deviation: {k}", shown(v)) for k, v in deviation.items()]
 
 
-def _facts(table: Mapping[str, Any]) -> list[Row]:
+def facts(table: Mapping[str, Any]) -> list[Row]:
+    """Names and values, also of tables in the table."""
     rows = []
     for key, value in table.items():
         if isinstance(value, Mapping):
-            rows += [Row(f"{label(key)}: {r.name}", r.cell, r.unit) for r in _facts(value)]
+            rows += [Row(f"{label(key)}: {r.name}", r.cell, r.unit) for r in facts(value)]
         elif value is not None:
             rows.append(Row(label(str(key)), shown(value)))
     return rows

@@ -1,0 +1,130 @@
+"""Say what a command will take, without running it: evaluations, atoms, memory and time.
+
+`dpa3sim plan COMMAND ...` takes the arguments of that command: `dpa3sim plan phonon POSCAR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import Parser
+from dpa3sim.cli.protocol import Command, Job, describe
+from dpa3sim.errors import InputError
+from dpa3sim.protocols.planning import HESSIAN
+
+if TYPE_CHECKING:
+    from dpa3sim.planning import Cost
+
+SUBCOMMANDS = {
+    "relax": "relaxation",
+    "eos": "equation of state",
+    "elastic": "elastic constants",
+    "md": "molecular dynamics",
+    "neb": "barriers",
+    "vacancy": "vacancies",
+    "surface": "surfaces",
+    "phonon": "phonons",
+    "gruneisen": "mode Grüneisen parameters",
+    "qha": "thermal expansion",
+    "pimd": "path integrals",
+}
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim plan`` alone."""
+    parser.usage = f"dpa3sim plan {{{','.join(SUBCOMMANDS)}}} STRUCTURE ..."
+    parser.epilog = "The options are those of the command: dpa3sim plan phonon --help."
+
+
+def run(args: argparse.Namespace) -> int:
+    """There is nothing to plan without a command.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"plan needs a command, one of {', '.join(SUBCOMMANDS)}")
+
+
+def subcommand(name: str) -> PlannedCommand:
+    """What stands in the place of the module of a command."""
+    return PlannedCommand(import_module(f"dpa3sim.cli.{name}").COMMAND)
+
+
+@dataclass(frozen=True)
+class PlannedCommand:
+    """A command that is not run: what it would take is told."""
+
+    command: Command
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command; those for its output have no effect."""
+        parser.description = __doc__
+        self.command.configure(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Tell of every calculation, after the checks of the command."""
+        return self.command.each(args, _tell)
+
+
+def _tell(job: Job) -> tuple[dict[str, Any], int]:
+    from dpa3sim.planning import estimate
+
+    structures = "; ".join(describe(source.atoms) for source in job.sources)
+    origin = ", ".join(source.origin for source in job.sources)
+    job.console.print(f"{origin}: {structures}")
+    cost = estimate(job.stages(), job.potential)
+    for line in lines(cost):
+        job.console.print(line)
+    return {"command": job.command.name, "structure": origin, **cost.to_dict()}, 0
+
+
+def lines(cost: Cost) -> list[str]:
+    """The stages as a table, the sums, and what they rest on."""
+    head = ("structures", "atoms of each", "evaluations", "time")
+    table = [_line("", *head)]
+    for part in cost.parts:
+        stage = part.stage
+        sizes = sorted({min(stage.atoms), max(stage.atoms)})
+        count = _to(stage.total) + ("" if stage.exact else " *")
+        seconds = _times(part.seconds)
+        table.append(_line(stage.name, str(len(stage.atoms)), _to(sizes), count, seconds))
+    table.append(_line("in all", "", "", _to(cost.evaluations), _times(cost.seconds)))
+    table += [f"* {name}: {note}" for name, note in cost.notes]
+    gib = 2**30
+    table.append(
+        f"memory: {cost.needed / gib:.2g} GiB for the largest batch, model and libraries aside; "
+        f"{cost.available / gib:.3g} GiB may be used"
+    )
+    if any(part.stage.kind == HESSIAN for part in cost.parts):
+        table[-1] += "; that of second derivatives is not known"
+    table.append(cost.basis)
+    return table + [f"warning: {warning}" for warning in cost.warnings]
+
+
+def _line(name: str, structures: str, atoms: str, evaluations: str, seconds: str) -> str:
+    return f"{name:<32}{structures:>10}  {atoms:>13}  {evaluations:>15}  {seconds:>18}"
+
+
+def _to(numbers: Any) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _times(seconds: tuple[float, float]) -> str:
+    low, high = (duration(s) for s in seconds)
+    return low if low == high else f"{low} to {high}"
+
+
+def duration(seconds: float) -> str:
+    """A time in two digits: ``0.3 s``, ``12 s``, ``5 min``, ``2.5 h``, ``3 d``."""
+    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds / 86400)} d"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
