@@ -95,7 +95,7 @@ def stages(
     rest = Stage("undisplaced crystal", [len(atoms)] * count, atoms, certain=certain)
     if method == "analytic":
         sizes = hessian_sizes(phonon, atoms) * count
-        what = Stage("wave vectors", sizes, atoms, certain=certain, note=note, kind=HESSIAN)
+        what = Stage("second derivatives", sizes, atoms, certain=certain, note=note, kind=HESSIAN)
     else:
         phonon.generate_displacements(distance=distance)
         displaced = len(phonon.supercells_with_displacements or ())
