@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
@@ -30,6 +30,15 @@ MAX_CLIENTS = 64
 # How often clients whose thread has died are looked for, s.
 PATIENCE = 1.0
 T = TypeVar("T")
+
+
+class _InterruptedError(EngineError):
+    """Whoever waited for this says nothing of the structure."""
+
+
+def _check_clients(clients: int) -> None:
+    if clients < 1:
+        raise InputError(f"clients = {clients!r} must be at least 1")
 
 
 @dataclass
@@ -132,34 +141,66 @@ class Engine:
             return_exceptions: put exceptions in the place of results instead of raising the
                 first one after all structures are done.
         """
-        if clients < 1:
-            raise InputError(f"clients = {clients!r} must be at least 1")
         results: dict[int, T | Exception] = {}
-        queue = iter(range(len(structures)))
+        _check_clients(clients)
+        team = max(1, min(clients, len(structures)))
+        self.stream(enumerate(structures), function, results.__setitem__, clients=team)
+        ordered = [results[index] for index in range(len(structures))]
+        if not return_exceptions:
+            for result in ordered:
+                if isinstance(result, Exception):
+                    raise result
+        return ordered
+
+    def stream(
+        self,
+        structures: Iterable[tuple[int, Atoms]],
+        function: Callable[[Atoms], T],
+        done: Callable[[int, T | Exception], None],
+        *,
+        clients: int = MAX_CLIENTS,
+    ) -> None:
+        """Like :meth:`map`, of any number of structures: where one is done the next one enters.
+
+        Args:
+            structures: the structures, each with its number, which is its place in the batches;
+                taken one at a time.
+            function: what to do with each, in threads, several at a time.
+            done: told the number and what came of it, as soon as it is known, one at a time. What
+                it raises ends everything, and is raised.
+            clients: how many of them go on at the same time.
+
+        Raises:
+            InputError: no clients.
+        """
+        _check_clients(clients)
+        queue = iter(structures)
         lock = threading.Lock()
+        failures: list[BaseException] = []
+
+        def take() -> tuple[int, Atoms] | None:
+            with lock:
+                return None if failures else next(queue, None)
+
+        def tell(number: int, outcome: T | Exception) -> None:
+            with lock:
+                if not failures:
+                    done(number, outcome)
 
         def work(client: Client) -> None:
-            from dpa3sim.calculator import DPA3Calculator
-
             with client:
-                while not client.closed:
-                    with lock:
-                        index = next(queue, None)
-                    if index is None:
-                        return
-                    # The client stays the same, so that nobody goes on without the next
-                    # structure, which takes its own place in the batches.
-                    client.rank = index
-                    try:
-                        atoms = structures[index].copy()
-                        calculator = DPA3Calculator(client)
-                        atoms.calc = calculator
-                        results[index] = function(atoms)
-                        calculator.potential = self.potential  # the result outlives the client
-                    except Exception as error:
-                        results[index] = error
+                try:
+                    while not client.closed and (taken := take()) is not None:
+                        # The client stays the same, so that nobody goes on without the next
+                        # structure, which takes its own place in the batches.
+                        client.rank = taken[0]
+                        outcome = self._one(client, taken[1], function)
+                        if not isinstance(outcome, _InterruptedError):
+                            tell(taken[0], outcome)
+                except BaseException as error:
+                    failures.append(error)
 
-        team = [self.client(rank) for rank in range(min(clients, len(structures)))]
+        team = [self.client(rank) for rank in range(clients)]
         threads = [threading.Thread(target=work, args=(c,), daemon=True) for c in team]
         try:
             for thread in threads:
@@ -167,15 +208,28 @@ class Engine:
             self._take_over(lambda: all(client.closed for client in team))
             for thread in threads:
                 thread.join()
+        except BaseException as error:
+            failures.append(error)  # nobody takes another structure
+            raise
         finally:
             for client in team:  # all have left already, unless this was interrupted
                 client.close()
-        ordered = [results[index] for index in range(len(structures))]
-        if not return_exceptions:
-            for result in ordered:
-                if isinstance(result, Exception):
-                    raise result
-        return ordered
+        if failures:
+            raise failures[0]
+
+    def _one(self, client: Client, atoms: Atoms, function: Callable[[Atoms], T]) -> T | Exception:
+        """What ``function`` makes of a structure, whose calculator asks through ``client``."""
+        from dpa3sim.calculator import DPA3Calculator
+
+        try:
+            atoms = atoms.copy()
+            calculator = DPA3Calculator(client)
+            atoms.calc = calculator
+            result = function(atoms)
+            calculator.potential = self.potential  # the result outlives the client
+        except Exception as error:
+            return error
+        return result
 
     # -- used by clients ------------------------------------------------------------------------
 
@@ -277,7 +331,7 @@ class Engine:
             outcomes = [error]
         except BaseException:  # nobody may wait for ever
             for request in batch:
-                request.answer(EngineError("the evaluation was interrupted"))
+                request.answer(_InterruptedError("the evaluation was interrupted"))
             raise
         for request, outcome in zip(batch, outcomes, strict=True):
             request.answer(outcome)

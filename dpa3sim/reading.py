@@ -83,7 +83,7 @@ def _read(argument: str) -> list[Source]:
     name = "stdin" if path == "-" else Path(path).stem
     text = _standard_input() if path == "-" else None
     if text is None:
-        _check_readable(Path(path))
+        check_readable(Path(path))
     frames = _parse(path, text, last_only=index is None)
     if index is None:
         chosen = {name: (argument, frames[-1])}
@@ -94,7 +94,7 @@ def _read(argument: str) -> list[Source]:
         chosen = {f"{name}-{n}": (f"{path}@{n}", frames[n]) for n in numbers}
     sources = []
     for label, (origin, atoms) in chosen.items():
-        _check(origin, atoms)
+        check_atoms(origin, atoms)
         sources.append(Source(label, origin, atoms))
     return sources
 
@@ -118,7 +118,7 @@ def _standard_input() -> str:
         raise InputError("-: no structure that ASE can read (not a text)") from None
 
 
-def _check_readable(path: Path) -> None:
+def check_readable(path: Path) -> None:
     """Raise InputError for a file that is absent, closed to us, or blank."""
     try:
         with path.open("rb") as file:
@@ -141,7 +141,7 @@ def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
     from ase.io import read
 
     errors: list[str] = []
-    for kind in _formats(path):
+    for kind in formats(path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -149,8 +149,7 @@ def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
                 frames = read(source, index=slice(-1, None) if last_only else ":", format=kind)
             # ASE's readers raise whatever their parsing runs into.
             except Exception as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                errors.append(f"as {kind}: {reason[:120]}")
+                errors.append(f"as {kind}: {short(error)}")
                 continue
         if frames:
             return list(frames)
@@ -158,7 +157,12 @@ def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
     raise InputError(f"{path}: no structure that ASE can read ({'; '.join(errors)})")
 
 
-def _formats(path: str) -> tuple[str, ...]:
+def short(error: Exception) -> str:
+    """What an error of a library says, in part of a line."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+
+
+def formats(path: str) -> tuple[str, ...]:
     """The format of a file, or those to try when neither name nor content tells."""
     from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
@@ -171,7 +175,8 @@ def _formats(path: str) -> tuple[str, ...]:
     return (kind,) if kind in ioformats else _GUESSES
 
 
-def _check(argument: str, atoms: Atoms) -> None:
+def check_atoms(argument: str, atoms: Atoms) -> None:
+    """Raise InputError, which names ``argument``, for what is no structure of whole atoms."""
     if len(atoms) == 0:
         raise InputError(f"{argument}: the structure has no atoms")
     occupancy = atoms.info.get("occupancy")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim import settings as options_of
-from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
+from dpa3sim.errors import Dpa3simError, EngineError, InputError, NonFiniteError
 from dpa3sim.protocols.cells import symmetry
 from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.settings import option
@@ -192,6 +192,8 @@ def run(
             steps.append(step)
             if progress:
                 progress(step, atoms)
+    except EngineError:  # nothing of the structure's
+        raise
     except Dpa3simError as error:
         if not steps:
             raise

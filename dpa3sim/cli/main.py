@@ -17,6 +17,7 @@ from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
 # Modules are imported when their command runs, so that help and errors come at once.
 COMMANDS = {
     "relax": "relax the atoms and the cell of structures",
+    "sp": "energies, forces and stresses of structures as they are",
     "eos": "equation of state: energy against volume, bulk modulus",
     "elastic": "elastic constants, with relaxed and with clamped ions",
     "md": "molecular dynamics",
@@ -29,7 +30,11 @@ COMMANDS = {
     "pimd": "path integral molecular dynamics, with quantum nuclei",
     "ipi": "forces for i-PI: path integrals and its other methods",
     "plan": "how many evaluations, how much memory and time a command will take",
-    "report": "a page of HTML about a run: state, results, plots, provenance",
+    "report": "a page of HTML about a run or a screening: state, results, plots",
+    "status": "how far a screening of many structures is",
+    "retry": "compute again what failed in a screening",
+    "export": "results of a screening as a table or as structures",
+    "shard-script": "a Slurm script for a screening in many jobs",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",
@@ -61,7 +66,7 @@ def _run(arguments: list[str]) -> int:
         command, rest = _split(arguments)
         if command is None:
             return 0
-        module: Any = import_module(f"dpa3sim.cli.{command}")
+        module: Any = import_module(f"dpa3sim.cli.{command.replace('-', '_')}")
         if rest and not rest[0].startswith("-") and hasattr(module, "SUBCOMMANDS"):
             command, rest = _subcommand(command, module.SUBCOMMANDS, rest)
             own = f"dpa3sim.cli.{command.replace(' ', '_').replace('-', '_')}"
@@ -95,7 +100,7 @@ def _split(arguments: list[str]) -> tuple[str | None, list[str]]:
         description="Simulations with the DPA3 potential.",
         usage="dpa3sim [-h] [--version] COMMAND ...",
         epilog="commands:\n"
-        + "".join(f"  {name:<10}{text}\n" for name, text in COMMANDS.items())
+        + "".join(f"  {name:<13}{text}\n" for name, text in COMMANDS.items())
         + "\nRun 'dpa3sim COMMAND --help' for its options.\n\n"
         + _EPILOG,
         formatter_class=_raw,

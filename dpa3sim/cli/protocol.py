@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpa3sim.cli import screening
 from dpa3sim.cli.options import (
     ModelSettings,
     Parser,
@@ -29,6 +30,7 @@ from dpa3sim.cli.options import (
     announce,
     resolve,
 )
+from dpa3sim.cli.screening import ScreenSettings
 from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.files import atomic_write
 from dpa3sim.reading import Source, read_structures
@@ -61,6 +63,8 @@ class Command:
         plots: what is drawn, for the help.
         structures: how many structures one calculation takes; each of those of the command line
             is a calculation of its own where this is 1, else they are one together.
+        together: in a screening, whether many structures share batches; else the protocol of one
+            structure makes them.
     """
 
     name: str
@@ -69,6 +73,12 @@ class Command:
     job: type[Job]
     plots: str
     structures: int = 1
+    together: bool = False
+
+    @property
+    def screens(self) -> bool:
+        """Whether there is ``--screen``: one structure gives one result, by a protocol alone."""
+        return self.together
 
     def configure(self, parser: Parser) -> None:
         """Arguments of the command."""
@@ -81,6 +91,8 @@ class Command:
         )
         add_settings(parser, self.title, self.settings)
         add_settings(parser, "model", ModelSettings)
+        if self.screens:
+            add_settings(parser, "screening: many structures, one database", ScreenSettings)
         add_config(parser)
         group = parser.add_argument_group("output")
         group.add_argument(
@@ -98,7 +110,21 @@ class Command:
             result = job.execute()
             return result, job.exit_code(result)
 
+        resolved = self.resolved(args)
+        if self.screens and resolved[-1].screen is not None:
+            return screening.run(self, args, resolved, self.console(args))
         return self.each(args, execute)
+
+    def resolved(self, args: argparse.Namespace) -> list[Any]:
+        """The options of the protocol, of the model, and of a screening where there can be one."""
+        classes = (self.settings, ModelSettings, *([ScreenSettings] if self.screens else []))
+        return resolve(args, *classes)
+
+    def console(self, args: argparse.Namespace) -> Console:
+        """Where to print."""
+        from rich.console import Console
+
+        return Console(quiet=args.quiet or args.json, highlight=False, soft_wrap=True)
 
     def each(
         self, args: argparse.Namespace, do: Callable[[Job], tuple[dict[str, Any], int]]
@@ -109,15 +135,13 @@ class Command:
             args: the command line.
             do: gives what ``--json`` prints, and an exit code.
         """
-        from rich.console import Console
-
-        settings, model = resolve(args, self.settings, ModelSettings)
+        settings, model, *_ = self.resolved(args)
+        console = self.console(args)
         groups = self._groups(read_structures(args.structures))
         if not any(isinstance(group, tuple) for group in groups):
             for error in groups:
                 print(f"dpa3sim: error: {error}", file=sys.stderr)
             return BAD_INPUT
-        console = Console(quiet=args.quiet or args.json, highlight=False, soft_wrap=True)
         # The precision of a property is the protocol's own option, of the same name.
         potential = model.load(getattr(settings, "dtype", model.dtype))
         announce(console, potential)
@@ -145,7 +169,7 @@ class Command:
         if args.json:
             shown: Any = results if len(groups) > 1 else next(iter(results), None)
             print(json.dumps(shown, indent=2, ensure_ascii=False))
-        return _exit_code(codes)
+        return exit_code(codes)
 
     def _groups(
         self, sources: Sequence[Source | InputError]
@@ -160,7 +184,24 @@ class Command:
         return bad or [tuple(good)]
 
 
-def _exit_code(codes: Sequence[int]) -> int:
+def command_of(name: str) -> Command:
+    """The command that screens by a protocol.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    from importlib import import_module
+
+    from dpa3sim.cli.main import COMMANDS
+
+    if name in COMMANDS:
+        command = getattr(import_module(f"dpa3sim.cli.{name}"), "COMMAND", None)
+        if isinstance(command, Command) and command.screens:
+            return command
+    raise InputError(f"{name!r} is no protocol that screens structures")
+
+
+def exit_code(codes: Sequence[int]) -> int:
     """One code for all structures; mixed failures are 5, the others having been kept."""
     failures = set(codes) - {DONE}
     if not failures:
@@ -179,6 +220,37 @@ def _out(args: argparse.Namespace, name: str, group: Sequence[Source], count: in
 
 def _origin(group: Sequence[Source]) -> str:
     return ", ".join(source.origin for source in group)
+
+
+def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dict[str, Any]:
+    """What decides the result of a calculation, besides its structure."""
+    model = potential.model
+    return {
+        "protocol": protocol,
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "head": model.head,
+        **asdict(settings),
+        **_model_options(potential),
+    }
+
+
+def config(potential: Potential, settings: Any) -> dict[str, Any]:
+    """All options of a calculation, such that ``--config`` takes them."""
+    from dpa3sim.checkpoints.registry import reference
+
+    model = potential.model
+    return {
+        **asdict(settings),
+        "model": reference(model),
+        "head": model.head,
+        **_model_options(potential),
+    }
+
+
+def _model_options(potential: Potential) -> dict[str, Any]:
+    names = ("dtype", "matmul", "truncate", "smooth_cutoff")
+    return {name: getattr(potential, name) for name in names}
 
 
 class Job:
@@ -287,7 +359,7 @@ class Job:
         from dpa3sim.run.provenance import session
 
         directory.write_provenance(session(self.potential, self.args.command_line), self.summary)
-        self._write_config()
+        directory.write_config(config(self.potential, self.settings))
         kinds = "; ".join(describe(source.atoms) for source in self.sources)
         self.say(f"{_origin(self.sources)}: {kinds} -> {directory.path}")
         code = INTERRUPTED
@@ -344,7 +416,6 @@ class Job:
 
     def _summary(self) -> dict[str, Any]:
         """What decides the result, readable."""
-        model = self.potential.model
         structures: dict[str, Any] = {
             "structure_sha256": self.source.sha256,
             "structure": _name(self.source),
@@ -355,34 +426,9 @@ class Job:
                 "structure": [_name(source) for source in self.sources],
             }
         return {
-            "protocol": self.command.name,
             **structures,
-            "model": model.name,
-            "model_sha256": model.sha256,
-            "head": model.head,
-            **asdict(self.settings),
-            "dtype": self.potential.dtype,
-            "matmul": self.potential.matmul,
-            "truncate": self.potential.truncate,
-            "smooth_cutoff": self.potential.smooth_cutoff,
+            **calculation_facts(self.command.name, self.potential, self.settings),
         }
-
-    def _write_config(self) -> None:
-        import yaml
-
-        from dpa3sim.checkpoints.registry import reference
-
-        model = self.potential.model
-        config = asdict(self.settings) | {
-            "model": reference(model),
-            "head": model.head,
-            "dtype": self.potential.dtype,
-            "matmul": self.potential.matmul,
-            "truncate": self.potential.truncate,
-            "smooth_cutoff": self.potential.smooth_cutoff,
-        }
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        atomic_write(self.directory.path / rundir.CONFIG, text)
 
     def _finish(self, result: Any) -> dict[str, Any]:
         from dpa3sim.run.provenance import model_facts
@@ -425,6 +471,11 @@ class PropertyCommand(Command):
     protocol: Any = None
     write: Callable[[Path, Any, str, bool], None] | None = None
     lines: Callable[[dict[str, Any]], list[str]] | None = None
+
+    @property
+    def screens(self) -> bool:
+        """Whether there is ``--screen``: of protocols that take one structure."""
+        return self.structures == 1
 
 
 class PropertyJob(Job):

@@ -126,7 +126,9 @@ class RelaxJob(Job):
         return atoms, history
 
 
-COMMAND = Command("relax", "relaxation", relax.Settings, RelaxJob, plots="the convergence")
+COMMAND = Command(
+    "relax", "relaxation", relax.Settings, RelaxJob, plots="the convergence", together=True
+)
 configure, run = COMMAND.configure, COMMAND.run
 
 

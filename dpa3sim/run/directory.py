@@ -120,6 +120,13 @@ class RunDirectory:
         data = {"fingerprint": self.fingerprint, "calculation": dict(summary), "sessions": sessions}
         atomic_write(self.path / PROVENANCE, to_json(data))
 
+    def write_config(self, options: Mapping[str, Any]) -> None:
+        """Save all options, as a file that configures the same calculation again."""
+        import yaml
+
+        text = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
+        atomic_write(self.path / CONFIG, text)
+
     def note(self, **facts: Any) -> None:
         """Add facts about this session to its provenance."""
         known = self._read(PROVENANCE)

@@ -1,0 +1,37 @@
+"""Compute again what failed in a screening, with the options that it was begun with."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from dpa3sim.cli.options import Parser
+from dpa3sim.cli.screening import reopen
+from dpa3sim.screen.database import FAILED, NOT_CONVERGED
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("run", metavar="RUN", help="folder of a screening")
+    parser.add_argument(
+        "--not-converged", action="store_true", help="also what did not converge, from its start"
+    )
+    parser.add_argument("--steps", type=int, help="largest number of steps, instead of before")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... [auto]")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compute; the exit code is that of the screening."""
+    from dpa3sim.cli.protocol import exit_code
+
+    console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    states = [FAILED, NOT_CONVERGED] if args.not_converged else [FAILED]
+    codes = []
+    for screening in reopen(Path(args.run), args, console):
+        with screening:
+            screening.database.requeue(states)
+            codes.append(screening.run())
+    return exit_code(codes)

@@ -1,0 +1,402 @@
+"""Many structures in one command: ``--screen RUN``, and what comes back to such a run."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import ModelSettings, announce
+from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.files import lock_folder
+from dpa3sim.run import directory as rundir
+from dpa3sim.run.directory import RunDirectory
+from dpa3sim.screen import results as results_of
+from dpa3sim.screen.calculation import Calculation
+from dpa3sim.screen.database import DONE, FAILED, NAME, NOT_CONVERGED, WAITING, Database, Outcome
+from dpa3sim.settings import option, validate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpa3sim.potential import Potential
+
+# Lines of progress in the log, and on a terminal that is none, are so far apart, s.
+LINE_SECONDS = 30.0
+# Options that name a file about one crystal.
+OF_ONE_CRYSTAL = ("reference", "born")
+
+
+@dataclass(frozen=True)
+class ScreenSettings:
+    """Options of a screening."""
+
+    screen: str | None = option(
+        None,
+        "compute all structures of the files, patterns, folders, zip archives and ASE databases "
+        "given into one database in this folder; the same command continues",
+    )
+    shard: str | None = option(
+        None, "with --screen: only part I of N, such as 3/8, for N jobs at the same time"
+    )
+    at_once: int = option(64, "structures that are in the batches at the same time", minimum=1)
+    executor: str = option(
+        "local", "who computes: this process, or workers of Parsl", choices=("local", "parsl")
+    )
+    executor_config: str | None = option(
+        None, "Python file that defines 'config', a parsl.config.Config [workers of this machine]"
+    )
+    workers: int = option(1, "processes on this machine, without an executor config", minimum=1)
+    chunk: int = option(50, "structures that are sent to a worker together", minimum=1)
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.shard is not None:
+            self.part()
+            if self.screen is None:
+                raise InputError("--shard needs --screen RUN")
+        if self.screen is None and self.executor != "local":
+            raise InputError(f"--executor {self.executor} needs --screen RUN")
+
+    def part(self) -> tuple[int, int]:
+        """Which shard of how many, from 1.
+
+        Raises:
+            InputError: the option is no such thing.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "1/1")
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(f"--shard {self.shard}: write I/N with I from 1 to N, such as 3/8")
+        return int(found[1]), int(found[2])
+
+    def folder(self) -> Path:
+        """Where this part is.
+
+        Raises:
+            InputError: the folder is divided in another way.
+        """
+        assert self.screen is not None
+        whole = Path(self.screen)
+        parts = results_of.part_folders(whole)
+        if self.shard is None:
+            if parts and parts != [whole]:
+                raise InputError(f"{whole}: holds the shards of a screening; continue with --shard")
+            return whole
+        number, count = self.part()
+        if whole in parts:
+            raise InputError(f"{whole}: holds a screening without shards; continue without --shard")
+        if any(not path.name.endswith(f"-of-{count}") for path in parts):
+            names = ", ".join(path.name for path in parts)
+            raise InputError(f"{whole}: is divided in another way ({names})")
+        return whole / f"shard-{number}-of-{count}"
+
+
+class Screening:
+    """A screening in its folder, for this process alone, until it is closed.
+
+    Args:
+        folder: the folder. calculation: what is done with each structure.
+        potential: the model, loaded. model: how to load it elsewhere.
+        settings: how to compute. args: the command line. console: where to print.
+
+    Raises:
+        InputError: the folder holds something else, or another process is at work in it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        calculation: Calculation,
+        potential: Potential,
+        settings: ScreenSettings,
+        args: argparse.Namespace,
+        console: Console,
+    ) -> None:
+        from dpa3sim.cli.protocol import Job, calculation_facts, config
+
+        self.folder, self.calculation, self.potential = folder, calculation, potential
+        self.settings, self.args, self.console = settings, args, console
+        self.facts = {
+            "screening": True,
+            **calculation_facts(calculation.protocol, potential, calculation.settings),
+        }
+        names = ("model", *Job.EXTENDING)
+        identity = {k: v for k, v in self.facts.items() if k not in names}
+        self.directory = RunDirectory(
+            folder,
+            rundir.fingerprint(identity),
+            self.facts,
+            force=getattr(args, "force", False),
+        )
+        try:
+            self._handle = lock_folder(folder)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another process is computing there") from None
+        from dpa3sim.run.provenance import session
+
+        self.database = Database(folder / NAME, create=True)
+        self.directory.write_provenance(session(potential, args.command_line), self.facts)
+        self.directory.write_config(config(potential, calculation.settings))
+
+    def register(self, structures: list[str]) -> None:
+        """Add the structures of this part that are not there yet.
+
+        Raises:
+            InputError: there is none, or one has changed.
+        """
+        from dpa3sim.screen.sources import Entry, entries
+
+        part, count = self.settings.part()
+
+        def mine() -> Iterator[tuple[int, Entry]]:
+            for position, entry in enumerate(entries(structures), start=1):
+                # By name, so that a structure stays in its part when others come.
+                digest = hashlib.sha256(entry.origin.encode()).digest()
+                if int.from_bytes(digest[:8]) % count == part - 1:
+                    yield position, entry
+
+        self.database.register(mine())
+        if self.calculation.protocol == "relax":
+            # More steps continue what ran out of them.
+            self.database.requeue([NOT_CONVERGED], steps_below=self.calculation.settings.steps)
+
+    def run(self) -> int:
+        """Compute what waits; returns the exit code of the command."""
+        code = INTERRUPTED
+        try:
+            counts = self.database.counts()
+            known = sum(counts.values()) - counts[WAITING]
+            self.say(
+                f"{sum(counts.values())} structures, {known} of them known, {counts[WAITING]} to "
+                f"do -> {self.folder}"
+            )
+            self._began, self._said, self._finished = time.monotonic(), time.monotonic(), 0
+            with self._live_line(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", Dpa3simWarning)  # they stand in the results
+                self._compute(counts[WAITING])
+            code = self._end()
+        except KeyboardInterrupt:
+            self.say(f"interrupted; the same command continues (state in {self.folder})")
+            raise
+        except Dpa3simError as error:
+            code = error.exit_code
+            raise
+        finally:
+            self.directory.end_session(code)
+        return code
+
+    def close(self) -> None:
+        """Let other processes into the folder."""
+        self.database.close()
+        if self._handle is not None:
+            os.close(self._handle)
+
+    def __enter__(self) -> Screening:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def say(self, message: str) -> None:
+        """Print and log a line."""
+        self.directory.log(message)
+        self.console.print(message)
+
+    def _compute(self, total: int) -> None:
+        def told(number: int, outcome: Outcome) -> None:
+            self._progress(total, outcome)
+
+        if self.settings.executor == "parsl":
+            from dpa3sim.screen import parsl_executor
+
+            file = self.settings.executor_config
+            parsl_executor.compute(
+                self.database,
+                self.calculation,
+                _model(self.potential),
+                told,
+                folder=self.folder,
+                config_file=Path(file) if file else None,
+                workers=self.settings.workers,
+                chunk=self.settings.chunk,
+                at_once=self.settings.at_once,
+            )
+            return
+        from dpa3sim.screen import runner
+
+        runner.compute(
+            self.database, self.calculation, self.potential, told, at_once=self.settings.at_once
+        )
+
+    def _progress(self, total: int, outcome: Outcome) -> None:
+        self._finished += 1
+        if outcome.state == FAILED:
+            self.directory.log(f"failed: {outcome.error}")
+        seconds = time.monotonic() - self._began
+        pace = self._finished / seconds
+        left = (total - self._finished) / pace
+        line = f"{self._finished} of {total}, {_pace(pace)}, {_duration(left)} left"
+        if self._live is not None:
+            self._live.update(line, refresh=True)
+        if time.monotonic() - self._said >= LINE_SECONDS and self._finished < total:
+            self._said = time.monotonic()
+            self.directory.log(line)
+            if not self.console.is_terminal:
+                self.console.print(line)
+
+    @contextmanager
+    def _live_line(self) -> Iterator[None]:
+        from rich.live import Live
+
+        self._live: Live | None = None
+        if not self.console.is_terminal or self.console.quiet:
+            yield
+            return
+        with Live(console=self.console, transient=True, auto_refresh=False) as live:
+            self._live = live
+            yield
+        self._live = None
+
+    def _end(self) -> int:
+        with results_of.Results(self.folder) as found:
+            records = list(found.table())
+        results_of.write_csv(self.folder / results_of.TABLE, records)
+        seconds = time.monotonic() - self._began
+        counts = self.database.counts()
+        pace = (
+            f" in {_duration(seconds)}, {_pace(self._finished / seconds)}" if self._finished else ""
+        )
+        self.say(f"{state_line(counts)}{pace}")
+        for error, labels in failures(records):
+            self.say(f"  {error}: {labels}")
+        self.say(f"table in {self.folder / results_of.TABLE}; see 'dpa3sim export'")
+        if getattr(self.args, "json", False):
+            content = {"directory": str(self.folder), "structures": sum(counts.values()), **counts}
+            print(json.dumps(content, indent=2))
+        from dpa3sim.cli.protocol import exit_code
+
+        return exit_code(list(self.database.exit_codes()))
+
+
+def run(command: Any, args: argparse.Namespace, resolved: list[Any], console: Console) -> int:
+    """``--screen``: all structures of the command line into one database."""
+    settings, model, screen = resolved
+    check(settings, args)
+    folder = screen.folder()
+    potential = model.load(getattr(settings, "dtype", model.dtype))
+    announce(console, potential)
+    calculation = Calculation(command.name, settings, command.together)
+    with Screening(folder, calculation, potential, screen, args, console) as screening:
+        screening.register(args.structures)
+        return screening.run()
+
+
+def check(settings: Any, args: argparse.Namespace) -> None:
+    """Raise InputError for options that many structures cannot have."""
+    for name in OF_ONE_CRYSTAL:
+        if getattr(settings, name, None):
+            raise InputError(f"--{name} is about one crystal and cannot be used with --screen")
+    for flag in ("out",):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} cannot be used with --screen, which names the folder")
+
+
+def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator[Screening]:
+    """The parts of a screening, one after the other, as its folder describes them.
+
+    Raises:
+        InputError: the folder does not say what was computed.
+    """
+    import yaml
+
+    from dpa3sim import settings as options_of
+    from dpa3sim.cli.protocol import command_of
+
+    parts = results_of.part_folders(folder)
+    if not parts:
+        raise InputError(f"{folder}: holds no results of a screening")
+    for part in parts:
+        command = command_of(str(results_of.provenance(part)["calculation"].get("protocol")))
+        try:
+            stored = yaml.safe_load((part / rundir.CONFIG).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{part / rundir.CONFIG}: cannot be read ({error})") from None
+        if not isinstance(stored, dict):
+            raise InputError(f"{part / rundir.CONFIG}: holds no options")
+        if args.steps is not None:
+            stored["steps"] = args.steps
+        known = options_of.options(command.settings)
+        settings = options_of.replace_checked(
+            command.settings(), {k: v for k, v in stored.items() if k in known}
+        )
+        names = {f.name for f in fields(ModelSettings)}
+        model = options_of.replace_checked(
+            ModelSettings(device=args.device), {k: v for k, v in stored.items() if k in names}
+        )
+        potential = model.load()
+        calculation = Calculation(command.name, settings, command.together)
+        yield Screening(part, calculation, potential, ScreenSettings(), args, console)
+
+
+def state_line(counts: dict[str, int]) -> str:
+    """How many structures are in which state, in words."""
+    words = {DONE: "done", NOT_CONVERGED: "not converged", FAILED: "failed", WAITING: "waiting"}
+    shown = [f"{counts[state]} {word}" for state, word in words.items() if counts[state]]
+    return f"{sum(counts.values())} structures: {', '.join(shown) or 'none'}"
+
+
+def failures(records: list[dict[str, Any]], most: int = 10) -> list[tuple[str, str]]:
+    """What went wrong, the commonest first, with some of the structures it happened to."""
+    groups: dict[str, list[str]] = {}
+    for record in records:
+        if record["state"] == FAILED:
+            # The same error of different structures differs in their names.
+            error = str(record["error"]).replace(str(record["origin"]), "").lstrip(": ")
+            groups.setdefault(error, []).append(str(record["label"]))
+    common = sorted(groups.items(), key=lambda item: -len(item[1]))
+    lines = []
+    for error, labels in common[:most]:
+        more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
+        lines.append((error, ", ".join(labels[:3]) + more))
+    if len(common) > most:
+        lines.append(("other errors", f"{sum(len(g) for _, g in common[most:])} structures"))
+    return lines
+
+
+def _model(potential: Potential) -> Any:
+    from dpa3sim.checkpoints.registry import reference
+    from dpa3sim.screen.parsl_executor import Model
+
+    return Model(
+        str(reference(potential.model)),
+        potential.model.head,
+        potential.dtype,
+        potential.truncate,
+        potential.smooth_cutoff,
+        potential.matmul,
+    )
+
+
+def _pace(per_second: float) -> str:
+    return f"{per_second:.1f} structures/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -1,0 +1,62 @@
+"""Write a Slurm script that computes a screening in many jobs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+
+from dpa3sim.cli.options import Parser
+from dpa3sim.errors import InputError
+
+_SCRIPT = """\
+#!/bin/bash
+# A screening in {shards} jobs: sbatch THIS_FILE; the same again continues what was cut off.
+#SBATCH --job-name=dpa3sim
+#SBATCH --array=1-{shards}
+#SBATCH --cpus-per-task={cpus}
+#SBATCH --time={time}
+{more}#SBATCH --output=dpa3sim-%A-%a.log
+# Ctrl-C to the job a minute before its time is over: what is finished is saved either way.
+#SBATCH --signal=INT@60
+
+export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+exec {command} --shard "$SLURM_ARRAY_TASK_ID/{shards}"
+"""
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("shards", type=int, metavar="N", help="number of jobs")
+    parser.add_argument(
+        "words",
+        nargs="+",
+        metavar="COMMAND",
+        help="after --: the screening, such as: relax 'in/*.cif' --cell full --screen RUN",
+    )
+    parser.add_argument("--time", default="24:00:00", help="limit of each job [24:00:00]")
+    parser.add_argument("--cpus", type=int, default=8, metavar="N", help="cores of each job [8]")
+    parser.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="GPUs of each job, 0 or 1 [0]"
+    )
+    parser.add_argument("--partition", help="Slurm partition")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script."""
+    words = args.words[1:] if args.words[0] == "dpa3sim" else args.words
+    if args.shards < 1:
+        raise InputError(f"{args.shards} jobs: there must be at least one")
+    if not any(word == "--screen" or word.startswith("--screen=") for word in words):
+        raise InputError("the command has no --screen RUN, so that its jobs would not share a run")
+    if any(word == "--shard" or word.startswith("--shard=") for word in words):
+        raise InputError("leave --shard out: the script gives each job its own")
+    more = f"#SBATCH --gpus-per-task={args.gpus}\n" if args.gpus else ""
+    more += f"#SBATCH --partition={args.partition}\n" if args.partition else ""
+    command = shlex.join(["dpa3sim", *words])
+    sys.stdout.write(
+        _SCRIPT.format(
+            shards=args.shards, cpus=args.cpus, time=args.time, more=more, command=command
+        )
+    )
+    return 0

@@ -1,0 +1,1 @@
+"""Screening: one calculation for each of any number of structures."""

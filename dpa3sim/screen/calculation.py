@@ -1,0 +1,72 @@
+"""What a screening does with each structure: a protocol with its options, wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.errors import Dpa3simError, EngineError
+from dpa3sim.screen.database import DONE, FAILED, NOT_CONVERGED, Outcome, to_json
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from dpa3sim.potential import PotentialLike
+
+# Exit codes of single calculations, as everywhere.
+CONVERGED_CODE, NOT_CONVERGED_CODE, UNPHYSICAL_CODE = 0, 3, 4
+
+
+@dataclass(frozen=True)
+class Calculation:
+    """A protocol and its options; can be sent to other processes.
+
+    Attributes:
+        protocol: name of the module in :mod:`dpa3sim.protocols`.
+        settings: its ``Settings``.
+        together: whether many structures are computed at the same time, each asking for one
+            evaluation after the other; else the protocol makes batches itself.
+    """
+
+    protocol: str
+    settings: Any
+    together: bool
+
+    def __call__(self, atoms: Atoms, potential: PotentialLike) -> Outcome:
+        """Compute one structure; its errors are part of what is returned.
+
+        Raises:
+            EngineError: the engine was stopped; nothing is known of the structure.
+        """
+        module: Any = import_module(f"dpa3sim.protocols.{self.protocol}")
+        began = time.monotonic()
+        try:
+            potential.check(atoms)
+            module.check(atoms, self.settings)
+            found = module.run(atoms, potential, self.settings)
+            result = json.dumps(found.to_dict(), allow_nan=False)  # NaN is no result
+            final = found.atoms if hasattr(found, "atoms") else found.prepared.atoms
+            return Outcome(
+                state=DONE if found.converged else NOT_CONVERGED,
+                exit_code=CONVERGED_CODE if found.converged else NOT_CONVERGED_CODE,
+                seconds=time.monotonic() - began,
+                error=None if found.converged else "; ".join(found.reasons),
+                result=result,
+                structure=to_json(final),
+            )
+        except EngineError:
+            raise
+        except Dpa3simError as error:
+            return failure(str(error), error.exit_code, time.monotonic() - began)
+        # What one of many structures makes a library raise must not end the others.
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return failure(reason, UNPHYSICAL_CODE, time.monotonic() - began)
+
+
+def failure(reason: str, exit_code: int, seconds: float) -> Outcome:
+    """The outcome of a structure that has no result."""
+    return Outcome(FAILED, exit_code, seconds, error=reason)

@@ -1,0 +1,358 @@
+"""The results of a screening: one SQLite file, a row for each structure.
+
+The table ``structures`` has the columns of :class:`Row`; ``input`` and ``structure``, before and
+after, are ASE's JSON of :class:`ase.Atoms`, ``result`` is the JSON of ``result.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.errors import InputError
+from dpa3sim.run.directory import timestamp
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from dpa3sim.screen.sources import Entry
+
+NAME = "results.sqlite"
+WAITING, DONE, NOT_CONVERGED, FAILED = STATES = ("waiting", "done", "not_converged", "failed")
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS structures (
+    id INTEGER PRIMARY KEY, position INTEGER NOT NULL, key TEXT NOT NULL UNIQUE,
+    origin TEXT NOT NULL UNIQUE, label TEXT NOT NULL, formula TEXT, n_atoms INTEGER,
+    cost REAL NOT NULL, state TEXT NOT NULL, exit_code INTEGER, error TEXT,
+    attempts INTEGER NOT NULL, seconds REAL, finished TEXT, input TEXT, result TEXT, structure TEXT
+);
+CREATE INDEX IF NOT EXISTS structures_state ON structures (state, cost);
+"""
+# Registered structures wait no longer than so many for the disk.
+CHUNK = 500
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one structure.
+
+    Attributes:
+        id: number in this file. position: place in the order of the input, from 1.
+        label, origin: see :class:`~dpa3sim.screen.sources.Entry`.
+        formula, n_atoms: None for what could not be read.
+        state: ``"waiting"``, ``"done"``, ``"not_converged"`` or ``"failed"``.
+        exit_code: that of the single calculation; None while waiting.
+        error: why it failed.
+        attempts: how often it was computed to an end, good or bad.
+        seconds: from entering to leaving, with others beside it.
+        finished: when.
+        result: the protocol's result, with units in its keys.
+    """
+
+    id: int
+    position: int
+    label: str
+    origin: str
+    formula: str | None
+    n_atoms: int | None
+    state: str
+    exit_code: int | None
+    error: str | None
+    attempts: int
+    seconds: float | None
+    finished: str | None
+    result: dict[str, Any] | None
+
+
+_COLUMNS = ", ".join(Row.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one structure.
+
+    Attributes:
+        state, exit_code, seconds, error: see :class:`Row`.
+        result: JSON of the protocol's result. structure: what it ended with, ASE's JSON.
+    """
+
+    state: str
+    exit_code: int
+    seconds: float
+    error: str | None = None
+    result: str | None = None
+    structure: str | None = None
+
+
+class Database:
+    """The file; several threads may use one, and other processes may read while one writes.
+
+    Args:
+        path: made if ``create``.
+
+    Raises:
+        InputError: it is absent, or no such file.
+    """
+
+    def __init__(self, path: Path, create: bool = False) -> None:
+        self.path = path
+        self._lock = RLock()
+        if not create and not path.is_file():
+            raise InputError(f"{path}: no such file")
+        with self._errors():
+            self._connection = sqlite3.connect(
+                path, timeout=30.0, isolation_level=None, check_same_thread=False
+            )
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+            if create and version == 0:
+                self._connection.executescript(_SCHEMA)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise InputError(f"{path}: no results of a screening, or of another version")
+
+    # -- structures in ----------------------------------------------------------------------------
+
+    def register(self, found: Iterable[tuple[int, Entry]]) -> int:
+        """Add structures, given with their positions, unless they are there; returns how many came.
+
+        Raises:
+            InputError: the structure of a known origin has changed.
+        """
+        count = 0
+        with self._lock, self._errors(), self._transaction():
+            for position, entry in found:
+                count += 1
+                self._register(position, entry)
+                if count % CHUNK == 0:
+                    self._connection.execute("COMMIT")
+                    self._connection.execute("BEGIN")
+        return count
+
+    def _register(self, position: int, entry: Entry) -> None:
+        key = _key(entry)
+        known = self._connection.execute(
+            "SELECT key, input IS NULL FROM structures WHERE origin = ?", (entry.origin,)
+        ).fetchone()
+        if known is not None and known[0] == key:
+            self._connection.execute(
+                "UPDATE structures SET position = ? WHERE key = ? AND position != ?",
+                (position, key, position),
+            )
+            return
+        if known is not None:
+            if not known[1]:
+                raise InputError(
+                    f"{entry.origin}: is another structure than when this screening began; choose "
+                    "another folder for it"
+                )
+            # It could not be read then, and perhaps can be now.
+            self._connection.execute("DELETE FROM structures WHERE origin = ?", (entry.origin,))
+        columns: dict[str, Any] = {"position": position, "key": key}
+        columns |= {"origin": entry.origin, "label": entry.label}
+        if isinstance(entry.atoms, InputError):
+            columns |= {"cost": 0.0, "state": FAILED, "attempts": 1, "error": str(entry.atoms)}
+            columns |= {"exit_code": entry.atoms.exit_code, "finished": timestamp()}
+        else:
+            columns |= {
+                "formula": entry.atoms.get_chemical_formula(),
+                "n_atoms": len(entry.atoms),
+                "cost": cost(entry.atoms),
+                "state": WAITING,
+                "attempts": 0,
+                "input": to_json(entry.atoms),
+            }
+        names, places = ", ".join(columns), ", ".join("?" * len(columns))
+        self._connection.execute(
+            f"INSERT INTO structures ({names}) VALUES ({places})", list(columns.values())
+        )
+
+    def waiting(self) -> list[int]:
+        """Ids of what is still to do, the costliest first: no long one is left at the end."""
+        with self._lock, self._errors():
+            found = self._connection.execute(
+                "SELECT id FROM structures WHERE state = ? ORDER BY cost DESC, position", (WAITING,)
+            )
+            return [row[0] for row in found]
+
+    def input(self, number: int) -> Atoms:
+        """The structure as it was given."""
+        return from_json(self.input_text(number))
+
+    def input_text(self, number: int) -> str:
+        """The same as :func:`to_json` has it."""
+        with self._lock, self._errors():
+            found = self._connection.execute(
+                "SELECT input FROM structures WHERE id = ?", (number,)
+            ).fetchone()
+        return str(found[0])
+
+    # -- results ----------------------------------------------------------------------------------
+
+    def finish(self, number: int, outcome: Outcome) -> None:
+        """Save what came of a waiting structure; it is on the disk when this returns."""
+        with self._lock, self._errors():
+            self._connection.execute(
+                "UPDATE structures SET state = ?, exit_code = ?, seconds = ?, error = ?, "
+                "result = ?, structure = ?, attempts = attempts + 1, finished = ? "
+                "WHERE id = ? AND state = ?",
+                (
+                    outcome.state,
+                    outcome.exit_code,
+                    outcome.seconds,
+                    outcome.error,
+                    outcome.result,
+                    outcome.structure,
+                    timestamp(),
+                    number,
+                    WAITING,
+                ),
+            )
+
+    def requeue(self, states: Sequence[str], steps_below: int | None = None) -> int:
+        """Let structures in these states wait again; what could not be read stays as it is.
+
+        Args:
+            states: such as ``["failed"]``.
+            steps_below: only those whose result took fewer steps.
+        """
+        places = ", ".join("?" * len(states))
+        condition, values = f"state IN ({places}) AND input IS NOT NULL", list[Any](states)
+        if steps_below is not None:
+            condition += " AND json_extract(result, '$.n_steps') < ?"
+            values.append(steps_below)
+        with self._lock, self._errors():
+            return self._connection.execute(
+                f"UPDATE structures SET state = '{WAITING}' WHERE {condition}", values
+            ).rowcount
+
+    def counts(self) -> dict[str, int]:
+        """How many structures are in each state."""
+        with self._lock, self._errors():
+            found = dict(
+                self._connection.execute("SELECT state, COUNT(*) FROM structures GROUP BY state")
+            )
+        return {state: found.get(state, 0) for state in STATES}
+
+    def exit_codes(self) -> set[int]:
+        """Those of all that are finished."""
+        with self._lock, self._errors():
+            found = self._connection.execute(
+                "SELECT DISTINCT exit_code FROM structures WHERE state != ?", (WAITING,)
+            )
+            return {row[0] for row in found}
+
+    def rows(self, states: Sequence[str] = STATES) -> Iterator[Row]:
+        """All structures in these states, in the order of the input."""
+        places = ", ".join("?" * len(states))
+        query = f"SELECT {_COLUMNS} FROM structures WHERE state IN ({places}) ORDER BY position"
+        with self._errors():
+            for *columns, result in self._connection.execute(query, list(states)):
+                yield Row(*columns, result=None if result is None else json.loads(result))
+
+    def structure(self, number: int) -> Atoms | None:
+        """The structure that a calculation ended with, with its energy and forces if known."""
+        with self._lock, self._errors():
+            found = self._connection.execute(
+                "SELECT structure FROM structures WHERE id = ?", (number,)
+            ).fetchone()
+        return None if found is None or found[0] is None else from_json(found[0])
+
+    def close(self) -> None:
+        """Release the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("ROLLBACK")
+            raise
+        self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.DatabaseError, json.JSONDecodeError) as error:
+            raise InputError(f"{self.path}: cannot be used ({error})") from None
+
+
+def cost(atoms: Atoms) -> float:
+    """What an evaluation costs, relative to others: the number of angles, which density decides."""
+    volume = abs(atoms.cell.volume) if atoms.cell.rank == 3 else 0.0
+    dense = len(atoms) / max(volume, 5.0 * len(atoms)) if atoms.pbc.all() else 0.02
+    return float(len(atoms) * dense**2)
+
+
+def to_json(atoms: Atoms) -> str:
+    """A structure with its constraints, and what of its ``info`` and results JSON can hold."""
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io.jsonio import encode
+
+    data = atoms.todict()
+    info = data.pop("info", {})
+    data["info"] = {key: value for key, value in info.items() if _is_plain(value)}
+    results = {} if atoms.calc is None else atoms.calc.results
+    kept = ("energy", "forces", "stress")
+    if isinstance(atoms.calc, SinglePointCalculator):
+        data["results"] = {key: results[key] for key in kept if key in results}
+    text: str = encode(data)
+    return text
+
+
+def from_json(text: str) -> Atoms:
+    """Inverse of :func:`to_json`.
+
+    Raises:
+        InputError: it is no such text.
+    """
+    from ase import Atoms
+    from ase.calculators.singlepoint import SinglePointCalculator
+    from ase.io.jsonio import decode
+
+    try:
+        data = decode(text)
+        results = data.pop("results", None)
+        atoms = Atoms.fromdict(data)
+        if results:
+            atoms.calc = SinglePointCalculator(atoms, **results)
+    except Exception as error:  # whatever ASE makes of a damaged text
+        raise InputError(f"a stored structure cannot be read ({error})") from None
+    return atoms
+
+
+def _is_plain(value: Any) -> bool:
+    from ase.io.jsonio import encode
+
+    try:
+        json.loads(encode(value))
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _key(entry: Entry) -> str:
+    """What tells structures apart: where they come from, and what they are."""
+    if isinstance(entry.atoms, InputError):
+        content = f"{entry.origin} unreadable"
+    else:
+        from dpa3sim.reading import Source
+
+        content = f"{entry.origin} {Source(entry.label, entry.origin, entry.atoms).sha256}"
+    return hashlib.sha256(content.encode()).hexdigest()

@@ -1,0 +1,129 @@
+"""Single points: energy, forces and stress of a structure as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpa3sim import settings as options_of
+from dpa3sim.protocols.planning import Stage
+from dpa3sim.protocols.relax import GPA, largest_force
+from dpa3sim.settings import option
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from dpa3sim.potential import PotentialLike
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of a single point."""
+
+    arrays: bool = option(True, "put forces and atomic energies into the result, not only energies")
+
+    def __post_init__(self) -> None:
+        options_of.validate(self)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A structure that carries its energy, forces and, if periodic, stress.
+
+    Attributes:
+        energies_eV: ``(n,)`` atomic energies. virial_eV: ``(3, 3)``, -dE/dstrain.
+        n_edges, n_angles: pairs within the cutoff, and pairs of pairs within that of angles.
+        warnings: what limits the result.
+    """
+
+    settings: Settings
+    atoms: Atoms
+    energies_eV: np.ndarray
+    virial_eV: np.ndarray
+    n_edges: int
+    n_angles: int
+    warnings: tuple[str, ...]
+
+    @property
+    def converged(self) -> bool:
+        """Always: there is nothing to converge."""
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready summary; every key with a dimension ends in its unit."""
+        energy, natoms = float(self.atoms.get_potential_energy()), len(self.atoms)
+        stress = None
+        if "stress" in self.atoms.calc.results:
+            stress = self.atoms.get_stress(voigt=False, apply_constraint=False) / GPA
+        volume = float(self.atoms.get_volume()) if self.atoms.cell.rank == 3 else None
+        result: dict[str, Any] = {
+            "converged": True,
+            "reasons": ["a single evaluation"],
+            "warnings": list(self.warnings),
+            "n_atoms": natoms,
+            "formula": self.atoms.get_chemical_formula(),
+            "energy_eV": energy,
+            "energy_per_atom_eV": energy / natoms,
+            "fmax_eV_per_A": largest_force(self.atoms),
+            "stress_GPa": None if stress is None else stress.tolist(),
+            "pressure_GPa": None if stress is None else -float(np.trace(stress)) / 3,
+            "virial_eV": self.virial_eV.tolist(),
+            "volume_A3": volume,
+            "n_edges": self.n_edges,
+            "n_angles": self.n_angles,
+        }
+        if self.settings.arrays:
+            result["forces_eV_per_A"] = self.atoms.get_forces(apply_constraint=False).tolist()
+            result["energies_eV"] = self.energies_eV.tolist()
+        return result | {"settings": options_of.to_dict(self.settings)}
+
+
+def check(atoms: Atoms, settings: Settings) -> None:
+    """Nothing beyond what the model itself refuses."""
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    return [Stage("evaluation", [len(atoms)], atoms)]
+
+
+def run(
+    atoms: Atoms,
+    potential: PotentialLike,
+    settings: Settings | None = None,
+    *,
+    progress: Callable[[Any], None] | None = None,
+) -> Result:
+    """Evaluate ``atoms``; the argument itself is not changed.
+
+    Args:
+        atoms: any structure.
+        potential: the resident model, or a client of an engine.
+        settings: options, defaults where None.
+        progress: not used, a single point has none.
+
+    Raises:
+        InputError, NonFiniteError, OutOfMemoryError: see :meth:`Potential.evaluate`.
+    """
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from dpa3sim.calculator import DPA3Calculator
+
+    calculator = DPA3Calculator(potential)
+    final = atoms.copy()
+    found = potential.evaluate([final])[0]
+    calculator.take(final, found)
+    results = {k: v for k, v in calculator.results.items() if k not in ("virial", "free_energy")}
+    final.calc = SinglePointCalculator(final, **results)
+    return Result(
+        settings=settings or Settings(),
+        atoms=final,
+        energies_eV=found.energies,
+        virial_eV=found.virial,
+        n_edges=found.n_edges,
+        n_angles=found.n_angles,
+        warnings=found.warnings,
+    )
