@@ -87,24 +87,84 @@ class Pace:
         per_work = max(many - one, 0.5 * many) / ((copies - 1) * work)
         return cls(max(0.0, one - per_work * work), per_work, f"1 and {copies} of {what}")
 
-    def seconds(self, batches: int, work: float) -> float:
+    def seconds(self, batches: float, work: float) -> float:
         """Of so many batches with so much work in all."""
         return batches * self.per_batch + work * self.per_work
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a stage takes.
+    """What a stage takes, of one structure or of many.
 
     Attributes:
-        seconds: the least and the most. needed: bytes of its largest batch. fits: whether every
-            structure can be computed.
+        name, kind: see :class:`~dpa3sim.protocols.planning.Stage`.
+        structures: how many. atoms: of the smallest and the largest of them.
+        evaluations: of all, the least and the most. exact: whether they are known.
+        notes: what they depend on.
+        seconds: the least and the most. needed: bytes of its largest batch.
+        fits: whether every structure can be computed.
     """
 
-    stage: Stage
+    name: str
+    kind: str
+    structures: int
+    atoms: tuple[int, int]
+    evaluations: tuple[int, int]
+    exact: bool
+    notes: tuple[str, ...]
     seconds: tuple[float, float]
     needed: int
     fits: bool
+
+    @classmethod
+    def of(cls, stage: Stage, once: float, needed: int, fits: bool) -> Part:
+        """A stage, all of whose structures take ``once`` (s) to be evaluated once."""
+        low, high = (n * share * once for n, share in zip(stage.evaluations, SHARES, strict=True))
+        return cls(
+            stage.name,
+            stage.kind,
+            len(stage.atoms),
+            (min(stage.atoms), max(stage.atoms)),
+            stage.total,
+            stage.exact,
+            (stage.note,) if stage.note else (),
+            (low, high),
+            needed,
+            fits,
+        )
+
+    def __add__(self, other: Part) -> Part:
+        """The same stage of other structures with it."""
+        return Part(
+            self.name,
+            self.kind,
+            self.structures + other.structures,
+            (min(self.atoms[0], other.atoms[0]), max(self.atoms[1], other.atoms[1])),
+            _sums((self.evaluations, other.evaluations)),
+            self.exact and other.exact,
+            tuple(dict.fromkeys(self.notes + other.notes)),
+            _sums((self.seconds, other.seconds)),
+            max(self.needed, other.needed),
+            self.fits and other.fits,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; every key with a dimension ends in its unit."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "n_structures": self.structures,
+            "n_atoms_least": self.atoms[0],
+            "n_atoms_most": self.atoms[1],
+            "evaluations_least": self.evaluations[0],
+            "evaluations_most": self.evaluations[1],
+            "exact": self.exact,
+            "notes": list(self.notes),
+            "time_least_s": self.seconds[0],
+            "time_most_s": self.seconds[1],
+            "memory_GiB": self.needed / 2**30,
+            "fits": self.fits,
+        }
 
 
 @dataclass(frozen=True)
@@ -123,7 +183,7 @@ class Cost:
     @property
     def evaluations(self) -> tuple[int, int]:
         """The least and the most."""
-        return _sums(part.stage.total for part in self.parts)
+        return _sums(part.evaluations for part in self.parts)
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -138,13 +198,13 @@ class Cost:
     @property
     def notes(self) -> list[tuple[str, str]]:
         """What numbers that are not exact depend on, by stage."""
-        return [(p.stage.name, p.stage.note) for p in self.parts if p.stage.note]
+        return [(part.name, note) for part in self.parts for note in part.notes]
 
     @property
     def warnings(self) -> list[str]:
         """What will not work."""
         return [
-            f"{part.stage.name}: {max(part.stage.atoms)} atoms need more memory "
+            f"{part.name}: {part.atoms[1]} atoms need more memory "
             f"({part.needed / 2**30:.2g} GiB) than there is; use a smaller cell, or a device with "
             "more memory"
             for part in self.parts
@@ -156,7 +216,7 @@ class Cost:
         return {
             "evaluations_least": self.evaluations[0],
             "evaluations_most": self.evaluations[1],
-            "exact": all(part.stage.exact for part in self.parts),
+            "exact": all(part.exact for part in self.parts),
             "time_least_s": self.seconds[0],
             "time_most_s": self.seconds[1],
             "time_basis": self.basis,
@@ -164,26 +224,31 @@ class Cost:
             "memory_available_GiB": self.available / 2**30,
             "fits": all(part.fits for part in self.parts),
             "warnings": self.warnings,
-            "stages": [_part_dict(part) for part in self.parts],
+            "stages": [part.to_dict() for part in self.parts],
         }
 
 
-def estimate(stages: Sequence[Stage], potential: Potential) -> Cost:
-    """Time and memory of stages; samples of structures are timed, which takes some seconds.
+def estimate(stages: Sequence[Stage], potential: Potential, together: int = 1) -> Cost:
+    """Time and memory of stages; a few small batches are timed for it.
 
     Args:
-        stages: of a protocol. potential: the model, in the precision it will have.
+        stages: of a protocol, or of many; those of one name are added.
+        potential: the model, in the precision it will have.
+        together: how many structures of a screening share their batches.
     """
     costliest = max(stages, key=lambda stage: stage.total[1] * sum(stage.atoms))
     pace = Pace.measure(costliest.sample, potential)
     known: dict[int, Neighbours] = {}
-    parts = []
+    parts: dict[str, Part] = {}
     for stage in stages:
         key = id(stage.sample)
         if key not in known:
             known[key] = Neighbours.of(stage.sample, potential)
-        make = _derivatives if stage.kind == HESSIAN else _evaluations
-        parts.append(make(stage, known[key], pace, potential))
+        if stage.kind == HESSIAN:
+            part = _derivatives(stage, potential)
+        else:
+            part = _evaluations(stage, known[key], pace, potential, together)
+        parts[part.name] = parts[part.name] + part if part.name in parts else part
     threads = f", threads: {torch.get_num_threads()}" if potential.device.type == "cpu" else ""
     low, high = (round(100 * abs(1 - share)) for share in SHARES)
     basis = (
@@ -191,53 +256,31 @@ def estimate(stages: Sequence[Stage], potential: Potential) -> Cost:
         f"by timing {pace.timed} on {potential.device}{threads}, and counting neighbours"
     )
     budget = memory_share(potential.device) * free_bytes(potential.device)
-    return Cost(parts, int(budget), basis)
+    return Cost(list(parts.values()), int(budget), basis)
 
 
-def _evaluations(stage: Stage, neighbours: Neighbours, pace: Pace, potential: Potential) -> Part:
-    batches = potential.batch_sizes(stage.atoms)
+def _evaluations(
+    stage: Stage, neighbours: Neighbours, pace: Pace, potential: Potential, together: int
+) -> Part:
+    batches = potential.batch_sizes([*stage.atoms] * together)
     largest = neighbours.repeated(max(stage.atoms))
     in_batch = neighbours.repeated(max(batches))
     work = neighbours.work / len(neighbours.n_edges) * sum(stage.atoms)
     # A batch that does not fit is divided; a structure cannot be.
     needed, _ = potential.memory_needed(in_batch.n_edges, in_batch.n_angle_edges)
     alone, fits = potential.memory_needed(largest.n_edges, largest.n_angle_edges)
-    seconds = _range(stage, pace.seconds(len(batches), work))
-    return Part(stage, seconds, max(alone, needed) if fits else alone, fits)
+    once = pace.seconds(len(batches) / together, work)
+    return Part.of(stage, once, max(alone, needed) if fits else alone, fits)
 
 
-def _derivatives(stage: Stage, neighbours: Neighbours, pace: Pace, potential: Potential) -> Part:
+def _derivatives(stage: Stage, potential: Potential) -> Part:
     """By autograd, for every atom of the sample, in cells of several of it; memory is unknown."""
     times = []
     for _ in range(2):  # the first one warms up
         start = time.perf_counter()
         potential.hessian(stage.sample, [0])
         times.append(time.perf_counter() - start)
-    return Part(stage, _range(stage, min(times) * sum(stage.atoms)), 0, True)
-
-
-def _range(stage: Stage, once: float) -> tuple[float, float]:
-    """The least and the most time of a stage, s; ``once`` is that of evaluating all of it once."""
-    low, high = (n * share * once for n, share in zip(stage.evaluations, SHARES, strict=True))
-    return low, high
-
-
-def _part_dict(part: Part) -> dict[str, Any]:
-    stage = part.stage
-    return {
-        "name": stage.name,
-        "kind": stage.kind,
-        "n_structures": len(stage.atoms),
-        "n_atoms": list(stage.atoms),
-        "evaluations_least": stage.total[0],
-        "evaluations_most": stage.total[1],
-        "exact": stage.exact,
-        "note": stage.note,
-        "time_least_s": part.seconds[0],
-        "time_most_s": part.seconds[1],
-        "memory_GiB": part.needed / 2**30,
-        "fits": part.fits,
-    }
+    return Part.of(stage, min(times) * sum(stage.atoms), 0, True)
 
 
 def _sums(pairs: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:

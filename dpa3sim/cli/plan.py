@@ -6,19 +6,25 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import warnings
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli.options import Parser
-from dpa3sim.cli.protocol import Command, Job, describe
-from dpa3sim.errors import InputError
+from dpa3sim.cli.options import Parser, announce
+from dpa3sim.cli.protocol import BAD_INPUT, Command, Job, describe, exit_code
+from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.protocols.planning import HESSIAN
+from dpa3sim.reading import Source
 
 if TYPE_CHECKING:
     from dpa3sim.planning import Cost
 
 SUBCOMMANDS = {
+    "sp": "single points",
     "relax": "relaxation",
     "eos": "equation of state",
     "elastic": "elastic constants",
@@ -65,11 +71,14 @@ class PlannedCommand:
         self.command.configure(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Tell of every calculation, after the checks of the command."""
-        return self.command.each(args, _tell)
+        """Tell of every calculation, after the checks of the command; of a screening the sum."""
+        resolved = self.command.resolved(args)
+        if self.command.screens and resolved[-1].screen is not None:
+            return _plan_screening(self.command, args, resolved)
+        return self.command.each(args, _plan)
 
 
-def _tell(job: Job) -> tuple[dict[str, Any], int]:
+def _plan(job: Job) -> tuple[dict[str, Any], int]:
     from dpa3sim.planning import estimate
 
     structures = "; ".join(describe(source.atoms) for source in job.sources)
@@ -81,16 +90,53 @@ def _tell(job: Job) -> tuple[dict[str, Any], int]:
     return {"command": job.command.name, "structure": origin, **cost.to_dict()}, 0
 
 
+def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[Any]) -> int:
+    """All structures of a screening, in whatever shards."""
+    from dpa3sim.cli import screening
+    from dpa3sim.planning import estimate
+    from dpa3sim.screen.sources import entries
+
+    settings, model, screen = resolved
+    screening.check(settings, args)
+    console = command.console(args)
+    potential = model.load(getattr(settings, "dtype", model.dtype))
+    announce(console, potential)
+    stages, codes = [], []
+    for entry in entries(args.structures):
+        try:
+            if isinstance(entry.atoms, InputError):
+                raise entry.atoms
+            source = Source(entry.label, entry.origin, entry.atoms)
+            job = command.job(command, (source,), potential, settings, args, Path(), console)
+            stages += job.stages()
+            codes.append(0)
+        except Dpa3simError as error:
+            where = "" if error is entry.atoms else f"{entry.origin}: "
+            print(f"dpa3sim: error: {where}{error}", file=sys.stderr)
+            codes.append(error.exit_code)
+    if not stages:
+        return exit_code(codes) or BAD_INPUT
+    count = len(codes) - sum(map(bool, codes))
+    console.print(f"{count} structures -> {screen.screen}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Dpa3simWarning)  # they are for results
+        cost = estimate(stages, potential, screen.at_once if command.together else 1)
+    for line in lines(cost):
+        console.print(line)
+    if args.json:
+        told = {"command": command.name, "n_structures": count, **cost.to_dict()}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+    return exit_code(codes)
+
+
 def lines(cost: Cost) -> list[str]:
     """The stages as a table, the sums, and what they rest on."""
     head = ("structures", "atoms of each", "evaluations", "time")
     table = [_line("", *head)]
     for part in cost.parts:
-        stage = part.stage
-        sizes = sorted({min(stage.atoms), max(stage.atoms)})
-        count = _to(stage.total) + ("" if stage.exact else " *")
+        count = _to(part.evaluations) + ("" if part.exact else " *")
         seconds = _times(part.seconds)
-        table.append(_line(stage.name, str(len(stage.atoms)), _to(sizes), count, seconds))
+        table.append(_line(part.name, str(part.structures), _to(part.atoms), count, seconds))
     table.append(_line("in all", "", "", _to(cost.evaluations), _times(cost.seconds)))
     table += [f"* {name}: {note}" for name, note in cost.notes]
     gib = 2**30
@@ -98,7 +144,7 @@ def lines(cost: Cost) -> list[str]:
         f"memory: {cost.needed / gib:.2g} GiB for the largest batch, model and libraries aside; "
         f"{cost.available / gib:.3g} GiB may be used"
     )
-    if any(part.stage.kind == HESSIAN for part in cost.parts):
+    if any(part.kind == HESSIAN for part in cost.parts):
         table[-1] += "; that of second derivatives is not known"
     table.append(cost.basis)
     return table + [f"warning: {warning}" for warning in cost.warnings]

@@ -1,4 +1,4 @@
-"""Write a page of HTML about a run: what was computed, its state, results, plots, provenance."""
+"""Write a page of HTML about a run or a screening: state, results, plots, provenance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from dpa3sim.errors import Dpa3simError, InputError
 
 if TYPE_CHECKING:
     from dpa3sim.report.page import Option
-    from dpa3sim.report.reading import Run
 
 SOME_FAILED = 5
 # So much of a file tells whether it is a page of ours.
@@ -23,7 +22,7 @@ HEAD_CHARACTERS = 400
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim report``."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run directory, such as POSCAR.relax"
+        "runs", nargs="+", metavar="RUN", help="run directory, or folder of a screening"
     )
     parser.add_argument(
         "--output",
@@ -56,17 +55,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _write(folder: Path, args: argparse.Namespace) -> Path:
-    """The page of one run; where it was written."""
+    """The page of one run, or of a screening; where it was written."""
     from dpa3sim.files import atomic_write
     from dpa3sim.report.page import run_page
     from dpa3sim.report.reading import read_run
+    from dpa3sim.report.screening import read_screening, screening_page
+    from dpa3sim.screen.results import part_folders
 
-    found = read_run(folder)
-    target = _target(found, args.output, len(args.runs))
+    target = _target(folder, args.output, len(args.runs))
+    if part_folders(folder):
+        found = read_screening(folder)
+        page = screening_page(found, *_about(found.protocol))
+    else:
+        run = read_run(folder)
+        page = run_page(run, *_about(run.protocol))
     if not args.force:
         _check_replaceable(target)
-    title, options = _about(found.protocol)
-    page = run_page(found, title, options)
     try:
         atomic_write(target, page)
     except OSError as error:
@@ -76,14 +80,14 @@ def _write(folder: Path, args: argparse.Namespace) -> Path:
     return target
 
 
-def _target(run: Run, output: str | None, count: int) -> Path:
+def _target(folder: Path, output: str | None, count: int) -> Path:
     from dpa3sim.report.reading import REPORT
 
     if output is None:
-        return run.path / REPORT
+        return folder / REPORT
     path = Path(output)
     if path.is_dir():
-        return path / f"{run.name}.html"
+        return path / f"{folder.resolve().name}.html"
     if count > 1:
         raise InputError(f"--output {output}: is no folder, which {count} pages need")
     return path

@@ -35,7 +35,7 @@ def test_phonons(capsys):
     plan = planned(capsys, *arguments)
     stages = {stage["name"]: stage for stage in plan["stages"]}
     supercells = stages["displaced supercells"]
-    assert supercells["n_atoms"] == [64]
+    assert (supercells["n_structures"], supercells["n_atoms_most"]) == (1, 64)
     assert supercells["exact"] is True
     assert not stages["relax"]["exact"]
     assert plan["evaluations_most"] == sum(s["evaluations_most"] for s in plan["stages"])
@@ -58,6 +58,29 @@ def test_several_structures_and_settings_from_a_file(capsys):
     assert [plan["evaluations_least"] for plan in plans] == [24, 24]
     assert [plan["structure"] for plan in plans] == ["Si.vasp", "A.vasp"]
     assert all(plan["exact"] for plan in plans)
+
+
+def test_a_screening_is_a_sum(capsys):
+    Path("in").mkdir()
+    write("in/a.cif", bulk("Cu", cubic=True), format="cif")
+    write("in/b.cif", bulk("Al"), format="cif")
+    Path("in/c.cif").write_text("nothing")
+    assert main(["plan", "relax", "in", "Si.vasp", "--screen", "many", "--json"]) == 5
+    captured = capsys.readouterr()
+    assert "c.cif" in captured.err
+    plan = json.loads(captured.out)
+    assert plan["n_structures"] == 3
+    (stage,) = plan["stages"]
+    assert stage["n_structures"] == 3
+    assert (stage["n_atoms_least"], stage["n_atoms_most"]) == (1, 8)
+    assert (stage["evaluations_least"], stage["evaluations_most"]) == (3 * 4, 3 * 61)
+    assert not Path("many").exists()
+    # What has batches of its own: the stages of one name are added.
+    plan = planned(capsys, "eos", "in/a.cif", "in/b.cif", "--screen", "many", "--points", "6")
+    stages = {stage["name"]: stage for stage in plan["stages"]}
+    assert stages["volumes"]["n_structures"] == 12
+    assert main(["plan", "relax", "Si.vasp", "--screen", "many", "--out", "x"]) == 2
+    assert "--out cannot be used with --screen" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -100,7 +123,7 @@ def test_one_bad_structure_of_several(capsys):
 
 def test_usage(capsys):
     assert main(["plan"]) == 2
-    assert "plan needs a command, one of relax, eos" in capsys.readouterr().err
+    assert "plan needs a command, one of sp, relax, eos" in capsys.readouterr().err
     assert main(["plan", "phnon", "Si.vasp"]) == 2
     assert "did you mean 'phonon'" in capsys.readouterr().err
     assert main(["plan", "--help"]) == 0
@@ -115,7 +138,7 @@ def test_every_command_with_a_protocol_can_be_planned():
     from dpa3sim.cli.main import COMMANDS
     from dpa3sim.cli.protocol import Command
 
-    modules = {name: import_module(f"dpa3sim.cli.{name}") for name in COMMANDS}
+    modules = {name: import_module(f"dpa3sim.cli.{name.replace('-', '_')}") for name in COMMANDS}
     protocols = {
         name
         for name, module in modules.items()

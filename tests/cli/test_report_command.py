@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
 from report_support import Page, a_result, a_run, assert_harmless
 
 from dpa3sim.cli.main import main
@@ -32,6 +35,44 @@ def test_a_page_for_each_run(capsys):
     ]
     assert_harmless(page)
     assert "interrupted" in Page(Path("b.eos/report.html").read_text()).text
+
+
+def test_a_screening_has_a_page(capsys):
+    """A real one, with a structure that cannot be read, and one that cannot be computed."""
+    Path("in").mkdir()
+    for name, lattice in (("Cu", 3.7), ("Al", 4.1)):
+        write(f"in/{name}.cif", bulk(name, "fcc", a=lattice), format="cif")
+    write("in/close.vasp", Atoms("Cu2", [[0, 0, 0], [0, 0, 0.01]], cell=[4] * 3), format="vasp")
+    Path("in/no.cif").write_text("nothing")
+    assert main(["relax", "in", "--screen", "many", "--quiet", "--steps", "3"]) == 5
+    capsys.readouterr()
+    assert main(["report", "many"]) == 0
+    assert capsys.readouterr().out == "many/report.html\n"
+    page = Page(Path("many/report.html").read_text())
+    assert "screening: relaxation" in page.text
+    assert "complete, not all of it good" in page.text
+    assert "2 done, 2 failed" in page.text
+    table = next(t for t in page.tables if t[0][0] == "label")
+    assert [line[3] for line in table[1:]].count("done") == 2
+    assert "energy per atom (eV/atom)" in table[0]
+    assert "volume per atom (Å³/atom)" in table[0]
+    assert page.line("steps")[1:3] == ["3", "1000"]
+    assert_harmless(page)
+    # Again while it is no database any more: damaged, and no traceback.
+    Path("many/results.sqlite").write_bytes(b"no database at all" * 99)
+    assert main(["report", "many"]) == 0
+    assert "damaged" in Page(Path("many/report.html").read_text()).text
+
+
+def test_shards_have_one_page():
+    write("a.extxyz", [bulk("Cu", a=a) for a in (3.5, 3.6, 3.7)], format="extxyz")
+    for shard in ("1/2", "2/2"):
+        assert main(["sp", "a.extxyz", "--screen", "many", "--shard", shard, "--quiet"]) == 0
+    assert main(["report", "many"]) == 0
+    page = Page(Path("many/report.html").read_text())
+    assert "3 structures" in page.text
+    assert "shard-1-of-2" in page.text
+    assert "shard-2-of-2" in page.text
 
 
 def test_output(capsys):

@@ -9,7 +9,7 @@ from report_support import Page, a_run, assert_harmless, browser
 from dpa3sim.errors import InputError
 from dpa3sim.report.page import Option
 from dpa3sim.report.reading import read_run
-from dpa3sim.report.screening import MOST_ROWS, collect, screening_page
+from dpa3sim.report.screening import MOST_ROWS, Screening, collect, screening_page
 
 OPTIONS = (Option("fmax", "largest force", "eV/Å", 0.01),)
 EVIL = "</script><script>alert(1)</script><b onclick=x>"
@@ -44,7 +44,7 @@ def several():
     yield from (structure(n) for n in range(1, 6))
     yield structure(6, "not_converged")
     for number in (7, 8, 9):
-        error = f"in/s{number}.cif: atoms are closer than 0.1 Å"
+        error = f"in/s{number}.cif: atoms {number} and 1 are 0.0{number} Å apart"
         yield structure(number, "failed", error=error, exit_code=2)
     yield structure(10, "failed", error="the model returned NaN", exit_code=4)
     yield structure(11, "waiting", attempts=0, seconds=None, exit_code=None)
@@ -53,7 +53,8 @@ def several():
 def page_of(tmp_path, rows, **session):
     part = a_run(tmp_path / "many", None, **session)
     found = collect(rows, "relax")
-    return screening_page("many", [read_run(part)], found, "relaxation", OPTIONS)
+    screening = Screening("many", [read_run(part)], found)
+    return screening_page(screening, "relaxation", OPTIONS)
 
 
 def test_counts_failures_and_table(tmp_path):
@@ -62,8 +63,8 @@ def test_counts_failures_and_table(tmp_path):
     assert "unfinished" in page.text
     assert "pace" in page.text
     failures = next(t for t in page.tables if t[0][0] == "error")
-    # Alike errors are one, whatever the structures are called.
-    assert failures[1] == ["atoms are closer than 0.1 Å", "3", "s7, s8, s9"]
+    # Alike errors are one, whatever the structures and numbers are.
+    assert failures[1] == ["atoms 7 and 1 are 0.07 Å apart", "3", "s7, s8, s9"]
     assert failures[2][:2] == ["the model returned NaN", "1"]
     table = next(t for t in page.tables if t[0][0] == "label")
     head = dict(zip(table[0], table[2], strict=True))
