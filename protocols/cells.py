@@ -186,8 +186,7 @@ def symmetry(atoms: Atoms, symprec: float) -> Any:
 def _dataset(lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: float) -> Any:
     import spglib
 
-    vectors, sites = np.frombuffer(lattice).reshape(3, 3), np.frombuffer(scaled).reshape(-1, 3)
-    crystal: Any = (vectors, sites, numbers)
+    crystal = _spglib_cell(lattice, scaled, numbers)
     try:
         return spglib.get_symmetry_dataset(crystal, symprec=symprec)
     except getattr(spglib, "SpglibError", ()):  # newer versions raise, older ones return None
@@ -285,14 +284,28 @@ def spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
 
 def _standard(atoms: Atoms, symprec: float, to_primitive: bool) -> tuple[Any, Any, Any]:
     """Lattice, scaled positions and numbers of a standard cell, not rotated nor idealized."""
-    import spglib
-
-    found = spglib.standardize_cell(
-        spglib_cell(atoms), to_primitive=to_primitive, no_idealize=True, symprec=symprec
-    )
+    lattice, scaled, numbers = spglib_cell(atoms)
+    given = lattice.tobytes(), scaled.tobytes(), tuple(numbers.tolist())
+    found = _standardized(*given, symprec, to_primitive)
     if found is None:
         raise InputError(f"spglib finds no symmetry within symprec = {symprec:g} Å; change it")
     return found
+
+
+@lru_cache(maxsize=64)
+def _standardized(
+    lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: float, to_primitive: bool
+) -> Any:
+    import spglib
+
+    crystal = _spglib_cell(lattice, scaled, numbers)
+    return spglib.standardize_cell(
+        crystal, to_primitive=to_primitive, no_idealize=True, symprec=symprec
+    )
+
+
+def _spglib_cell(lattice: bytes, scaled: bytes, numbers: tuple[int, ...]) -> Any:
+    return np.frombuffer(lattice).reshape(3, 3), np.frombuffer(scaled).reshape(-1, 3), numbers
 
 
 def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:

@@ -149,7 +149,7 @@ class Dos:
         The mean over equivalent atoms is the same at all wave vectors of a star, so that, unlike
         phonopy's own, it needs only the irreducible ones.
         """
-        from phonopy.phonon.spectrum import TetrahedronDOSAccumulator
+        from phonopy.phonon.tetrahedron_method import get_integration_weights
 
         mesh: Any = phonon.mesh
         n_points, n_bands = mesh.frequencies.shape
@@ -159,16 +159,20 @@ class Dos:
         for atom in set(first.tolist()):
             alike = first == atom
             weights[:, alike] = weights[:, alike].mean(axis=1, keepdims=True)
-        found = TetrahedronDOSAccumulator(
+        grid = mesh.bz_grid
+        irreducible = np.zeros(int(mesh.ir_grid_points.max()) + 1, dtype=np.int64)
+        irreducible[mesh.ir_grid_points] = np.arange(n_points)
+        # phonopy's accumulator would integrate them too, in as much time again.
+        shares = get_integration_weights(
+            frequencies,
             mesh.frequencies,
-            mesh.bz_grid,
-            mode_property=weights.transpose(0, 2, 1)[None],
-            ir_grid_points=mesh.ir_grid_points,
-            ir_grid_weights=mesh.weights,
-            ir_grid_map=mesh.grid_mapping_table,
-            sampling_points=frequencies,
+            grid,
+            grid_points=grid.grg2bzg[mesh.ir_grid_points],
+            bzgp2irgp_map=irreducible[mesh.grid_mapping_table[grid.bzg2grg]],
         )
-        return cls(frequencies, found.result.density[0].T)
+        weights *= mesh.weights[:, None, None]
+        density = np.einsum("pfb,pab->af", shares, weights, optimize=True)
+        return cls(frequencies, density / np.prod(grid.D_diag))
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ def check(atoms: Atoms, settings: PropertySettings, what: str) -> Cells:
     """
     check_crystal(atoms, what)
     if settings.fix_symmetry:
-        symmetrized(atoms, settings.symprec)
+        symmetric = symmetrized(atoms, settings.symprec)
+        if settings.relax:  # then it is what is relaxed
+            atoms = symmetric
     return Cells.of(atoms, settings.symprec)
 
 

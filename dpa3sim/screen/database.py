@@ -254,8 +254,11 @@ class Database:
         places = ", ".join("?" * len(states))
         query = f"SELECT {_COLUMNS} FROM structures WHERE state IN ({places}) ORDER BY position"
         with self._errors():
-            for *columns, result in self._connection.execute(query, list(states)):
-                yield Row(*columns, result=None if result is None else json.loads(result))
+            for columns in self._connection.execute(query, list(states)):
+                values = dict(zip(Row.__dataclass_fields__, columns, strict=True))
+                if values["result"] is not None:
+                    values["result"] = json.loads(values["result"])
+                yield Row(**values)
 
     def structure(self, number: int) -> Atoms | None:
         """The structure that a calculation ended with, with its energy and forces if known."""

@@ -74,7 +74,7 @@ def test_help_and_version(capsys):
     ("arguments", "message"),
     [
         (["relx"], "unknown command 'relx'; did you mean 'relax'"),
-        (["zzz"], "commands are relax, eos, elastic, md, neb, vacancy, surface, phonon, "),
+        (["zzz"], "commands are relax, sp, eos, elastic, md, neb, vacancy, surface, phonon, "),
         (["--verson"], "unknown option --verson; did you mean '--version'"),
         (["model", "lst"], "lst"),
         (["model", "info", "--jsn"], "did you mean '--json'"),
