@@ -74,7 +74,7 @@ class Harmonic:
         return points, np.asarray(self.phonon.run_qpoints(points).frequencies)
 
 
-def stages(
+def force_stages(
     atoms: Atoms,
     matrix: np.ndarray,
     count: int,

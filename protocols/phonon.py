@@ -13,10 +13,9 @@ import numpy as np
 
 from dpa3sim import settings as options_of
 from dpa3sim.protocols import guards, imaginary, prepare, volumes
-from dpa3sim.protocols import harmonic as force
 from dpa3sim.protocols.bands import BandPath
 from dpa3sim.protocols.cells import Cells, Extensive
-from dpa3sim.protocols.harmonic import Harmonic, harmonic, new_phonopy, read_born
+from dpa3sim.protocols.harmonic import Harmonic, force_stages, harmonic, new_phonopy, read_born
 from dpa3sim.protocols.imaginary import Child, Verdict
 from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
@@ -402,7 +401,7 @@ def harmonic_stages(
         *prepare.stages(cells, settings),
         guards.stage(start),
         *([volumes.stage(start, strained, settings)] if strained else []),
-        *force.stages(
+        *force_stages(
             start,
             matrix,
             crystals,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import Parser, announce
-from dpa3sim.cli.protocol import BAD_INPUT, Command, Job, describe, exit_code
+from dpa3sim.cli.protocol import Command, Job, describe, exit_code
 from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.protocols.planning import HESSIAN
 from dpa3sim.reading import Source
@@ -115,7 +115,9 @@ def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[A
             print(f"dpa3sim: error: {where}{error}", file=sys.stderr)
             codes.append(error.exit_code)
     if not stages:
-        return exit_code(codes) or BAD_INPUT
+        if not codes:
+            raise InputError("there are no structures in what was given")
+        return exit_code(codes)
     count = len(codes) - sum(map(bool, codes))
     console.print(f"{count} structures -> {screen.screen}")
     with warnings.catch_warnings():

@@ -24,7 +24,7 @@ from dpa3sim.report.page import (
     template,
     versions_of,
 )
-from dpa3sim.report.reading import Picture, Run, read_run
+from dpa3sim.report.reading import Picture, Run, mapping, read_run
 from dpa3sim.report.state import State, model_of, seconds_of
 from dpa3sim.report.values import ELSEWHERE, Cell, Row, label, pretty, shown
 from dpa3sim.run.directory import unit_of
@@ -57,10 +57,10 @@ class Collected:
     numbers: list[Sequence[float]] = field(default_factory=list)
     damage: list[str] = field(default_factory=list)
 
-    def fail(self, label: str, error: str) -> None:
+    def fail(self, name: str, error: str) -> None:
         """Count an error; the same one of different structures differs in numbers."""
         kind = re.sub(r"\d[\d.]*([eE][-+]?\d+)?", "#", error)
-        self.failures.setdefault(kind, (error, []))[1].append(label)
+        self.failures.setdefault(kind, (error, []))[1].append(name)
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,12 @@ def collect(rows: Iterable[Structure], protocol: str | None) -> Collected:
     try:
         for row in rows:
             found.counts[row.state] = found.counts.get(row.state, 0) + 1
-            found.computed += row.attempts > 0
+            found.computed += bool(row.attempts)
             if len(found.rows) < MOST_ROWS:
                 found.rows.append(row)
             if row.error is not None:
-                found.fail(row.label, row.error.replace(row.origin, "").lstrip(": "))
+                error = str(row.error).replace(str(row.origin), "").lstrip(": ")
+                found.fail(str(row.label), error)
             values = [quantity(row, key) for key in keys]
             if row.state == "done" and all(isinstance(v, (int, float)) for v in values):
                 found.numbers.append([float(v) for v in values])
@@ -139,10 +140,11 @@ def headline_keys(protocol: str | None) -> list[str]:
 
 def quantity(row: Structure, key: str) -> Any:
     """A result; volumes of an atom are those of the cell where there is no other."""
-    result = row.result or {}
+    result = mapping(row.result)
     if key == "volume_per_atom_A3" and key not in result:
         volume = result.get("volume_A3")
-        return volume / row.n_atoms if isinstance(volume, float) and row.n_atoms else None
+        known = isinstance(volume, float) and isinstance(row.n_atoms, int) and row.n_atoms > 0
+        return volume / row.n_atoms if known else None
     return result.get(key)
 
 
@@ -184,7 +186,7 @@ def table(
     keys = dict.fromkeys(k for k in HEADLINES.get(protocol or "", ()) if "." not in k)
     keys |= dict.fromkeys(headline_keys(protocol))
     for row in rows:
-        keys |= dict.fromkeys(k for k in row.result or {} if k not in ELSEWHERE)
+        keys |= dict.fromkeys(k for k in mapping(row.result) if k not in ELSEWHERE)
     scalar = [
         key
         for key in keys

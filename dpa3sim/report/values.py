@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpa3sim.run.directory import name_and_unit
@@ -24,6 +24,8 @@ SHORT, MANY_COLUMNS, FEW_RECORDS = 6, 6, 6
 # So many lines of a table are shown, and numbers of a matrix are at most so wide.
 MOST_LINES, WIDEST = 300, 12
 DIGITS, MOST_DECIMALS = 7, 8
+# What is in more tables than these is shown as it is written in the file.
+DEEPEST = 5
 _POWERS = {"^2": "²", "^3": "³"}
 
 
@@ -152,17 +154,19 @@ class _Arranger:
     def _take(self, key: str, value: Any, around: Mapping[str, Any], within: str = "") -> None:
         """Put one value where it belongs; ``around`` has its error, ``within`` is its place."""
         name = f"{within}: {label(key)}" if within else label(key)
-        if isinstance(value, Mapping):
+        if within.count(":") > DEEPEST:
+            self._add(self._text(name, value), folded=True)
+        elif isinstance(value, Mapping):
             self._take_mapping(key, name, value)
         elif _is_matrix(value):
-            self._add(self._matrix(key, name, value), folded=_is_error(key))
+            self._add(self._matrix(key, name, value), folded=_is_error(key, around))
         elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
             self._take_records(name, {str(n): v for n, v in enumerate(value, 1)})
         elif isinstance(value, list) and len(value) > SHORT and not _is_nested(value):
             self._series.setdefault(len(value), {})[self._head(key, within)] = value
         elif isinstance(value, list) and _is_nested(value):
             self._add(self._text(name, value), folded=True)
-        elif not _is_error(key) or _without_error(key) not in around:
+        elif not _is_error(key, around):
             unit = "" if value is None else self._unit(key)
             self._rows.append(Row(name, self._short(key, value, around), unit))
 
@@ -190,8 +194,7 @@ class _Arranger:
         flat = [
             k
             for k in keys
-            if all(_is_short(r.get(k)) for r in records.values())
-            and not (_is_error(k) and _without_error(k) in keys)
+            if all(_is_short(r.get(k)) for r in records.values()) and not _is_error(k, keys)
         ]
         rows = [[self._short(k, r.get(k), r) for k in flat] for r in records.values()]
         names = list(records)
@@ -207,7 +210,7 @@ class _Arranger:
         if flat:
             self._add(self._table(name, "", head, lines), folded=len(lines) > MOST_LINES)
         for n, record in records.items():
-            for k in (k for k in keys if k not in flat and not _is_short(record.get(k))):
+            for k in (k for k in keys if k not in flat and k in record):
                 self._take(k, record[k], record, f"{name} {n}")
 
     def _take_series(self) -> None:
@@ -252,7 +255,7 @@ class _Arranger:
 
     def _add(self, table: Table, folded: bool = False) -> None:
         if folded:
-            self._folded.append(Table(table.title, table.anchor, table.head, table.lines, True))
+            self._folded.append(replace(table, folded=True))
         else:
             self._tables.append(table)
 
@@ -289,16 +292,17 @@ def error_key(key: str) -> str:
     return f"{name}_error{ending}"
 
 
-def _is_error(key: str) -> bool:
-    return "_error" in key or key.startswith("error_")
-
-
-def _without_error(key: str) -> str:
-    return key.replace("_error", "", 1)
+def _is_error(key: str, around: Iterable[str]) -> bool:
+    """Whether a key is that of the error of another one, beside which it is shown."""
+    quantity = key.replace("_error", "", 1)
+    return quantity != key and quantity in around and error_key(quantity) == key
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether it is one that has a place among floats."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
 
 
 def _is_nested(value: Sequence[Any]) -> bool:

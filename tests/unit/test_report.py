@@ -1,5 +1,6 @@
 """Pages of run directories: honest about their state, readable, and harmless."""
 
+import functools
 import json
 import subprocess
 
@@ -132,7 +133,12 @@ def test_damaged_files_give_an_honest_page(tmp_path, name, content):
     assert_harmless(page)
 
 
-@pytest.mark.parametrize("junk", [None, 1, "x", [], {}, [[]], [{}], [None], {"a": {"b": [1]}}])
+DEEP = functools.reduce(lambda inner, _: {"a": inner}, range(400), 1)
+HUGE = 10**400
+JUNK = [None, 1, HUGE, "x", [], {}, [[]], [{}], [None], {"a": {"b": [1]}}, [[HUGE] * 2] * 2, DEEP]
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: str(junk)[:20])
 def test_values_of_any_form_are_shown(tmp_path, junk):
     result = a_result() | dict.fromkeys(("reasons", "warnings", "units", "sites", "formula"), junk)
     folder = a_run(tmp_path / "x.relax", result | {"new": junk})
@@ -212,11 +218,16 @@ def test_numbers():
 
 def test_no_value_is_lost():
     """Every number of a result is on its page, in a row or in a table."""
-    values = arrange(a_result())
+    extra = {"Si": {"coefficient_m2_per_s": 1.25e-9, "error_m2_per_s": 3.5e-10}}
+    deep = functools.reduce(lambda inner, _: {"in": inner}, range(100), 42.5)
+    values = arrange(a_result(diffusion=extra, lonely_error_eV=0.75, deep=deep))
     texts = [row.cell.exact or row.cell.text for row in values.rows]
     texts += [c.exact or c.text for t in values.tables for line in t.lines for c in line]
-    for number in ("-43.373839123456", "-5.4217 ± 0.0012", "0.25", "370", "19.5", "1.25"):
-        assert number in " ".join(texts)
+    together = " ".join(texts)
+    for number in ("-43.373839123456", "-5.4217 ± 0.0012", "0.25", "370", "19.5", "3.5e-10"):
+        assert number in together
+    assert "0.75" in texts  # an error of nothing that is there
+    assert "42.5}" in together
 
 
 def test_a_phone_scrolls_nothing_but_boxes(tmp_path):
