@@ -35,6 +35,7 @@ COMMANDS = {
     "retry": "compute again what failed in a screening",
     "export": "results of a screening as a table or as structures",
     "shard-script": "a Slurm script for a screening in many jobs",
+    "lammps": "forces for LAMMPS: run one of its inputs",
     "model": "list, fetch and inspect models",
     "convert": "convert a checkpoint to dpa3sim's own format",
     "bench": "time the model on your own structures",

@@ -142,9 +142,10 @@ def quantity(row: Structure, key: str) -> Any:
     """A result; volumes of an atom are those of the cell where there is no other."""
     result = mapping(row.result)
     if key == "volume_per_atom_A3" and key not in result:
-        volume = result.get("volume_A3")
-        known = isinstance(volume, float) and isinstance(row.n_atoms, int) and row.n_atoms > 0
-        return volume / row.n_atoms if known else None
+        volume, n_atoms = result.get("volume_A3"), row.n_atoms
+        if not isinstance(volume, float) or not isinstance(n_atoms, int) or n_atoms < 1:
+            return None
+        return volume / n_atoms
     return result.get(key)
 
 

@@ -26,6 +26,9 @@ BAROSTATS = ("mtk", "mtk-full")
 TEMPERATURES = (40.0, 50.0)
 # With these short-ranged forces, argon is bound by pressure only.
 PRESSURES = (0.3, 0.36)
+# At 40 K the crystal is so nearly harmonic that chains of thermostats, which are deterministic, do
+# not go through their ensemble in the time of a test.
+BAROSTAT_TEMPERATURE = 70.0
 
 
 class LennardJones(EMTPotential):
@@ -174,7 +177,7 @@ def test_thermostats_sample_the_canonical_ensemble(method):
 @pytest.mark.parametrize("method", BAROSTATS)
 def test_barostats_sample_the_isothermal_isobaric_ensemble(method):
     """Kinetic energies, mean pressures, and how volumes change between two pressures."""
-    runs = [simulate(method, TEMPERATURES[0], pressure) for pressure in PRESSURES]
+    runs = [simulate(method, BAROSTAT_TEMPERATURE, pressure) for pressure in PRESSURES]
     check_samples(method, runs, "pressure_GPa", PRESSURES, 5)
 
 

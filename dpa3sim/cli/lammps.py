@@ -1,0 +1,107 @@
+"""Run a LAMMPS input with the forces of the model.
+
+The input says where the model comes in, by a line 'fix dpa3 all external pf/callback 1 1'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, announce, resolve
+from dpa3sim.cli.signals import stopped_by_signals
+from dpa3sim.errors import INTERRUPTED, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from dpa3sim.lammps.script import Script
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim lammps``."""
+    parser.usage = "dpa3sim lammps INPUT --elements Si O [-var NAME VALUE] [options]"
+    parser.add_argument("input", metavar="INPUT", help="a LAMMPS input; - is the standard input")
+    parser.add_argument(
+        "--elements",
+        nargs="+",
+        required=True,
+        metavar="X",
+        help="an element for each atom type, in their order",
+    )
+    group = parser.add_argument_group("for LAMMPS")
+    group.add_argument(
+        "-var",
+        "--var",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a variable of the input; may be repeated",
+    )
+    group.add_argument(
+        "-log", "--log", metavar="FILE", default="log.lammps", help="LAMMPS's log [log.lammps]"
+    )
+    add_settings(parser, "model", ModelSettings)
+    add_config(parser)
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the input."""
+    from rich.console import Console
+
+    from dpa3sim.lammps.library import start
+    from dpa3sim.lammps.script import Script
+
+    (model,) = resolve(args, ModelSettings)
+    elements = [e for word in args.elements for e in word.split(",") if e]
+    script = Script.parse(_read(args.input), args.input)
+    console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
+    lmp = start(_arguments(args))
+    try:
+        potential = model.load()
+        announce(console, potential)
+        types = ", ".join(f"{number} {e}" for number, e in enumerate(elements, start=1))
+        console.print(f"{args.input}: the model is fix {script.fix_id}; atom types {types}")
+        return _follow(script, lmp, potential, elements, console)
+    finally:
+        lmp.close()
+
+
+def _follow(script: Script, lmp: Any, potential: Any, elements: list[str], console: Console) -> int:
+    sys.stdout.flush()  # LAMMPS writes past Python
+    start = time.monotonic()
+    try:
+        coupling = script.begin(lmp, potential, elements)
+        with stopped_by_signals(coupling.stop):
+            script.finish(lmp, coupling)
+    finally:
+        lmp.flush_buffers()
+    if coupling.stopped:
+        console.print("interrupted; the run ended after its step, later ones were left out")
+        return INTERRUPTED
+    console.print(f"{coupling.evaluations} evaluations in {time.monotonic() - start:.1f} s")
+    return 0
+
+
+def _arguments(args: argparse.Namespace) -> list[str]:
+    """LAMMPS's own command line."""
+    arguments = ["-log", args.log, "-nocite"]
+    for words in args.var:
+        if len(words) < 2:
+            raise InputError(f"-var {words[0]}: LAMMPS wants a name and a value")
+        arguments += ["-var", *words]
+    return arguments + (["-screen", "none"] if args.quiet else [])
+
+
+def _read(name: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: is no text") from None
