@@ -200,10 +200,10 @@ class _Arranger:
         names = list(records)
         if len(flat) > MANY_COLUMNS and len(records) <= FEW_RECORDS:
             lines = [
-                [Cell(label(k)), *column, Cell(self._unit(k))]
+                [Cell(self._head(k)), *column]
                 for k, column in zip(flat, zip(*rows, strict=True), strict=True)
             ]
-            head: Sequence[str] = ["", *names, "unit"]
+            head: Sequence[str] = ["", *names]
         else:
             lines = [[Cell(n), *row] for n, row in zip(names, rows, strict=True)]
             head = ["", *(self._head(k) for k in flat)]

@@ -51,6 +51,14 @@ def test_alike_things_are_one_table_and_long_lists_are_folded(tmp_path):
     assert ("details", {"id": "table-3"}) in page.tags
 
 
+def test_few_things_of_many_quantities_are_columns():
+    things = [{f"quantity{n}_eV": n + k / 2 for n in range(9)} for k in range(2)]
+    units = {f"quantity{n}_eV": "eV" for n in range(9)}
+    (table,) = arrange({"things": things, "units": units}).tables
+    assert table.head == ["", "1", "2"]
+    assert [cell.text for cell in table.lines[3]] == ["quantity3 (eV)", "3", "3.5"]
+
+
 def test_settings_that_are_not_the_default_are_marked(tmp_path):
     page = page_of(a_run(tmp_path / "x.relax", a_result()))
     assert page.line("fmax") == ["fmax", "0.02 eV/Å", "0.01", "largest force"]
