@@ -60,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
 
 def subcommand(name: str) -> PlannedCommand:
     """What stands in the place of the module of a command."""
-    return PlannedCommand(import_module(f"dpa3sim.cli.{name}").COMMAND)
+    module = import_module(f"dpa3sim.cli.{name}")
+    examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
+    return PlannedCommand(module.COMMAND, examples)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class PlannedCommand:
     """A command that is not run: what it would take is told."""
 
     command: Command
+    EXAMPLES: str
 
     def configure(self, parser: Parser) -> None:
         """Arguments of the command; those for its output have no effect."""
