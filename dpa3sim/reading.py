@@ -104,6 +104,7 @@ def _read(argument: str) -> list[Source]:
     sources = []
     for label, (origin, atoms) in chosen.items():
         _check(origin, atoms)
+        _keep_writable(atoms)
         sources.append(Source(label, origin, atoms))
     return sources
 
@@ -303,6 +304,13 @@ def _check(argument: str, atoms: Atoms) -> None:
         raise InputError(
             f"{argument}: has partially occupied sites; make an ordered structure of it first"
         )
+
+
+def _keep_writable(atoms: Atoms) -> None:
+    """Drop arrays that a file may bring but that no extxyz file could hold."""
+    for name, array in list(atoms.arrays.items()):
+        if not re.fullmatch(r"\w+", name, re.ASCII) or array.dtype.kind not in "biufU":
+            del atoms.arrays[name]
 
 
 def _unique(sources: list[Source | InputError]) -> list[Source | InputError]:

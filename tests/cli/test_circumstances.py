@@ -217,7 +217,7 @@ def test_a_signal_before_the_first_step(delay, at_rest):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_time(kind, at_rest):
-    for delay in np.linspace(0.2, 5.0, 25):
+    for delay in np.linspace(0.2, 5.0, 15):
         check_interrupted(kind, delay)
     with np.load("water.md/checkpoint.npz") as data:
         assert json.loads(data["_"].tobytes())["step"] > 0
