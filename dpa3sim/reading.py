@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpa3sim.elements import SYMBOLS
 from dpa3sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -297,6 +298,9 @@ def _formats(path: str) -> tuple[str, ...]:
 def _check(argument: str, atoms: Atoms) -> None:
     if len(atoms) == 0:
         raise InputError(f"{argument}: the structure has no atoms")
+    strange = atoms.numbers[(atoms.numbers < 0) | (atoms.numbers > len(SYMBOLS))]
+    if len(strange):  # zero is ASE's X, which is told elsewhere
+        raise InputError(f"{argument}: there is no element with the atomic number {strange[0]}")
     occupancy = atoms.info.get("occupancy")
     # ASE's CIF reader puts a dictionary there; other files may have anything of that name.
     sites = occupancy.values() if isinstance(occupancy, dict) else ()

@@ -77,6 +77,14 @@ def test_names_of_no_file(name):
     assert isinstance(error, InputError)
 
 
+def test_elements_that_are_none(tmp_path):
+    path = tmp_path / "x.xsf"
+    for number in (119, -1):
+        path.write_text(f"ATOMS\n {number} 0.0 0.0 0.0\n")
+        with pytest.raises(InputError, match=f"atomic number {number}|no structure"):
+            read_structure(str(path))
+
+
 def test_a_name_with_an_at_sign_is_a_name(tmp_path):
     path = tmp_path / "a@1"
     path.write_text(POSCAR.format(2))
