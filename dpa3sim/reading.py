@@ -304,10 +304,17 @@ def _check(argument: str, atoms: Atoms) -> None:
     occupancy = atoms.info.get("occupancy")
     # ASE's CIF reader puts a dictionary there; other files may have anything of that name.
     sites = occupancy.values() if isinstance(occupancy, dict) else ()
-    if any(sum(site.values()) < 1 or len(site) > 1 for site in sites):
+    if any(_is_partial(site) for site in sites):
         raise InputError(
             f"{argument}: has partially occupied sites; make an ordered structure of it first"
         )
+
+
+def _is_partial(site: Any) -> bool:
+    """Whether the shares of elements in a site are others than one of all."""
+    if not isinstance(site, dict):
+        return False
+    return len(site) > 1 or not all(isinstance(s, int | float) and s >= 1 for s in site.values())
 
 
 def _keep_writable(atoms: Atoms) -> None:

@@ -77,6 +77,17 @@ def test_names_of_no_file(name):
     assert isinstance(error, InputError)
 
 
+@pytest.mark.parametrize("share", ["0.5", "?", "much"])
+def test_occupancies_that_are_not_one(share, tmp_path):
+    path = tmp_path / "x.cif"
+    write(path, bulk("Cu"))
+    text = path.read_text()
+    assert text.rstrip().endswith("1.0000")
+    path.write_text(text.rstrip().removesuffix("1.0000") + share + "\n")
+    with pytest.raises(InputError, match="partially occupied"):
+        read_structure(str(path))
+
+
 def test_elements_that_are_none(tmp_path):
     path = tmp_path / "x.xsf"
     for number in (119, -1):
