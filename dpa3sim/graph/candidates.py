@@ -64,7 +64,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
             "the origin; move the structure there"
         )
     vectors = cell[pbc]
-    if not np.isfinite(vectors).all():
+    if not np.isfinite(cell).all():
         raise InputError(f"the cell contains values that are not finite: {cell.tolist()}")
     if len(vectors) == 0:
         return

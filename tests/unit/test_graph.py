@@ -257,6 +257,13 @@ def test_extreme_cells_have_few_neighbours_or_are_refused(cell, pbc):
         assert len(edges_of(atoms, rules()).i) < 1e5
 
 
+def test_an_infinite_vector_is_refused_periodic_or_not():
+    cell = np.diag([4.0, 4.0, np.inf])
+    for pbc in (True, (True, True, False), False):
+        with pytest.raises(InputError, match="not finite"):
+            edges_of(Atoms("H", cell=cell, pbc=pbc), rules())
+
+
 def test_skewed_vectors_of_a_good_lattice_are_no_reason_to_refuse():
     cell = np.diag([4.0, 4.0, 4.0])
     skewed = np.array([[1, 0, 0], [7, 1, 0], [-5, 6, 1]]) @ cell
