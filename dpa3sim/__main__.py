@@ -1,7 +1,29 @@
 """``python -m dpa3sim`` is the command ``dpa3sim``."""
 
+from __future__ import annotations
+
+import signal
 import sys
+from typing import NoReturn
 
-from dpa3sim.cli.main import main
 
-sys.exit(main())
+def run() -> NoReturn:
+    """Run the command that the process was started for, and end with its exit code."""
+    try:
+        from dpa3sim.cli.main import main
+
+        code = main()
+    except KeyboardInterrupt:  # before, or after, the command
+        print("dpa3sim: interrupted", file=sys.stderr)
+        code = 130
+    # If an interrupt came inside of `exec`, as imports use it, Python would end by that signal
+    # instead of with our code, handled or not; this makes it forget.
+    exec("")
+    # All is on the disk: nothing is left to be interrupted but the end of the interpreter.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

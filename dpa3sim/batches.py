@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dpa3sim.errors import Dpa3simError, InputError, OutOfMemoryError
+from dpa3sim.errors import Dpa3simError, InputError, OutOfMemoryError, memory_ran_out
 from dpa3sim.graph.blocks import BlockLimits, Layout, make_layout
 from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import MIN_DISTANCE, EdgeRules, find_edges
@@ -143,14 +143,14 @@ class BatchEvaluator:
             return []
         if len(items) > 1 and self._too_many(sizes := [len(x.positions) for x in items]):
             return self._in_halves(items, sizes)
-        memory_ran_out = False
+        too_much = False
         try:
             outcome = self._attempt(items, frugal)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not memory_ran_out(error):
                 raise
-            memory_ran_out = True
-        if memory_ran_out:  # outside the handler, which would keep the memory of its frames
+            too_much = True
+        if too_much:  # outside the handler, which would keep the memory of its frames
             return self._after_out_of_memory(items, frugal)
         return outcome
 
@@ -389,10 +389,3 @@ class BatchEvaluator:
             f"{len(item.positions)} atoms need more memory than {where} has; use a smaller cell, "
             "or a device with more memory"
         )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return "not enough memory" in text or "can't allocate memory" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 DONE, BAD_INPUT, NOT_CONVERGED, UNPHYSICAL, SOME_FAILED, CONNECTION_LOST = 0, 2, 3, 4, 5, 6
 INTERRUPTED = 130
 EXIT_CODES = {
@@ -14,12 +16,33 @@ EXIT_CODES = {
     INTERRUPTED: "interrupted, the state is saved",
 }
 """What the exit code of a command means, whichever it is."""
+# The list of the heads of a model has its place in a message, the content of a file has not.
+_LONGEST = 1400
 
 
 class Dpa3simError(Exception):
     """Base of every error that dpa3sim raises on purpose; its text is meant for the user."""
 
     exit_code = BAD_INPUT
+
+    def __str__(self) -> str:
+        """One line that a terminal shows as it is, whatever it quotes from a file."""
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error, of Python, of torch on any device or of its allocator, means that."""
+    words = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 class InputError(Dpa3simError, ValueError):
@@ -54,6 +77,20 @@ class UnphysicalError(Dpa3simError):
 
 class OutOfMemoryError(Dpa3simError):
     """A single structure needs more memory than there is, even in the most frugal way."""
+
+
+class StorageError(Dpa3simError):
+    """A file could not be written: the disk is full, or closed to us. What was saved is whole."""
+
+    @classmethod
+    def of(cls, error: OSError, place: object = "") -> StorageError:
+        """What the user is told of an error of the system, at a file or, if unknown, ``place``."""
+        name = error.filename or place
+        reason = error.strerror or str(error) or type(error).__name__
+        hint = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            hint = "; what was saved before is whole: make room, then the same command continues"
+        return cls(f"{name}: {reason}{hint}" if name else reason + hint)
 
 
 class EngineError(Dpa3simError):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either the old one or the complete new one."""
-    data = content.encode() if isinstance(content, str) else content
+    # File names need not be valid text, and stand in what is written.
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
@@ -20,8 +21,15 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
 
 
+def is_part(path: Path) -> bool:
+    """Whether a file is what a kill in the midst of :func:`atomic_write` leaves behind."""
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
 def lock_folder(folder: Path) -> int | None:
     """Keep other processes off a folder until the handle is closed; None where not possible.
+
+    A file may stand for it, one that is never replaced: it can be locked as well.
 
     Raises:
         BlockingIOError: another process has it.
@@ -30,7 +38,8 @@ def lock_folder(folder: Path) -> int | None:
         import fcntl
     except ImportError:  # not on Windows
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    # Network file systems lock only files that are open for writing.
+    handle = os.open(folder, os.O_RDONLY if folder.is_dir() else os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -137,14 +137,15 @@ class MemoryModel:
         """Coefficients of this model from the cache; an unreadable cache is an empty one."""
         for entry in self._entries():
             if entry.get("for") == self._identity:
-                return {k: np.array(v) for k, v in entry["coefficients"].items() if len(v) == 6}
+                found = entry["coefficients"].items()
+                return {k: np.array(v) for k, v in found if _are_six_numbers(v)}
         return {}
 
     def _entries(self) -> list[dict[str, Any]]:
         try:
             data = json.loads(self._file.read_text())
             return [e for e in data if isinstance(e.get("coefficients"), dict)]
-        except (OSError, ValueError, AttributeError, TypeError):
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError):
             return []
 
     def _write(self) -> None:
@@ -156,6 +157,10 @@ class MemoryModel:
             atomic_write(self._file, text)
         except OSError:
             pass  # it is a cache: the next process fits again
+
+
+def _are_six_numbers(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 6 and all(type(v) is float for v in values)
 
 
 def _counts(layout: Layout) -> np.ndarray:

@@ -8,10 +8,13 @@ import re
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dpa3sim.elements import SYMBOLS
 from dpa3sim.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
 
 # Tried on content that neither its name nor its first bytes identify.
 _GUESSES = ("vasp", "cif", "extxyz", "xyz")
+# A compressed file may grow so many times, or to so many bytes: text shrinks to a tenth.
+_MAX_GROWTH, _ALWAYS_FINE = 100, 64 << 20
+# So often a reader may look beyond the end of a file for what is not there.
+_MAX_ENDS = 10_000
+# Counts that are larger, and larger than the file, are none.
+_MAX_COUNT = 1_000_000
+_MAX_COLUMNS = 10_000
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,7 @@ def read_structure(argument: str) -> Source:
 
 def _read(argument: str) -> list[Source]:
     path, index = argument, None
-    if "@" in argument and not Path(argument).exists():
+    if "@" in argument and not _exists(Path(argument)):
         path, _, index = argument.rpartition("@")
         if not re.fullmatch(r"-?\d*(:-?\d*){0,2}", index) or not index:
             raise InputError(f"{argument}: {index!r} is no frame index")
@@ -95,6 +105,7 @@ def _read(argument: str) -> list[Source]:
     sources = []
     for label, (origin, atoms) in chosen.items():
         check_atoms(origin, atoms)
+        keep_writable(atoms)
         sources.append(Source(label, origin, atoms))
     return sources
 
@@ -118,19 +129,53 @@ def _standard_input() -> str:
         raise InputError("-: no structure that ASE can read (not a text)") from None
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that none can have
+        return False
+
+
 def check_readable(path: Path) -> None:
-    """Raise InputError for a file that is absent, closed to us, or blank."""
+    """Raise InputError for a file that is absent, closed to us, blank, or no good archive."""
+    if _exists(path) and not (path.is_file() or path.is_dir()):  # it might never end
+        raise InputError(f"{path}: is no file; - reads standard input")
     try:
         with path.open("rb") as file:
-            blank = not any(line.strip() for line in file)  # stops at the first that is not
+            # Stops at the first that is not.
+            blank = not any(chunk.strip() for chunk in iter(lambda: file.read(65536), b""))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, not a structure file") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
     if blank:
         raise InputError(f"{path}: the file is empty")
+    if path.suffix in (".gz", ".bz2", ".xz"):
+        _check_compressed(path)
+
+
+def _check_compressed(path: Path) -> None:
+    """Raise InputError for a file that is damaged, or made to fill the memory."""
+    import lzma
+    import zlib
+
+    from ase.io.formats import open_with_compression
+
+    limit, total = max(_ALWAYS_FINE, _MAX_GROWTH * path.stat().st_size), 0
+    try:
+        with open_with_compression(str(path), "rb") as file:
+            while chunk := file.read(1 << 20):
+                total += len(chunk)
+                if total > limit:
+                    raise InputError(
+                        f"{path}: grows to more than {_MAX_GROWTH} times its size, which no "
+                        "structure does; uncompress it yourself if it is one"
+                    )
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(f"{path}: cannot be uncompressed ({short(error)})") from None
 
 
 def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
@@ -145,8 +190,9 @@ def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                source = path if text is None else io.StringIO(text)
-                frames = read(source, index=slice(-1, None) if last_only else ":", format=kind)
+                with opened(path, text, kind) as (source, options):
+                    index = slice(-1, None) if last_only else slice(None)
+                    frames = read(source, index, format=kind, **options)
             # ASE's readers raise whatever their parsing runs into.
             except Exception as error:
                 errors.append(f"as {kind}: {short(error)}")
@@ -159,7 +205,80 @@ def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
 
 def short(error: Exception) -> str:
     """What an error of a library says, in part of a line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:120]
+    return " ".join(str(error)[:1000].split())[:120] or type(error).__name__
+
+
+@contextmanager
+def opened(path: str, text: str | None, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What ASE's reader of a format is to be given: an open file, or the path, and options."""
+    from ase.io.formats import ioformats, open_with_compression
+
+    form = ioformats[kind]
+    options: dict[str, Any] = {"do_not_split_by_at_sign": True}
+    if kind == "extxyz":
+        options["properties_parser"] = _properties
+    if text is None and not form.acceptsfd:
+        if kind == "db":
+            check_tables(path)
+        yield path, options
+        return
+    data = io.BytesIO((text or "").encode())
+    with data if text is not None else open_with_compression(path, "rb") as binary:
+        if form.isbinary:
+            yield binary, options
+            return
+        # Only comments have other letters than ASCII, in whatever encoding.
+        with _Text(binary, encoding="utf-8-sig", errors="replace") as source:
+            if kind == "vasp":
+                _check_counts(source)
+            yield source, options
+
+
+class _Text(io.TextIOWrapper):
+    """A text that ends: readers that trust a count, or look for a line, would go on for ever."""
+
+    _ends = 0
+
+    def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
+        """The next line; empty at the end, but not for ever."""
+        line = super().readline(size)
+        if not line:
+            self._ends += 1
+            if self._ends > _MAX_ENDS:
+                raise EOFError("the file ends before what it announces")
+        return line
+
+
+def _check_counts(source: _Text) -> None:
+    """Raise ValueError for a POSCAR that claims more atoms than it can have."""
+    head = [source.readline() for _ in range(8)]
+    room = _MAX_COUNT + source.seek(0, io.SEEK_END)
+    source.seek(0)
+    for line in head[1:]:
+        numbers = [int(word) for word in line.split() if re.fullmatch(r"\d{1,20}", word)]
+        if sum(numbers) > room:
+            raise ValueError(f"{sum(numbers)} atoms are more than the file has room for")
+
+
+def _properties(line: str) -> Any:
+    """What the comment of an extxyz frame says, as ASE reads it."""
+    from ase.io.extxyz import key_val_str_to_dict
+
+    info = key_val_str_to_dict(line)
+    for word in str(info.get("Properties", "")).split(":"):
+        if word.isdecimal() and (len(word) > 9 or int(word) > _MAX_COLUMNS):
+            raise ValueError(f"{word} columns")
+    return info
+
+
+def check_tables(path: str) -> None:
+    """Raise ValueError for a database with views, which compute: without an end, if they like."""
+    import sqlite3
+
+    with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as database:
+        kinds = {kind for (kind,) in database.execute("SELECT type FROM sqlite_master")}
+    if not kinds <= {"table", "index"}:
+        raise ValueError("no ASE database: it has views or triggers")
 
 
 def formats(path: str) -> tuple[str, ...]:
@@ -179,13 +298,30 @@ def check_atoms(argument: str, atoms: Atoms) -> None:
     """Raise InputError, which names ``argument``, for what is no structure of whole atoms."""
     if len(atoms) == 0:
         raise InputError(f"{argument}: the structure has no atoms")
+    strange = atoms.numbers[(atoms.numbers < 0) | (atoms.numbers > len(SYMBOLS))]
+    if len(strange):  # zero is ASE's X, which is told elsewhere
+        raise InputError(f"{argument}: there is no element with the atomic number {strange[0]}")
     occupancy = atoms.info.get("occupancy")
     # ASE's CIF reader puts a dictionary there; other files may have anything of that name.
     sites = occupancy.values() if isinstance(occupancy, dict) else ()
-    if any(sum(site.values()) < 1 or len(site) > 1 for site in sites):
+    if any(_is_partial(site) for site in sites):
         raise InputError(
             f"{argument}: has partially occupied sites; make an ordered structure of it first"
         )
+
+
+def _is_partial(site: Any) -> bool:
+    """Whether the shares of elements in a site are others than one of all."""
+    if not isinstance(site, dict):
+        return False
+    return len(site) > 1 or not all(isinstance(s, int | float) and s >= 1 for s in site.values())
+
+
+def keep_writable(atoms: Atoms) -> None:
+    """Drop arrays that a file may bring but that no extxyz file could hold."""
+    for name, array in list(atoms.arrays.items()):
+        if not re.fullmatch(r"\w+", name, re.ASCII) or array.dtype.kind not in "biufU":
+            del atoms.arrays[name]
 
 
 def _unique(sources: list[Source | InputError]) -> list[Source | InputError]:

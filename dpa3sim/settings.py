@@ -10,6 +10,7 @@ import difflib
 import math
 import types
 import typing
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -96,10 +97,20 @@ def validate(settings: Any) -> None:
                 f"option {name} = {value!r} is not one of {', '.join(info.choices)}"
                 + suggestion(str(value), info.choices)
             )
+        if isinstance(value, str) and any(_is_control(character) for character in value):
+            raise InputError(f"option {name} = {value!r} is no text")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise InputError(f"option {name} has a number of more than 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"option {name} = {value} must be finite")
         if info.minimum is not None and isinstance(value, (int, float)) and value < info.minimum:
             raise InputError(f"option {name} = {value!r} must be at least {info.minimum:g}")
+
+
+def _is_control(character: str) -> bool:
+    """Whether it has no place in names, nor in files that people read."""
+    kind = unicodedata.category(character)
+    return kind in ("Cc", "Cs", "Zl", "Zp") and character not in "\t\n"
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

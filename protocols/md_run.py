@@ -119,7 +119,12 @@ class Simulation:
         if recorder.state is None:
             self._begin()
         else:
-            self._continue(recorder.state)
+            try:
+                self._continue(recorder.state)
+            except InputError:
+                raise
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise InputError(f"the saved state cannot be continued ({error!r})") from None
         self._first_step, self._first_time = self.step, time.monotonic()
 
     # -- the beginning -----------------------------------------------------------------------------

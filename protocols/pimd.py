@@ -322,7 +322,7 @@ def read_gle(path: Path, settings: Settings) -> ET.Element:
         root = ET.fromstring(text if text.lstrip().startswith("<sim") else f"<x>{text}</x>")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ET.ParseError as error:
+    except (ET.ParseError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no XML ({error})") from None
     found = {name: root.find(f".//{name}") for name in ("A", "C")}
     arrays = {}

@@ -13,7 +13,7 @@ import math
 import pickle
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -123,7 +123,9 @@ def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     if len({info.filename for info in infos}) != len(infos):
         raise CheckpointError(f"{path}: two members have the same name")
     code = [info for info in infos if info.compress_type != zipfile.ZIP_STORED]
-    if any("/code/" not in info.filename for info in code):
+    if any(
+        "/code/" not in info.filename or info.compress_type != zipfile.ZIP_DEFLATED for info in code
+    ):
         raise CheckpointError(f"{path}: compressed data, which torch never writes")
     if sum(info.file_size for info in code) > _MAX_CODE_BYTES:
         raise CheckpointError(f"{path}: implausibly much code")
@@ -131,6 +133,12 @@ def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
         raise CheckpointError(f"{path}: members claim to be larger than the file")
     contents = {info.filename: file.read(info) for info in infos}
     return {name: data for name, data in contents.items() if "/code/" not in name}
+
+
+def _check_keys(keys: Iterable[Any]) -> None:
+    """Refuse all but simple keys: the hash of nested tuples can take for ever."""
+    if not all(isinstance(key, str | int | float | None) for key in keys):
+        raise CheckpointError("refused: a dictionary has keys that are neither texts nor numbers")
 
 
 class _Dictionary(dict[Any, Any]):
@@ -151,7 +159,9 @@ class _Function:
 
 class _MakeDictionary(_Function):
     def __call__(self, *args: Any) -> _Dictionary:
-        return _Dictionary(*args)
+        pairs: list[Any] = list(*args)
+        _check_keys(key for key, _ in pairs)
+        return _Dictionary(pairs)
 
 
 class _KeepFirst(_Function):
@@ -203,12 +213,15 @@ class _ScriptClass(_Function):
         return ScriptObject(self.kind)
 
 
+_DISPATCH: dict[int, Callable[..., None]] = dict(pickle._Unpickler.dispatch)
+
+
 # The Python implementation: its memo is a dict, so that a forged index cannot exhaust memory,
 # and its opcodes can be overridden.
 class _Unpickler(pickle._Unpickler):
     stack: list[Any]
     append: Callable[[Any], None]
-    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(_DISPATCH)
 
     def __init__(self, data: bytes, members: dict[str, bytes], prefix: str) -> None:
         super().__init__(io.BytesIO(data))
@@ -254,6 +267,20 @@ class _Unpickler(pickle._Unpickler):
 
     dispatch[pickle.REDUCE[0]] = load_reduce
 
+    def load_setitem(self) -> None:
+        """SETITEM, with a key that can be one."""
+        _check_keys(self.stack[-2:-1])
+        _DISPATCH[pickle.SETITEM[0]](self)
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+
+    def load_setitems(self) -> None:
+        """SETITEMS: the stack above the mark holds keys and values in turn."""
+        _check_keys(self.stack[::2])
+        _DISPATCH[pickle.SETITEMS[0]](self)
+
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
     def _refuse(self) -> None:
         raise CheckpointError("refused: the file uses a pickle operation that torch never writes")
 
@@ -261,12 +288,18 @@ class _Unpickler(pickle._Unpickler):
         dispatch[_opcode[0]] = _refuse
     for _opcode in (pickle.EXT4, pickle.PERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
         dispatch[_opcode[0]] = _refuse
+    # Of later protocols, and what would hash anything or take memory before it is read.
+    for _opcode in (pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
+        dispatch[_opcode[0]] = _refuse
+    dispatch[pickle.BYTEARRAY8[0]] = _refuse
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage: ``("storage", type, key, location, number of elements)``."""
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            raise CheckpointError(f"unknown kind of reference {str(pid)[:80]!r}")
+            raise CheckpointError("a reference to something that is no tensor data")
         _, kind, key, _, numel = pid
+        if not (isinstance(kind, str) and isinstance(key, str) and isinstance(numel, int)):
+            raise CheckpointError("a reference to tensor data without type, name and size")
         if kind not in _STORAGE_TYPES:
             raise CheckpointError(f"unsupported tensor type {kind!r}")
         if f"{self._prefix}{key}" not in self._members:
@@ -294,9 +327,9 @@ def _strided_view(storage: Any, offset: Any, shape: Any, strides: Any) -> np.nda
     if not isinstance(storage, np.ndarray) or storage.ndim != 1:
         raise CheckpointError("a tensor refers to something that is no storage")
     numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
-        raise CheckpointError(f"a tensor has sizes {shape} but strides {strides}")
-    if any(not isinstance(n, int) or n < 0 for n in numbers):
+    if any(not isinstance(n, int) for n in numbers) or len(shape) > _MAX_DIMENSIONS:
+        raise CheckpointError("a tensor has sizes and strides that are none")
+    if any(n < 0 for n in numbers) or len(shape) != len(strides):
         raise CheckpointError(f"a tensor has sizes {shape}, strides {strides}, offset {offset}")
     if 0 in shape:
         return np.empty(shape, dtype=storage.dtype)

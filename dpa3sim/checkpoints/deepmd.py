@@ -105,6 +105,10 @@ FITTING_FIELDS = (
 _REPFLOW_DEFAULTS = {"n_dim": 128, "e_dim": 64, "a_dim": 64, "nlayers": 6}
 
 
+# A description has fewer entries, and levels, than these.
+_MAX_ENTRIES, _MAX_LEVELS = 1_000_000, 32
+
+
 class HeadRequiredError(CheckpointError):
     """A checkpoint with several heads was opened without saying which.
 
@@ -115,6 +119,37 @@ class HeadRequiredError(CheckpointError):
     def __init__(self, message: str, heads: Sequence[str]) -> None:
         super().__init__(message)
         self.heads = tuple(heads)
+
+
+def plain(tree: Any) -> Any:
+    """A copy that holds nothing but dictionaries with text keys, lists, texts and numbers.
+
+    What is read from a file can be anything: objects that compare in their own ways, or a few
+    lists within each other that are, written out, larger than any memory.
+
+    Raises:
+        CheckpointError: other objects, or too many.
+    """
+    left = _MAX_ENTRIES
+
+    def copy(node: Any, level: int) -> Any:
+        nonlocal left
+        left -= node.size if isinstance(node, np.ndarray) else 1
+        if left < 0 or level > _MAX_LEVELS:
+            raise CheckpointError("the model description is larger than any model's")
+        if isinstance(node, Mapping) and all(isinstance(key, str) for key in node):
+            return {key: copy(value, level + 1) for key, value in node.items()}
+        if isinstance(node, list | tuple):
+            return [copy(value, level + 1) for value in node]
+        if isinstance(node, np.ndarray):
+            return node.tolist()
+        if isinstance(node, int) and abs(node) >= 2**63:
+            raise CheckpointError("the model description has a number of more than 64 bits")
+        if node is None or isinstance(node, str | int | float):
+            return node
+        raise CheckpointError(f"the model description holds a {type(node).__name__}")
+
+    return copy(tree, 0)
 
 
 def read_config(params: Mapping[str, Any]) -> ModelConfig:

@@ -89,6 +89,7 @@ def read_native(path: Path) -> NativeModel:
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     name, head = str(header.get("name", path.stem)), header.get("head")
+    origin = {key: str(value) for key, value in origin.items()}
     return NativeModel(parsed, weights, name, str(head) if head else None, origin)
 
 
@@ -105,7 +106,7 @@ def content_hash(config: Mapping[str, Any], weights: Weights) -> str:
 def _json_object(path: Path, text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: malformed metadata")

@@ -14,13 +14,14 @@ from dpa3sim.checkpoints.deepmd import (
     FITTING_FIELDS,
     REPFLOW_FIELDS,
     REPFLOW_NEUTRAL,
+    plain,
     read_config,
     take_weights,
 )
 from dpa3sim.errors import CheckpointError
 from dpa3sim.model.config import ModelConfig
 
-_DEPTH_LIMIT = 64
+_DEPTH_LIMIT, _MAX_PARTS = 64, 1_000_000
 
 
 def read_torchscript(archive: Archive) -> tuple[ModelConfig, dict[str, np.ndarray]]:
@@ -41,7 +42,7 @@ def read_torchscript(archive: Archive) -> tuple[ModelConfig, dict[str, np.ndarra
     try:
         config = read_config(_description(root))
         _check_exclusions(config, root)
-        return config, take_weights(config, dict(_tensors(root)))
+        return config, take_weights(config, dict(_tensors(root, iter(range(_MAX_PARTS)))))
     except CheckpointError as error:
         raise CheckpointError(f"{archive.path}: {error}") from None
 
@@ -53,8 +54,9 @@ def _description(root: ScriptObject) -> dict[str, Any]:
         raise CheckpointError(f"frozen object {root.kind} has no model description")
     try:
         description = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the model description is not JSON: {error}") from None
+    description = plain(description)
     if not isinstance(description, dict):
         raise CheckpointError("the model description is not a JSON object")
 
@@ -64,7 +66,7 @@ def _description(root: ScriptObject) -> dict[str, Any]:
     layers = _child(repflows, "layers").state.values()
     for module in (repflows, *(m for m in layers if isinstance(m, ScriptObject))):
         for name, neutral in REPFLOW_NEUTRAL.items():
-            value = module.state.get(name, neutral[0])
+            value = plain(module.state.get(name, neutral[0]))
             if value not in neutral:
                 raise CheckpointError(f"pre-release option {name} = {value!r} is not supported")
     section = description.get("descriptor")
@@ -83,6 +85,7 @@ def _complete(section: Any, module: ScriptObject, names: Iterable[str]) -> None:
         value = module.state.get(name)
         if not isinstance(value, bool | int | float | str):
             continue
+        value = plain(value)
         if section.setdefault(name, value) != value:
             raise CheckpointError(
                 f"option {name} is {section[name]!r} in the description but {value!r} in the model"
@@ -92,10 +95,10 @@ def _complete(section: Any, module: ScriptObject, names: Iterable[str]) -> None:
 def _check_exclusions(config: ModelConfig, root: ScriptObject) -> None:
     """The frozen type map and atom exclusion must be those of the description."""
     atomic = _child(root, "atomic_model")
-    if tuple(atomic.state.get("type_map", config.type_map)) != config.type_map:
+    if plain(atomic.state.get("type_map", config.type_map)) != list(config.type_map):
         raise CheckpointError("the type map of the frozen model is not that of its description")
-    excluded = _child(atomic, "fitting_net").state.get("exclude_types") or ()
-    if tuple(excluded) != config.atom_exclude_types:
+    excluded = plain(_child(atomic, "fitting_net").state.get("exclude_types")) or []
+    if excluded != list(config.atom_exclude_types):
         raise CheckpointError(f"fitting_net.exclude_types = {excluded} is not supported")
 
 
@@ -106,9 +109,14 @@ def _child(parent: ScriptObject, name: str) -> ScriptObject:
     return child
 
 
-def _tensors(node: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, np.ndarray]]:
-    """All tensors below an object, named by the path of attributes that leads to them."""
-    if depth > _DEPTH_LIMIT:
+def _tensors(
+    node: Any, left: Iterator[int], name: str = "", depth: int = 0
+) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors below an object, named by the path of attributes that leads to them.
+
+    A countdown ``left`` ends it: objects that share their parts can have more paths than time.
+    """
+    if depth > _DEPTH_LIMIT or next(left, None) is None:
         raise CheckpointError("the frozen objects are nested too deeply")
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(node, np.ndarray):
@@ -120,4 +128,6 @@ def _tensors(node: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, n
     elif isinstance(node, list | tuple):
         children = enumerate(node)
     for key, child in children:
-        yield from _tensors(child, f"{name}.{key}" if name else str(key), depth + 1)
+        if not isinstance(key, str | int):
+            raise CheckpointError("a part of the frozen objects has no name")
+        yield from _tensors(child, left, f"{name}.{key}" if name else str(key), depth + 1)

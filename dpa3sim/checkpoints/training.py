@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpa3sim.checkpoints.archive import Archive
-from dpa3sim.checkpoints.deepmd import HeadRequiredError, read_config, select_head, take_weights
+from dpa3sim.checkpoints.deepmd import (
+    HeadRequiredError,
+    plain,
+    read_config,
+    select_head,
+    take_weights,
+)
 from dpa3sim.errors import CheckpointError
 from dpa3sim.model.config import ModelConfig
 
@@ -50,6 +56,7 @@ def _read(tree: Any, head: str | None, ema: bool) -> TrainingModel:
     params = extra.get("model_params") if isinstance(extra, Mapping) else None
     if not isinstance(params, Mapping):
         raise CheckpointError("no deepmd-kit checkpoint: it holds no model description")
+    params = plain(params)
     tensors = _tensors(state)
     averages = _averages(tree)
     if ema and averages is None:
@@ -104,6 +111,6 @@ def _aliases(heads: Mapping[str, Any]) -> dict[str, str]:
     aliases = {}
     for name, section in heads.items():
         listed = section.get("model_branch_alias") if isinstance(section, Mapping) else None
-        for alias in listed or ():
+        for alias in listed if isinstance(listed, list) else ():
             aliases[str(alias)] = name
     return aliases

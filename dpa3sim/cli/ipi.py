@@ -112,7 +112,10 @@ def _serve(client: IPIClient, source: Source, console: Console) -> int:
     finally:
         console.print(str(client.statistics))
         if client.failed is not None:
-            console.print(f"the batch that failed is in {_dump(client, source)}")
+            try:
+                console.print(f"the batch that failed is in {_dump(client, source)}")
+            except OSError as error:  # less important than why it failed
+                console.print(f"the batch that failed could not be saved: {error}")
     if ending == "stopped":
         console.print("interrupted; what i-PI had asked for was answered")
         return INTERRUPTED

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,6 +19,9 @@ from dpa3sim.errors import (
     Dpa3simError,
     Dpa3simWarning,
     InputError,
+    OutOfMemoryError,
+    StorageError,
+    memory_ran_out,
 )
 
 # Modules are imported when their command runs, so that help and errors come at once.
@@ -78,7 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    # What cannot be written, to a terminal or file with few letters, is no reason to stop.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _interrupt)
         if not arguments or arguments[0].startswith("-"):
             _without_command(arguments)
             return 0
@@ -87,19 +98,28 @@ def _run(arguments: list[str]) -> int:
         if unknown:
             parser.error(unknown_flags(parser, unknown))
         args.command_line = ["dpa3sim", *arguments]
-        signal.signal(signal.SIGTERM, _interrupt)
         return int(module.run(args))
     except Dpa3simError as error:
-        print(f"dpa3sim: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(error)
     except KeyboardInterrupt:
         print("dpa3sim: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as in `dpa3sim ... | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        return _fail(StorageError.of(error))
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
+            raise
+        return _fail(OutOfMemoryError("the memory of this machine is not enough"))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+
+
+def _fail(error: Dpa3simError) -> int:
+    print(f"dpa3sim: error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def find(arguments: Sequence[str]) -> tuple[Any, Parser, list[str]]:

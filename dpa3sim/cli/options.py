@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 
 KINDS = {"int": "a whole number", "float": "a number"}
+# A file of options has a few lines.
+_MAX_CONFIG, _MAX_LEVELS = 1 << 16, 8
+
 MATMUL = ("full", "tf32", "bf16")
 """Those of :data:`dpa3sim.model.triton_kernels.Matmul`, without importing torch."""
 
@@ -106,7 +109,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """One line that names the value and the way out, exit code 2."""
-        sys.stderr.write(f"{self.prog}: error: {self._reworded(message)}\n")
+        sys.stderr.write(f"{self.prog}: error: {InputError(self._reworded(message))}\n")
         raise SystemExit(BAD_INPUT)
 
     def _reworded(self, message: str) -> str:
@@ -232,7 +235,7 @@ def _typed(cls: Any, name: str, value: Any) -> Any:
     if isinstance(value, str) and kind is not str:
         return options_of.parse(cls, name, value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < 2**63 else value
     return value
 
 
@@ -240,16 +243,39 @@ def _read_config(file: str) -> dict[str, Any]:
     import yaml
 
     try:
-        data = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        with Path(file).open("rb") as stream:
+            content = stream.read(_MAX_CONFIG + 1)
+        if len(content) > _MAX_CONFIG:
+            raise InputError(f"{file}: is too large for a file of options")
+        text = content.decode("utf-8-sig")
+        _check_events(file, yaml.parse(text))
+        data = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    # YAML's numbers and dates can be such that Python has none.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"{file}: must hold options, one 'name: value' a line")
     return {str(key).replace("-", "_"): value for key, value in data.items()}
+
+
+def _check_events(file: str, events: Iterable[Any]) -> None:
+    """Raise InputError for YAML that takes for ever: levels within levels, or many of one text."""
+    import yaml
+
+    level = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError(f"{file}: aliases (*name) are not supported")
+        level += isinstance(event, yaml.CollectionStartEvent)
+        level -= isinstance(event, yaml.CollectionEndEvent)
+        if level > _MAX_LEVELS:
+            raise InputError(f"{file}: must hold options, one 'name: value' a line")
 
 
 def unknown_flags(parser: Parser, unknown: Sequence[str]) -> str:

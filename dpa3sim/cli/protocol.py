@@ -16,7 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,9 @@ from dpa3sim.errors import (
     Dpa3simError,
     Dpa3simWarning,
     InputError,
+    OutOfMemoryError,
+    StorageError,
+    memory_ran_out,
 )
 from dpa3sim.files import atomic_write
 from dpa3sim.reading import Source, read_structures
@@ -161,12 +164,12 @@ class Command:
                 print(f"dpa3sim: error: {group}", file=sys.stderr)
                 codes.append(group.exit_code)
                 continue
+            path = _out(args, self.name, group, len(groups))
             try:
-                path = _out(args, self.name, group, len(groups))
-                job = self.job(self, group, potential, settings, args, path, console)
-                with warnings.catch_warnings():
+                with _told(path), warnings.catch_warnings():
                     # What limits a result stands in the result, and is printed with it.
                     warnings.simplefilter("ignore", Dpa3simWarning)
+                    job = self.job(self, group, potential, settings, args, path, console)
                     result, code = do(job)
             except Dpa3simError as error:
                 print(f"dpa3sim: error: {_origin(group)}: {error}", file=sys.stderr)
@@ -207,6 +210,23 @@ def command_of(name: str) -> Command:
         if isinstance(command, Command) and command.screens:
             return command
     raise InputError(f"{name!r} is no protocol that screens structures")
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Errors of the system as ours, so that they end one calculation and not all."""
+    try:
+        yield
+    except BrokenPipeError:  # of what we print
+        raise
+    except OSError as error:
+        raise StorageError.of(error, path) from None
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
+            raise
+        raise OutOfMemoryError(
+            "the memory of this machine is not enough; use a smaller structure or another machine"
+        ) from None
 
 
 def exit_code(codes: Sequence[int]) -> int:
@@ -357,12 +377,15 @@ class Job:
         """
         names = ("structure", "model", *self.EXTENDING)
         identity = {k: v for k, v in self.summary.items() if k not in names}
-        directory = self.directory = RunDirectory(
+        with RunDirectory(
             self.path, rundir.fingerprint(identity), self.summary, force=self.args.force
-        )
+        ) as self.directory:
+            return self._execute()
+
+    def _execute(self) -> dict[str, Any]:
+        directory = self.directory
         finished = directory.result
-        if finished is not None and self.is_final(finished):
-            self._report(finished, f"already done in {directory.path}")
+        if finished is not None and self._report_finished(finished):
             return finished
         from dpa3sim.run.provenance import session
 
@@ -382,10 +405,31 @@ class Job:
             raise
         except Dpa3simError as error:
             code = error.exit_code
-            directory.log(f"failed: {error}")
+            with suppress(OSError):
+                directory.log(f"failed: {error}")
             raise
         finally:
             directory.end_session(code)
+
+    def _report_finished(self, stored: dict[str, Any]) -> bool:
+        """Whether a stored result leaves nothing to do; then it is told.
+
+        Raises:
+            InputError: it is none of ours.
+        """
+        try:
+            if not self.is_final(stored):
+                return False
+            lines = self.summary_lines(stored) + [f"warning: {w}" for w in stored["warnings"]]
+            self.exit_code(stored)
+        except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{self.directory.path / rundir.RESULT}: damaged "
+                f"({type(error).__name__}: {error}); --force starts again"
+            ) from None
+        for line in (*lines, f"already done in {self.directory.path}"):
+            self.say(line)
+        return True
 
     def say(self, message: str) -> None:
         """Print and log a line."""

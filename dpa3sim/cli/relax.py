@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -118,6 +119,8 @@ class RelaxJob(Job):
             atoms.cell = state["cell"]
             # A frame written just before a kill has no state and is computed again.
             with (self.directory.path / TRAJECTORY).open("r+b") as file:
+                if file.seek(0, os.SEEK_END) < state["trajectory_bytes"]:
+                    raise ValueError(f"{TRAJECTORY} is shorter than it was")
                 file.truncate(state["trajectory_bytes"])
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import re
 import time
 import warnings
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import ModelSettings, announce
 from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
-from dpa3sim.files import lock_folder
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.screen import results as results_of
@@ -137,15 +135,16 @@ class Screening:
             self.facts,
             force=getattr(args, "force", False),
         )
-        try:
-            self._handle = lock_folder(folder)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another process is computing there") from None
         from dpa3sim.run.provenance import session
 
-        self.database = Database(folder / NAME, create=True)
-        self.directory.write_provenance(session(potential, args.command_line), self.facts)
-        self.directory.write_config(config(potential, calculation.settings))
+        try:
+            # First what tells that this is a run, so that a kill leaves no folder that none can use.
+            self.directory.write_provenance(session(potential, args.command_line), self.facts)
+            self.directory.write_config(config(potential, calculation.settings))
+            self.database = Database(folder / NAME, create=True)
+        except BaseException:
+            self.directory.close()
+            raise
 
     def register(self, structures: list[str]) -> None:
         """Add the structures of this part that are not there yet.
@@ -197,8 +196,7 @@ class Screening:
     def close(self) -> None:
         """Let other processes into the folder."""
         self.database.close()
-        if self._handle is not None:
-            os.close(self._handle)
+        self.directory.close()
 
     def __enter__(self) -> Screening:
         return self
@@ -305,9 +303,8 @@ def check(settings: Any, args: argparse.Namespace) -> None:
     for name in OF_ONE_CRYSTAL:
         if getattr(settings, name, None):
             raise InputError(f"--{name} is about one crystal and cannot be used with --screen")
-    for flag in ("out",):
-        if getattr(args, flag):
-            raise InputError(f"--{flag} cannot be used with --screen, which names the folder")
+    if args.out:
+        raise InputError("--out cannot be used with --screen, which names the folder")
 
 
 def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator[Screening]:

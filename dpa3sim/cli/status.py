@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from dpa3sim.cli.options import Parser
 from dpa3sim.cli.screening import failures, state_line
 from dpa3sim.files import lock_folder
+from dpa3sim.run.directory import LOG
 from dpa3sim.screen.database import FAILED, NOT_CONVERGED
 from dpa3sim.screen.results import Results
 
@@ -55,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _is_running(folder: Path) -> bool:
     """Whether a process computes there."""
-    import os
-
     try:
-        handle = lock_folder(folder)
+        handle = lock_folder(folder / LOG)
     except BlockingIOError:
         return True
+    except OSError:  # no log: nobody has been there
+        return False
     if handle is not None:
         os.close(handle)
     return False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import vesin
 
@@ -11,6 +13,12 @@ MAX_COORDINATE = 1.0e6
 MIN_RELATIVE_VOLUME = 1.0e-6
 MIN_VECTOR = 0.1
 MAX_DENSITY = 20.0
+# Within MAX_IMAGES_RADIUS, Å, a cell has fewer images: 30 times those of the densest crystals.
+MAX_IMAGES, MAX_IMAGES_RADIUS = 3.0e6, 6.0
+# Atoms in a box of this size, Å, on average over all atoms: 20 times those of the densest crystals.
+CROWD_BOX, MAX_CROWD = 6.0, 1000
+# vesin divides a cell into no more boxes than these.
+VESIN_BOXES = 1.0e5
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -56,7 +64,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
             "the origin; move the structure there"
         )
     vectors = cell[pbc]
-    if not np.isfinite(vectors).all():
+    if not np.isfinite(cell).all():
         raise InputError(f"the cell contains values that are not finite: {cell.tolist()}")
     if len(vectors) == 0:
         return
@@ -67,6 +75,10 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
             f"the structure is periodic along {axis}, but that cell vector is only "
             f"{lengths.min():.3g} Å long; give a cell or switch the periodicity off"
         )
+    if lengths.max() > MAX_COORDINATE:
+        raise InputError(
+            f"a cell vector is {lengths.max():.3g} Å long, more than {MAX_COORDINATE:.0e} Å"
+        )
     volume = np.sqrt(max(np.linalg.det(vectors @ vectors.T), 0.0))
     if volume < MIN_RELATIVE_VOLUME * np.prod(lengths):
         raise InputError(f"the cell is singular, its periodic vectors are {vectors.tolist()}")
@@ -75,6 +87,63 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
             f"{len(positions)} atoms in {volume:.3g} Å^3: no material is as dense as that; "
             "are the cell vectors in Å?"
         )
+    # Distances between opposite faces, how far the search has to go: at least so much, and exactly.
+    heights = lengths * volume / np.prod(lengths)
+    if _images(heights) > MAX_IMAGES:
+        heights = 1.0 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)
+        if _images(heights) > MAX_IMAGES:
+            raise InputError(
+                f"the cell is too skewed, opposite faces are {heights.min():.3g} Å apart; "
+                "use shorter vectors of the same lattice (ase.build.minimize_tilt, niggli_reduce)"
+            )
+
+
+def _images(heights: np.ndarray) -> float:
+    return float(np.prod(2.0 * np.ceil(MAX_IMAGES_RADIUS / heights) + 1.0))
+
+
+def _check_crowd(positions: np.ndarray) -> None:
+    """Raise InputError for so many atoms in a place that their pairs would fill the memory."""
+    boxes = np.floor(positions / CROWD_BOX).astype(np.int64)
+    keys = boxes @ np.array([73_856_093, 19_349_663, 83_492_791])
+    _, counts = np.unique(keys, return_counts=True)
+    if (counts**2).sum() > MAX_CROWD * len(positions):
+        raise InputError(
+            f"{counts.max()} atoms within {CROWD_BOX:g} Å: no material is as dense as that; "
+            "are the coordinates in Å?"
+        )
+
+
+def _check_boxes(positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float) -> None:
+    """Raise InputError for what is so long and thin that vesin 0.6 would divide by zero.
+
+    It divides the cell, or what the atoms take up where it is not periodic, into boxes; of too
+    many of them it keeps the ratios of their numbers, and rounds them down.
+    """
+    inverse = np.linalg.inv(box)
+    heights = 1.0 / np.linalg.norm(inverse, axis=0)
+    heights = np.where(pbc, heights, heights * np.ptp(positions @ inverse, axis=0))
+    # Along which direction it measures the atoms is its own affair.
+    diagonal = float(np.linalg.norm(np.ptp(positions, axis=0)))
+    largest = np.where(pbc | ~pbc.any(), heights, np.maximum(heights, diagonal))
+    if np.maximum(largest / radius, 1.0).prod() <= VESIN_BOXES:
+        return
+    lengths = [(a,) if a == b else (0.0, a, b) for a, b in zip(heights, largest, strict=True)]
+    for chosen in itertools.product(*lengths):
+        if not _can_divide(np.maximum(np.floor(np.array(chosen) / radius), 1.0)):
+            raise InputError(
+                f"the structure is too thin for its size, {heights.round(1).tolist()} Å along its "
+                "axes: the neighbour search cannot divide it"
+            )
+
+
+def _can_divide(n: np.ndarray) -> bool:
+    """Whether vesin finds boxes where it wants ``n``, ``(3,)``, along the axes."""
+    if n.prod() <= VESIN_BOXES:
+        return True
+    last = np.floor(np.cbrt(VESIN_BOXES * n[2] ** 2 / (n[0] * n[1])))
+    middle = np.floor(last * n[1] / n[2])
+    return bool(min(last, middle, np.floor(middle * n[0] / n[1])) >= 1)
 
 
 def candidates(
@@ -87,11 +156,17 @@ def candidates(
 
     Returns:
         i, j: ``(n_pairs,)`` int64; shifts: ``(n_pairs, 3)`` int64. No particular order.
+
+    Raises:
+        InputError: more atoms in a place than any material has.
     """
+    box = complete_cell(cell, pbc)
+    _check_crowd(positions)
+    _check_boxes(positions, box, pbc, radius)
     finder = vesin.NeighborList(cutoff=radius * (1 + 1e-9) + 1e-9, full_list=True)
     i, j, shifts = finder.compute(
         points=np.ascontiguousarray(positions, dtype=np.float64),
-        box=complete_cell(cell, pbc),
+        box=box,
         periodic=np.ascontiguousarray(pbc, dtype=bool),
         quantities="ijS",
     )

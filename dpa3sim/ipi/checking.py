@@ -229,7 +229,7 @@ def read_input(path: Path) -> tuple[ET.Element, Path | None]:
         root = ET.parse(path).getroot()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the latter of encodings
         raise InputError(f"{path}: no XML ({error})") from None
     found = next((e for e in root.iter() if e.tag in ("ffsocket", "ffdirect")), None)
     if found is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import socket
 import time
@@ -300,8 +301,10 @@ class IPIClient:
                 f"i-PI's input and {self._order} for the structure given here"
             )
         text = parameters.get("batch_size", "1")
-        if not text.isdecimal() or int(text) < 1:
-            raise ProtocolError(f"batch_size {text!r} from i-PI is no number")
+        if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII) or int(text) > wire.MAX_BATCH:
+            raise ProtocolError(
+                f"batch_size {text!r} from i-PI is no number from 1 to {wire.MAX_BATCH}"
+            )
         return Exchange(connection, int(text))
 
     def _compute(self, session: _Session, exchange: Exchange) -> None:

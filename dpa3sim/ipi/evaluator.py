@@ -17,7 +17,7 @@ import numpy as np
 from ase.units import Bohr, Hartree
 
 from dpa3sim.errors import InputError
-from dpa3sim.graph.candidates import complete_cell
+from dpa3sim.graph.candidates import check_geometry, complete_cell
 from dpa3sim.ipi.wire import Results
 from dpa3sim.settings import suggestion
 from dpa3sim.structure import AtomsLike, Structure, as_structure
@@ -122,6 +122,7 @@ class BatchEvaluator:
         structures = []
         for cell, where in zip(cells, positions, strict=True):
             if pbc.any():
+                check_geometry(np.zeros((1, 3)), cell, pbc)
                 shifts = np.floor(where @ np.linalg.inv(complete_cell(cell, pbc))) * pbc
                 where = where - shifts @ cell
             structures.append(replace(self._structure, positions=where, cell=cell))

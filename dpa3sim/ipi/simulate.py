@@ -14,6 +14,7 @@ The code that imports i-PI's internals is all in this module.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -47,16 +48,32 @@ def saved_step(folder: Path, prefix: str) -> int:
         text = (folder / restart_file(prefix)).read_text(encoding="utf-8")
     except FileNotFoundError:
         return 0
-    return int(_header(text)["step"])
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{folder / restart_file(prefix)}: cannot be read ({error})") from None
+    step: int = _header(text)["step"]
+    return step
 
 
 def _header(text: str) -> dict[str, Any]:
-    """What the first line of a checkpoint says."""
+    """What the first line of a checkpoint says.
+
+    Raises:
+        InputError: it is not whole.
+    """
     match = re.match(r"<!-- (\{.*\}) -->\n", text)
-    if match is None:
+    try:
+        header = json.loads(match[1]) if match else {}
+    except (ValueError, RecursionError):
+        header = {}
+    if match is None or header.get("sha256") != _sha256(header, text[match.end() :]):
         raise InputError(f"{restart_file('*')} is damaged; --force starts again")
-    header: dict[str, Any] = json.loads(match[1])
     return header
+
+
+def _sha256(header: dict[str, Any], body: str) -> str:
+    """Checksum of a checkpoint."""
+    facts = json.dumps({name: value for name, value in header.items() if name != "sha256"})
+    return hashlib.sha256(f"{facts}\n{body}".encode()).hexdigest()
 
 
 class Simulation:
@@ -169,9 +186,10 @@ class Simulation:
         status.step.store(step)
         status.safe_stride.store(self._safe_stride)
         heat = [float(t.ethermo) for t in self._thermostats()]
-        header = json.dumps({"step": step, "bytes": sizes, "heat": heat})
-        text = f"<!-- {header} -->\n{status.write(name='simulation')}"
-        atomic_write(Path(restart_file(self.prefix)), text)
+        header: dict[str, Any] = {"step": step, "bytes": sizes, "heat": heat}
+        body = str(status.write(name="simulation"))
+        header["sha256"] = _sha256(header, body)
+        atomic_write(Path(restart_file(self.prefix)), f"<!-- {json.dumps(header)} -->\n{body}")
         self._saved = time.monotonic()
         self._pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (self._saved - began))
 
@@ -201,6 +219,10 @@ class Simulation:
         text = path.read_text(encoding="utf-8")
         header = _header(text)
         for name, size in header["bytes"].items():
+            if Path(name).name != name or not Path(name).is_file():
+                raise InputError(f"{name} is not there any more; --force starts again")
+            if os.path.getsize(name) < size:
+                raise InputError(f"{name} is shorter than it was; --force starts again")
             os.truncate(name, size)
         return header, text
 

@@ -33,14 +33,18 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
                 if match:
                     last = int(match[2]) if match[2] else None
                     names[match[3]] = int(match[1]) - 1, last
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason})") from None
     if not names:
         raise InputError(f"{path}: no table of i-PI's properties")
+    width = max(last or first + 1 for first, last in names.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a table without rows
-        data = np.loadtxt(path, ndmin=2)
-    data = data.reshape(-1, max(last or first + 1 for first, last in names.values()))
+        try:
+            data = np.loadtxt(path, ndmin=2).reshape(-1, width)
+        except ValueError as error:
+            raise InputError(f"{path}: damaged ({error})") from None
     return {
         name: data[:, first] if last is None else data[:, first:last]
         for name, (first, last) in names.items()

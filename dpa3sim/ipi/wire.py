@@ -8,6 +8,7 @@ as columns (spec/ipi.md 1). Nothing here knows of a model, of torch or of i-PI's
 from __future__ import annotations
 
 import hashlib
+import math
 import select
 import socket
 import sys
@@ -28,7 +29,7 @@ UNIX_PREFIX = "/tmp/ipi_"
 ORDER_PARAMETER = "dpa3sim_order"
 
 # More than these are no message but noise.
-MAX_ATOMS, MAX_TEXT = 10**8, 10**8
+MAX_ATOMS, MAX_BATCH, MAX_TEXT = 10**7, 10**6, 10**8
 
 Results = tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[str]]
 """Energies ``(m,)``, forces ``(m, n, 3)``, virials ``(m, 3, 3)`` and m extras, atomic units."""
@@ -267,8 +268,13 @@ class Exchange:
         if not self._is_known:
             self._detect()
         if self._shared is not None:
-            self._connection.read_int("number of atoms", MAX_ATOMS)
-            return self._shared.positions()
+            natoms = self._connection.read_int("number of atoms", MAX_ATOMS)
+            cells, positions = self._shared.positions()
+            if natoms != positions.shape[1]:
+                raise ProtocolError(
+                    f"the i-PI server sent {natoms} as number of atoms, {positions.shape[1]} before"
+                )
+            return cells, positions
         connection = self._connection
         if self.batch > 1:
             natoms = connection.read_int("number of atoms", MAX_ATOMS)
@@ -276,6 +282,8 @@ class Exchange:
         else:
             connection.read_array(self._cells)
             natoms = connection.read_int("number of atoms", MAX_ATOMS)
+        if natoms * self.batch > MAX_ATOMS:
+            raise ProtocolError(f"the i-PI server sent {self.batch} structures of {natoms} atoms")
         if self._positions.shape[1] != natoms:
             self._positions = np.empty((self.batch, natoms, 3))
         connection.read_array(self._positions)
@@ -316,6 +324,8 @@ class Exchange:
             return
         self._connection.put_back(start[4:])
         natoms = int(np.frombuffer(start[:4], dtype=np.int32)[0])
+        if not 0 <= natoms <= MAX_ATOMS:
+            raise ProtocolError(f"the i-PI server sent {natoms} as number of atoms")
         names = [self._connection.read_text("a name") for _ in _SharedMemory.KINDS]
         self._shared = _SharedMemory(names, self.batch, natoms)
         self._connection.put_back(start[:4])  # later messages are this number alone
@@ -334,7 +344,7 @@ class _SharedMemory:
         for kind, name, shape in zip(self.KINDS, names, shapes, strict=True):
             segment = _attach(name)
             self._segments.append(segment)
-            if segment.size < 8 * int(np.prod(shape)):
+            if segment.size < 8 * math.prod(shape):
                 raise ProtocolError(
                     f"shared memory {name} has {segment.size} bytes, too few for {shape}"
                 )

@@ -6,6 +6,7 @@ for training have no place here; the checkpoint readers drop them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,6 +30,8 @@ ACTIVATIONS = (
     "linear",
 )
 DEFAULT_SILUT_THRESHOLD = 3.0
+# No model reaches these; with more, a few bytes of a file would ask for any time and memory.
+MAX_REPEATS, MAX_SIZE, MAX_CUTOFF = 1000, 2**31, 100.0
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,12 @@ class Activation:
         if name != "silut":
             raise CheckpointError(f"activation function {text!r} takes no argument")
         try:
-            return cls(name, float(argument))
+            threshold = float(argument)
         except ValueError:
-            raise CheckpointError(f"activation function {text!r}: bad threshold") from None
+            threshold = math.nan
+        if not math.isfinite(threshold):
+            raise CheckpointError(f"activation function {text!r}: bad threshold")
+        return cls(name, threshold)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.threshold:g}" if self.name == "silut" else self.name
@@ -107,7 +113,10 @@ class DescriptorConfig:
     def __post_init__(self) -> None:
         for name in ("n_dim", "e_dim", "a_dim", "nlayers", "e_sel", "a_sel", "axis_neuron"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        _check(self.n_multi_edge_message >= 1, "n_multi_edge_message", self.n_multi_edge_message)
+        for name in ("nlayers", "n_multi_edge_message"):
+            value = getattr(self, name)
+            _check(1 <= value <= MAX_REPEATS, name, value)
+        _check(self.e_rcut <= MAX_CUTOFF, "e_rcut", self.e_rcut)
         _check(0.0 <= self.e_rcut_smth < self.e_rcut, "e_rcut_smth", self.e_rcut_smth)
         _check(0.0 <= self.a_rcut_smth < self.a_rcut, "a_rcut_smth", self.a_rcut_smth)
         if self.use_exp_switch:
@@ -299,6 +308,8 @@ def _coerce(name: str, kind: str, value: Any) -> Any:
         return None
     kind = kind.removesuffix(" | None")
     is_int = isinstance(value, int) and not isinstance(value, bool)
+    if is_int or isinstance(value, float):
+        _check(abs(value) < (MAX_SIZE if kind == "int" else math.inf), name, value)
     if kind == "int" and (is_int or (isinstance(value, float) and value.is_integer())):
         return int(value)
     if kind == "float" and (is_int or isinstance(value, float)):
@@ -310,9 +321,8 @@ def _coerce(name: str, kind: str, value: Any) -> Any:
     if kind.startswith("tuple") and isinstance(value, list | tuple):
         item = kind.removeprefix("tuple[").removesuffix("]")
         if item.startswith("tuple["):
-            pairs = tuple(_coerce(name, item.removesuffix(", ..."), v) for v in value)
-            _check(all(len(p) == 2 for p in pairs), name, value)
-            return pairs
+            _check(all(isinstance(p, list | tuple) and len(p) == 2 for p in value), name, value)
+            return tuple(_coerce(name, item.removesuffix(", ..."), v) for v in value)
         item = item.split(",")[0]
         return tuple(_coerce(name, item, v) for v in value)
     if kind == "str" and isinstance(value, str):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write
+from dpa3sim.files import atomic_write, is_part, lock_folder
 
 RESULT = "result.json"
 PROVENANCE = "provenance.json"
@@ -65,8 +67,11 @@ class RunDirectory:
         summary: readable form of the same, stored, and compared to name what differs.
         force: empty a directory of another calculation instead of refusing it.
 
+    No other process can open it meanwhile. To be closed.
+
     Raises:
-        InputError: the directory holds another calculation, or something else, or cannot be made.
+        InputError: the directory holds another calculation, or something else, or cannot be made,
+            or another process has it.
     """
 
     def __init__(
@@ -74,23 +79,47 @@ class RunDirectory:
     ) -> None:
         self.path = path
         self.fingerprint = fingerprint
+        self._lock: int | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            occupied = any(path.iterdir())
+            names = {item.name for item in path.iterdir() if not is_part(item)} - {LOG}
+            if names and PROVENANCE not in names:
+                raise InputError(f"{path}: is not empty and no run directory; choose another --out")
+            (path / LOG).touch()
+            self._lock = lock_folder(path / LOG)
+        except BlockingIOError:
+            raise InputError(
+                f"{path}: another process is running this calculation; wait for it, or choose "
+                "another --out"
+            ) from None
         except OSError as error:
             raise InputError(
                 f"{path}: cannot be used as run directory ({error.strerror})"
             ) from None
-        known = self._read(PROVENANCE)
-        if occupied and known is None:
-            raise InputError(f"{path}: is not empty and no run directory; choose another --out")
-        if known is not None and (force or known.get("fingerprint") != fingerprint):
-            if not force:
+        try:
+            if force:
+                self._clear()
+            known = self._provenance()
+            if known is not None and known["fingerprint"] != fingerprint:
                 raise InputError(
                     f"{path}: holds a different calculation ({_difference(known, summary)}); "
                     "choose another --out, or --force to replace it"
                 )
-            self._clear()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes have the directory."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -99,12 +128,23 @@ class RunDirectory:
 
     @property
     def checkpoint(self) -> dict[str, Any] | None:
-        """State of an unfinished calculation, else None."""
-        return self._read(CHECKPOINT)
+        """State of an unfinished calculation, else None.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        data = self._read(CHECKPOINT)
+        if data is None:
+            return None
+        state = data.get("state")
+        if not isinstance(state, dict) or data.get("sha256") != fingerprint(state):
+            raise InputError(f"{self.path / CHECKPOINT}: damaged state; --force starts again")
+        return state
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Save state to continue from; the last one stays whole if this is interrupted."""
-        atomic_write(self.path / CHECKPOINT, json.dumps(state))
+        content = {"sha256": fingerprint(state), "state": dict(state)}
+        atomic_write(self.path / CHECKPOINT, json.dumps(content))
 
     def write_result(self, result: Mapping[str, Any], final: bool) -> None:
         """Save the result with schema version and units; a final one needs no state any more."""
@@ -115,8 +155,8 @@ class RunDirectory:
 
     def write_provenance(self, provenance: Mapping[str, Any], summary: Mapping[str, Any]) -> None:
         """Save where the calculation came from; keeps the sessions of a resumed one."""
-        known = self._read(PROVENANCE) or {}
-        sessions = [*known.get("sessions", []), dict(provenance)]
+        known = self._provenance()
+        sessions = [*(known["sessions"] if known else []), dict(provenance)]
         data = {"fingerprint": self.fingerprint, "calculation": dict(summary), "sessions": sessions}
         atomic_write(self.path / PROVENANCE, to_json(data))
 
@@ -129,33 +169,59 @@ class RunDirectory:
 
     def note(self, **facts: Any) -> None:
         """Add facts about this session to its provenance."""
-        known = self._read(PROVENANCE)
-        if known and known.get("sessions"):
+        known = self._provenance()
+        if known and known["sessions"]:
             known["sessions"][-1] |= facts
             atomic_write(self.path / PROVENANCE, to_json(known))
 
     def end_session(self, exit_code: int) -> None:
-        """Note when and how this session ended."""
-        self.note(ended=timestamp(), exit_code=exit_code)
+        """Note when and how this session ended; of no use where that cannot be written."""
+        with suppress(OSError):
+            self.note(ended=timestamp(), exit_code=exit_code)
 
     def log(self, message: str) -> None:
         """Append a line to the log."""
-        with (self.path / LOG).open("a", encoding="utf-8") as file:
+        with (self.path / LOG).open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{timestamp()} {message}\n")
+
+    def _provenance(self) -> dict[str, Any] | None:
+        """What :meth:`write_provenance` wrote, None where it has not.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        known = self._read(PROVENANCE)
+        if known is None:
+            return None
+        kinds = {"fingerprint": str, "calculation": dict, "sessions": list}
+        good = all(isinstance(known.get(name), kind) for name, kind in kinds.items())
+        if not good or not all(isinstance(session, dict) for session in known["sessions"]):
+            raise InputError(f"{self.path / PROVENANCE}: damaged; --force starts again")
+        return known
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             data = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path / name}: cannot be read ({error})") from None
-        return data if isinstance(data, dict) else None
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{self.path / name}: cannot be read ({error}); --force starts again"
+            ) from None
+        if not isinstance(data, dict):
+            raise InputError(f"{self.path / name}: damaged; --force starts again")
+        return data
 
     def _clear(self) -> None:
-        """Remove the files of the run; anything that is a folder is not ours and stays."""
-        for item in self.path.iterdir():
-            if item.is_file():
+        """Remove the files of the run; anything that is a folder is not ours and stays.
+
+        The log, which is the lock, only loses its content. What tells that all this is a run goes
+        last, so that an interruption leaves no folder that nobody may empty.
+        """
+        for item in sorted(self.path.iterdir(), key=lambda item: item.name == PROVENANCE):
+            if item.name == LOG:
+                os.truncate(item, 0)
+            elif item.is_file():
                 item.unlink()
 
 
@@ -209,7 +275,7 @@ def timestamp() -> str:
 
 def _difference(known: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Name the first few entries that differ between two calculations."""
-    old = known.get("calculation") or {}
+    old = known["calculation"]
     # Through JSON, as the stored one was.
     new = json.loads(json.dumps(summary))
     changes = []

@@ -12,6 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,7 @@ class FileRecorder:
             output.close()
         if self._lock is not None:
             os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> FileRecorder:
         return self
@@ -173,9 +175,10 @@ class _Output:
         self._file.flush()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what a full disk does not take now belongs to no state."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
 
 class _Table(_Output):

@@ -11,6 +11,7 @@ into the same batches whatever is saved already.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sqlite3
@@ -19,11 +20,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.errors import Dpa3simError, InputError
+from dpa3sim.errors import Dpa3simError, InputError, StorageError
 from dpa3sim.graph.lists import Counters
 from dpa3sim.potential import BatchPotential, Dtype, Evaluation, raise_first
 from dpa3sim.run.directory import EVALUATIONS
@@ -39,14 +40,18 @@ if TYPE_CHECKING:
 CPU_CHUNK_ATOMS, DEVICE_CHUNK_ATOMS = 512, 2**14
 # Computed evaluations wait no longer than this for the disk, s of computing.
 COMMIT_SECONDS = 2.0
+# Of a damaged file even the names of its tables can be no text.
+_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS evaluations (
     key BLOB PRIMARY KEY, request INTEGER NOT NULL, energy REAL NOT NULL, arrays BLOB NOT NULL,
-    limits TEXT NOT NULL
+    limits TEXT NOT NULL, checksum BLOB NOT NULL
 ) WITHOUT ROWID
 """
 _SCHEMA_HESSIANS = """
-CREATE TABLE IF NOT EXISTS hessians (key BLOB PRIMARY KEY, rows BLOB NOT NULL) WITHOUT ROWID
+CREATE TABLE IF NOT EXISTS hessians (
+    key BLOB PRIMARY KEY, rows BLOB NOT NULL, checksum BLOB NOT NULL
+) WITHOUT ROWID
 """
 # Of an evaluation, what is neither the energy nor an array.
 _LIMITS = ("n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges", "warnings")
@@ -113,21 +118,31 @@ class StoredPotential:
         self._database = self._open()
 
     def _open(self) -> sqlite3.Connection:
+        # Explicit transactions; the lock below makes the use from several threads safe.
+        database = sqlite3.connect(
+            self.path, timeout=1.0, isolation_level=None, check_same_thread=False
+        )
         try:
-            # Explicit transactions; the lock below makes the use from several threads safe.
-            database = sqlite3.connect(
-                self.path, timeout=1.0, isolation_level=None, check_same_thread=False
-            )
             # A rollback journal needs no shared memory, which network file systems lack.
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
             database.execute("BEGIN EXCLUSIVE")
             database.execute(_SCHEMA)
             database.execute(_SCHEMA_HESSIANS)
             database.execute("COMMIT")
-        except sqlite3.DatabaseError as error:
-            reason = "another process is using it" if "locked" in str(error) else str(error)
-            raise InputError(f"{self.path}: cannot be used ({reason})") from None
+        except _ERRORS as error:
+            database.close()
+            raise self._told(error) from None
         return database
+
+    def _told(self, error: Exception) -> Dpa3simError:
+        """What the user is told of an error of the database."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return InputError(f"{self.path}: cannot be used (another process is using it)")
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            full = OSError(errno.ENOSPC if code == sqlite3.SQLITE_FULL else errno.EIO, str(error))
+            return StorageError.of(full, self.path)
+        return InputError(f"{self.path}: cannot be used ({error}); --force starts again")
 
     @property
     def model(self) -> ModelFile:
@@ -225,9 +240,7 @@ class StoredPotential:
         key = hashlib.sha256(self._key(plain) + repr(rows).encode()).digest()
         with self._lock:
             self.statistics.asked += 1
-            saved = self._database.execute(
-                "SELECT rows FROM hessians WHERE key = ?", (key,)
-            ).fetchone()
+            saved = self._row("SELECT rows, checksum FROM hessians WHERE key = ?", key)
             if saved is not None:
                 self.statistics.found += 1
                 matrix = np.frombuffer(saved[0], dtype="<f8").astype(np.float64)
@@ -236,14 +249,16 @@ class StoredPotential:
             self.statistics.computed += 1
             self._save()
             blob = np.ascontiguousarray(matrix, dtype="<f8").tobytes()
-            self._database.execute("INSERT INTO hessians VALUES (?, ?)", (key, blob))
+            self._execute("INSERT INTO hessians VALUES (?, ?, ?)", key, blob)
             return matrix
 
     def close(self) -> None:
         """Save what is not saved yet and release the file."""
         with self._lock:
-            self._save()
-            self._database.close()
+            try:
+                self._save()
+            finally:
+                self._database.close()
 
     def __enter__(self) -> StoredPotential:
         return self
@@ -271,7 +286,7 @@ class StoredPotential:
         self._unsaved += time.monotonic() - began
         self.statistics.batches += self.counters.batches - batches
         if not self._database.in_transaction:
-            self._database.execute("BEGIN")
+            self._execute("BEGIN")
         for key, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, Evaluation):
                 self.statistics.computed += 1
@@ -282,8 +297,34 @@ class StoredPotential:
 
     def _save(self) -> None:
         if self._database.in_transaction:
-            self._database.execute("COMMIT")
+            self._execute("COMMIT")
         self._unsaved = 0.0
+
+    def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        """Run a statement; an INSERT gets the checksum of its values as the last one."""
+        if values:
+            values = (*values, _checksum(values))
+        try:
+            return self._database.execute(statement, values)
+        except _ERRORS as error:
+            raise self._told(error) from None
+
+    def _row(self, query: str, key: bytes) -> tuple[Any, ...] | None:
+        """The values that a key was saved with.
+
+        Raises:
+            InputError: they are other values now.
+        """
+        try:
+            row = self._database.execute(query, (key,)).fetchone()
+        except _ERRORS as error:
+            raise self._told(error) from None
+        if row is None:
+            return None
+        *values, check = row
+        if check != _checksum((key, *values)):
+            raise InputError(f"{self.path}: damaged; --force starts again")
+        return tuple(values)
 
     def _key(self, structure: Structure) -> bytes:
         digest = hashlib.sha256(self._identity)
@@ -296,16 +337,16 @@ class StoredPotential:
     def _insert(self, key: bytes, e: Evaluation) -> None:
         arrays = np.concatenate([e.energies, e.forces.ravel(), e.virial.ravel()])
         limits = {name: getattr(e, name) for name in _LIMITS}
-        self._database.execute(
-            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?)",
-            (key, self._request, e.energy, arrays.astype("<f8").tobytes(), json.dumps(limits)),
+        self._execute(
+            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)",
+            *(key, self._request, e.energy, arrays.astype("<f8").tobytes(), json.dumps(limits)),
         )
 
     def _load(self, key: bytes) -> tuple[Evaluation | None, int]:
         """A saved evaluation, and which request it was computed for."""
-        row = self._database.execute(
-            "SELECT request, energy, arrays, limits FROM evaluations WHERE key = ?", (key,)
-        ).fetchone()
+        row = self._row(
+            "SELECT request, energy, arrays, limits, checksum FROM evaluations WHERE key = ?", key
+        )
         if row is None:
             return None, 0
         request, energy, blob, limits = row
@@ -320,3 +361,8 @@ class StoredPotential:
             **(limited | {"warnings": tuple(limited["warnings"])}),
         )
         return evaluation, request
+
+
+def _checksum(values: Sequence[Any]) -> bytes:
+    """Of a row: a damaged disk must not change energies."""
+    return hashlib.sha256(repr(tuple(values)).encode()).digest()

@@ -16,7 +16,16 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.errors import InputError
-from dpa3sim.reading import check_atoms, check_readable, formats, read_structures, short
+from dpa3sim.reading import (
+    check_atoms,
+    check_readable,
+    check_tables,
+    formats,
+    keep_writable,
+    opened,
+    read_structures,
+    short,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -154,6 +163,7 @@ def _database(path: Path, origin: str) -> Iterator[Entry]:
     import ase.db
 
     try:
+        check_tables(str(path))
         with ase.db.connect(path) as database:
             for row in database.select():
                 yield _entry(f"{origin}@{row.id}", f"{path.stem}-{row.id}", row.toatoms())
@@ -200,16 +210,16 @@ def _read(path: Path, kind: str) -> Iterator[Atoms]:
     """Frames of a file; InputError for whatever ASE's readers raise."""
     from ase.io import iread
 
-    frames: Iterator[Any] = iter(())
     try:
-        frames = iter(iread(str(path), index=":", format=kind))
-        while True:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                frame = next(frames, None)
-            if frame is None:
-                return
-            yield frame
+        with opened(str(path), None, kind) as (source, options):
+            frames = iter(iread(source, index=":", format=kind, **options))
+            while True:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    frame: Any = next(frames, None)
+                if frame is None:
+                    return
+                yield frame
     except Exception as error:
         raise InputError(short(error)) from None
 
@@ -219,4 +229,5 @@ def _entry(origin: str, label: str, atoms: Atoms) -> Entry:
         check_atoms(origin, atoms)
     except InputError as error:
         return Entry(origin, label, error)
+    keep_writable(atoms)
     return Entry(origin, label, atoms)

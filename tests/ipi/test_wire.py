@@ -319,6 +319,22 @@ def test_wrong_shapes_are_refused(fake):
         client.done()
 
 
+def init(parameters):
+    data = parameters.encode()
+    return wire.pack_header("INIT") + np.array([0, len(data)], np.int32).tobytes() + data
+
+
+def segments(natoms, names):
+    """What POSDATA brings where there is shared memory."""
+    parts = [np.int32(natoms).tobytes()]
+    for name in names:
+        parts += [np.int32(len(name)).tobytes(), name.encode()]
+    return b"".join(parts)
+
+
+NATOMS_AND_CELLS = np.int32(2**31 - 1).tobytes() + bytes(100)
+
+
 @pytest.mark.parametrize(
     ("message", "text"),
     [
@@ -329,6 +345,17 @@ def test_wrong_shapes_are_refused(fake):
         (
             wire.pack_header("INIT") + np.array([0, 12], np.int32).tobytes() + b"batch_size:x",
             "batch_size 'x'",
+        ),
+        (init("batch_size:1000000000000"), "batch_size '1000000000000'"),
+        (init("batch_size:" + "9" * 5000), "batch_size '99999"),
+        (init("batch_size:٣"), "batch_size '٣'"),
+        (
+            init("batch_size:1000000") + wire.pack_header("POSDATA") + NATOMS_AND_CELLS,
+            "structures of 2147483647 atoms|2147483647 as number of atoms",
+        ),
+        (
+            wire.pack_header("POSDATA") + segments(-1, ["ipi_shm_x"] * 6),
+            "-1 as number of atoms",
         ),
     ],
 )

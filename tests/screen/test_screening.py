@@ -419,7 +419,7 @@ def test_refusals(capsys):
     assert "different calculation" in refused(*again, "--optimizer", "FIRE")
     assert "--shard" in refused("relax", "in.extxyz", "--shard", "1/2")
     assert "write I/N" in refused(*again, "--shard", "3/2")
-    handle = lock_folder(Path("run"))
+    handle = lock_folder(Path("run/run.log"))
     assert "another process" in refused(*again)
     if handle is not None:
         os.close(handle)

@@ -220,6 +220,12 @@ def test_malicious_bare_pickle_is_refused(tmp_path, capsys):
         b"\x80\x02X" + struct.pack("<I", 2**31 - 1) + b"a.",  # text longer than the file
         b"\x80\x02" + b"]" * 200_000 + b"a" * 199_999 + b".",  # nesting
         b"\x80\x02K\x01.",  # no dictionary
+        b"\x80\x02}N" + b"2\x86" * 60 + b"Ns.",  # a key that takes years to hash
+        b"\x80\x02}(N" + b"2\x86" * 60 + b"Nu.",
+        b"\x80\x02ccollections\nOrderedDict\n](N" + b"2\x86" * 60 + b"NeR.",
+        b"\x80\x02(N" + b"2\x86" * 60 + b"\x91.",  # the same in a set
+        b"\x80\x02N" + b"2\x86" * 60 + b"Q.",  # a reference that is as long to write
+        b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".",  # room for a terabyte
         b"",
     ],
 )
@@ -356,6 +362,14 @@ def test_missing_storage(tmp_path, capsys):
 # -- descriptions ------------------------------------------------------------------------------
 
 
+def doubled(times):
+    """A few lists that are, written out, larger than any memory."""
+    tree = [1]
+    for _ in range(times):
+        tree = [tree, tree]
+    return tree
+
+
 def _parameters(content):
     return content["model"]["_extra_state"]["model_params"]
 
@@ -383,6 +397,17 @@ def _parameters(content):
         (lambda p: p.update(type_map=[]), "type_map"),
         (lambda p: p.update(pair_exclude_types=[[0, 9]]), "excluded types"),
         (lambda p: p.pop("descriptor"), "no section 'descriptor'"),
+        # What would take any time or memory, or end in an infinite sphere of neighbours.
+        (lambda p: p["descriptor"]["repflow"].update(nlayers=10**12), "nlayers"),
+        (lambda p: p["descriptor"]["repflow"].update(n_multi_edge_message=10**9), "n_multi_edge"),
+        (lambda p: p["descriptor"]["repflow"].update(e_rcut=float("inf")), "e_rcut"),
+        (lambda p: p["descriptor"]["repflow"].update(e_rcut=1e6), "e_rcut"),
+        (lambda p: p["descriptor"]["repflow"].update(e_rcut_smth=float("nan")), "e_rcut_smth"),
+        (lambda p: p["descriptor"].update(activation_function="silut:nan"), "bad threshold"),
+        (lambda p: p["fitting_net"].update(neuron=doubled(60)), "larger than any"),
+        (lambda p: p.update(info=10**400), "more than 64 bits"),
+        (lambda p: p.update(info=torch.zeros(2**21)), "larger than any"),
+        (lambda p: p.update({1: 2}), "holds a dict"),
     ],
 )
 def test_descriptions_that_are_refused(edit, message, tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Edges and angles against independent neighbour lists, and the model's selection rules."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -233,3 +235,43 @@ def test_overlap_with_a_periodic_image_names_it():
 def test_no_atoms():
     with pytest.raises(InputError, match="no atoms"):
         edges_of(Atoms(), rules())
+
+
+@pytest.mark.parametrize("pbc", [True, (True, True, False), (False, True, False)])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        np.diag([1e6, 1e6, 1e6]),
+        np.diag([1e6, 4.0, 1e6]),
+        [[4, 0, 0], [0, 5, 4294967296], [0, 0, 6]],  # killed vesin
+        [[4, 0, 0], [0, 5, 1e6], [0, 0, 6]],
+        [[0.1, 0, 0], [0.1, 1e-7, 0], [0, 0, 1e6]],
+        [[707, 0, 0], [707, 7.07e-4, 0], [0, 0, 0.2]],
+        [[1e300, 0, 0], [0, 1e300, 0], [0, 0, 1e300]],
+    ],
+)
+def test_extreme_cells_have_few_neighbours_or_are_refused(cell, pbc):
+    """No crash of a library, no search that takes the memory or the day."""
+    atoms = Atoms("H", cell=cell, pbc=pbc)
+    with suppress(InputError):
+        assert len(edges_of(atoms, rules()).i) < 1e5
+
+
+def test_an_infinite_vector_is_refused_periodic_or_not():
+    cell = np.diag([4.0, 4.0, np.inf])
+    for pbc in (True, (True, True, False), False):
+        with pytest.raises(InputError, match="not finite"):
+            edges_of(Atoms("H", cell=cell, pbc=pbc), rules())
+
+
+def test_skewed_vectors_of_a_good_lattice_are_no_reason_to_refuse():
+    cell = np.diag([4.0, 4.0, 4.0])
+    skewed = np.array([[1, 0, 0], [7, 1, 0], [-5, 6, 1]]) @ cell
+    plain, other = (len(edges_of(Atoms("H", cell=c, pbc=True), rules()).i) for c in (cell, skewed))
+    assert plain == other > 0
+
+
+def test_atoms_on_a_heap_are_refused_before_their_pairs_are_counted():
+    positions = np.random.default_rng(0).uniform(0, 1, (30_000, 3))
+    with pytest.raises(InputError, match="no material is as dense"):
+        edges_of(Atoms("H30000", positions), rules())

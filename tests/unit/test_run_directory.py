@@ -20,8 +20,8 @@ def make(path, summary=SUMMARY, **kwargs):
 
 
 def test_same_calculation_is_found_again(tmp_path):
-    run = make(tmp_path / "a")
-    run.write_checkpoint({"step": 3})
+    with make(tmp_path / "a") as run:
+        run.write_checkpoint({"step": 3})
     again = make(tmp_path / "a")
     assert again.checkpoint == {"step": 3}
     again.write_result({"energy_eV": 1.5, "n_steps": 3}, final=True)
@@ -37,7 +37,8 @@ def test_same_calculation_is_found_again(tmp_path):
 
 
 def test_another_calculation_is_refused_and_named(tmp_path):
-    make(tmp_path / "a").write_result({"n": 1}, final=True)
+    with make(tmp_path / "a") as run:
+        run.write_result({"n": 1}, final=True)
     other = SUMMARY | {"fmax": 0.001}
     with pytest.raises(InputError, match=r"fmax: 0\.01 -> 0\.001"):
         make(tmp_path / "a", other)
@@ -92,3 +93,54 @@ def test_units_of_the_tables_in_a_result():
 def test_results_are_strict_json(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         make(tmp_path / "a").write_result({"x": float("nan")}, final=True)
+
+
+def test_a_directory_belongs_to_one_process(tmp_path):
+    with make(tmp_path / "a") as run:
+        run.write_checkpoint({"step": 3})
+        for force in (False, True):
+            with pytest.raises(InputError, match="another process is running"):
+                make(tmp_path / "a", force=force)
+        assert run.checkpoint == {"step": 3}
+    make(tmp_path / "a").close()
+
+
+def test_force_empties_what_is_damaged(tmp_path):
+    make(tmp_path / "a").close()
+    (tmp_path / "a" / rundir.PROVENANCE).write_text("{")
+    with pytest.raises(InputError, match="--force starts again"):
+        make(tmp_path / "a")
+    with make(tmp_path / "a", force=True) as run:
+        assert run.result is None
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"step": 4}', '{"sha256": "0", "state": {"step": 4}}']
+)
+def test_a_damaged_state_is_told(tmp_path, text):
+    with make(tmp_path / "a") as run:
+        run.write_checkpoint({"step": 3, "energy": 0.1})
+        path = tmp_path / "a" / rundir.CHECKPOINT
+        assert '"step": 3' in path.read_text()
+        for damaged in (text, path.read_text().replace('"step": 3', '"step": 4')):
+            path.write_text(damaged)
+            with pytest.raises(InputError, match="--force starts again"):
+                _ = run.checkpoint
+
+
+def test_interrupted_emptying_leaves_a_run_directory(tmp_path, monkeypatch):
+    """Else nobody could use, or empty, the folder any more."""
+    with make(tmp_path / "a") as run:
+        run.write_checkpoint({"step": 3})
+    removed = []
+
+    def interrupt(self, *args):
+        removed.append(self.name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(type(tmp_path), "unlink", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "a", force=True)
+    assert removed[0] != rundir.PROVENANCE
+    make(tmp_path / "a", force=True).close()
