@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dpa3sim.errors import Dpa3simError, InputError, OutOfMemoryError
-from dpa3sim.graph.blocks import BlockLimits, Layout
+from dpa3sim.graph.blocks import BlockLimits, Layout, make_layout
 from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import MIN_DISTANCE, EdgeRules, find_edges
 from dpa3sim.graph.lists import Counters, ListCache
@@ -153,6 +153,27 @@ class BatchEvaluator:
         if memory_ran_out:  # outside the handler, which would keep the memory of its frames
             return self._after_out_of_memory(items, frugal)
         return outcome
+
+    def memory_needed(self, n_edges: np.ndarray, n_angle_edges: np.ndarray) -> tuple[int, bool]:
+        """What a batch with so many edges and angle-edges of each atom takes, by the memory model.
+
+        Returns:
+            Bytes at the peak, besides the weights, and whether there is so much.
+        """
+        for frugal in (False, True):
+            layout = make_layout(n_edges, n_angle_edges, self._limits(frugal))
+            policy = self._policy(layout, frugal)
+            if policy is not None:
+                return self._memory.estimate(layout, policy), True
+        return self._memory.estimate(layout, self._frugal()), False
+
+    def batch_sizes(self, sizes: Sequence[int]) -> list[int]:
+        """Atoms of the batches that structures of these sizes are evaluated in, memory aside."""
+        if len(sizes) > 1 and self._too_many(sizes):
+            order = sorted(sizes)
+            half = len(order) // 2
+            return [*self.batch_sizes(order[:half]), *self.batch_sizes(order[half:])]
+        return [sum(sizes)]
 
     def forget(self) -> None:
         """Drop all lists and sessions: what follows depends on what follows alone."""

@@ -342,6 +342,29 @@ class Potential:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
         self._graph_input(structure)
 
+    def neighbours(self, structure: AtomsLike | Structure) -> tuple[np.ndarray, np.ndarray]:
+        """How many edges and angle-edges each atom has, ``(n_atoms,)`` both; cheap, as `check`.
+
+        Raises:
+            InputError: a structure that cannot be computed.
+        """
+        edges = self._graph_input(structure).edges
+        n_atoms = len(edges.n_angle_edges)
+        return np.bincount(edges.i, minlength=n_atoms), edges.n_angle_edges
+
+    def memory_needed(self, n_edges: np.ndarray, n_angle_edges: np.ndarray) -> tuple[int, bool]:
+        """Bytes that a batch of atoms with so many neighbours takes, and whether there are so many.
+
+        Args:
+            n_edges, n_angle_edges: ``(n_atoms,)``, see :meth:`neighbours`.
+        """
+        with self._lock:
+            return self._batches.memory_needed(n_edges, n_angle_edges)
+
+    def batch_sizes(self, sizes: Sequence[int]) -> list[int]:
+        """Atoms of the batches that structures of so many atoms are evaluated in, memory aside."""
+        return self._batches.batch_sizes(sizes)
+
     def hessian(
         self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
     ) -> np.ndarray:

@@ -20,6 +20,7 @@ from dpa3sim import settings as options_of
 from dpa3sim.protocols import guards, prepare
 from dpa3sim.protocols.cells import Cells
 from dpa3sim.protocols.moduli import Moduli, moduli
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.protocols.relax import GPA
 from dpa3sim.settings import option
@@ -159,6 +160,21 @@ def check(atoms: Atoms, settings: Settings) -> None:
     prepare.check(atoms, settings, WHAT)
 
 
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    cells = prepare.starting_cells(atoms, settings)
+    crystal, (sure, note) = cells.primitive.atoms, prepare.certainty(cells, settings)
+    strains = [len(crystal)] * (2 * settings.magnitudes * len(_symmetry(cells, settings)[2]))
+    found = prepare.stages(cells, settings)
+    sizes = [len(crystal), *strains]
+    found.append(Stage("crystal and strained cells", sizes, crystal, certain=sure, note=note))
+    if settings.relax_ions:  # only those cells that have forces
+        found.append(
+            relaxation("ions of strained cells", strains, crystal, settings.steps, always=False)
+        )
+    return [*found, guards.stage(cells.input.atoms)]
+
+
 def run(
     atoms: Atoms,
     potential: BatchPotential,
@@ -181,11 +197,7 @@ def run(
     settings = settings or Settings()
     ready = prepare.prepare(atoms, potential, settings, WHAT, progress)
     start = ready.cells.primitive.atoms
-    frame = standard_orientation(ready.cells)
-    # Rotations of the crystal and strains in the standard orientation, where all tensors are
-    # until they are turned back at the end.
-    basis = invariant_tensors(frame @ ready.cells.rotations @ frame.T)
-    components = tuple(range(6)) if settings.all_strains else needed_components(basis)
+    frame, basis, components = _symmetry(ready.cells, settings)
     magnitudes = settings.strain / 100 * np.arange(1, settings.magnitudes + 1)
     magnitudes /= settings.magnitudes
     strained = [
@@ -302,6 +314,17 @@ def _voigt(stress: np.ndarray, frame: np.ndarray) -> np.ndarray:
 
 
 # -- symmetry ----------------------------------------------------------------------------------
+
+
+def _symmetry(cells: Cells, settings: Settings) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """The standard orientation, the tensors that the crystal allows, and what has to be strained.
+
+    Rotations of the crystal and strains are in the standard orientation, where all tensors are
+    until they are turned back at the end.
+    """
+    frame = standard_orientation(cells)
+    basis = invariant_tensors(frame @ cells.rotations @ frame.T)
+    return frame, basis, tuple(range(6)) if settings.all_strains else needed_components(basis)
 
 
 def laue_class(cells: Cells) -> str:

@@ -16,6 +16,7 @@ from dpa3sim import settings as options_of
 from dpa3sim.errors import InputError
 from dpa3sim.protocols import guards, prepare
 from dpa3sim.protocols.cells import Extensive
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.protocols.relax import GPA
 from dpa3sim.protocols.volumes import scaled
@@ -154,6 +155,17 @@ class Result:
 def check(atoms: Atoms, settings: Settings) -> None:
     """Raise InputError if ``atoms`` has no equation of state; cheap."""
     prepare.check(atoms, settings, WHAT)
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    cells = prepare.starting_cells(atoms, settings)
+    crystal = cells.primitive.atoms
+    return [
+        *prepare.stages(cells, settings),
+        relaxation("volumes", [len(crystal)] * settings.points, crystal, settings.steps),
+        guards.stage(cells.input.atoms),
+    ]
 
 
 def run(

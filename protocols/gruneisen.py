@@ -18,6 +18,7 @@ from dpa3sim.protocols.bands import BandPath
 from dpa3sim.protocols.harmonic import Harmonic
 from dpa3sim.protocols.imaginary import Verdict
 from dpa3sim.protocols.phonon import HarmonicSettings
+from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.prepare import Event, Prepared, Progress
 from dpa3sim.protocols.volumes import at_volumes
 from dpa3sim.settings import option
@@ -104,6 +105,11 @@ class Result:
             **self.path.to_dict(cells.input.atoms.cell[:], crystal.phonon.primitive.cell),
             "settings": options_of.to_dict(self.settings),
         }
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    return phonon.harmonic_stages(atoms, settings, cutoff, 3, strained=2)
 
 
 def run(

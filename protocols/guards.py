@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.relax import GPA
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ def check(
     if start.n_cut_edges or start.n_cut_angle_edges:
         warnings += _truncated(atoms, potential, start)
     return warnings
+
+
+def stage(atoms: Atoms) -> Stage:
+    """What :func:`check` is going to evaluate: the more, the closer shells are to the cutoff."""
+    note = "more where neighbours are at the angle cutoff, or cut"
+    return Stage("checks of the model here", [len(atoms)], atoms, (1, 1 + ORDERS + 4), note=note)
 
 
 def domain(atoms: Atoms, potential: BatchPotential, start: Evaluation) -> list[str]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim.errors import InputError
-from dpa3sim.protocols.hessians import analytic_force_constants
+from dpa3sim.protocols.hessians import analytic_force_constants, hessian_sizes
+from dpa3sim.protocols.planning import HESSIAN, Stage
 from dpa3sim.protocols.prepare import Event, Progress
 
 if TYPE_CHECKING:
@@ -71,6 +72,36 @@ class Harmonic:
         """Wave vectors that fit the supercell ``(n, 3)``, and frequencies ``(n, bands)``, THz."""
         points = commensurate_points(self.phonon)
         return points, np.asarray(self.phonon.run_qpoints(points).frequencies)
+
+
+def force_stages(
+    atoms: Atoms,
+    matrix: np.ndarray,
+    count: int,
+    *,
+    method: str,
+    distance: float,
+    symprec: float,
+    certain: bool,
+    note: str,
+) -> list[Stage]:
+    """What :func:`harmonic` is going to evaluate for ``count`` crystals like ``atoms``.
+
+    Args:
+        atoms: the primitive cell. matrix, method, distance, symprec: see there.
+        certain, note: see :class:`Stage`.
+    """
+    phonon = new_phonopy(atoms, matrix, symprec)
+    rest = Stage("undisplaced crystal", [len(atoms)] * count, atoms, certain=certain)
+    if method == "analytic":
+        sizes = hessian_sizes(phonon, atoms) * count
+        what = Stage("second derivatives", sizes, atoms, certain=certain, note=note, kind=HESSIAN)
+    else:
+        phonon.generate_displacements(distance=distance)
+        displaced = len(phonon.supercells_with_displacements or ())
+        sizes = [len(phonon.supercell)] * displaced * count
+        what = Stage("displaced supercells", sizes, atoms, certain=certain, note=note)
+    return [rest, what]
 
 
 def harmonic(

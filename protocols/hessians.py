@@ -7,7 +7,7 @@ supercells, Lloyd-Williams and Monserrat, Phys. Rev. B 92, 184301 (2015)).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,8 +42,33 @@ def analytic_force_constants(
     return np.asarray(transform.force_constants)
 
 
+def hessian_sizes(phonon: Phonopy, atoms: Atoms) -> list[int]:
+    """The atoms of each cell that :func:`analytic_force_constants` differentiates."""
+    from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
+
+    counting = _Counting()
+    points = np.asarray(get_commensurate_points(phonon.supercell_matrix))
+    _dynamical_matrices(phonon, atoms, counting, points, lambda done, total: None)
+    return counting.sizes
+
+
+class _Counting:
+    """In the place of a potential: notes what is asked of it, and says that nothing is bound."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def hessian(self, structure: Atoms, atoms: Sequence[int]) -> np.ndarray:
+        self.sizes.append(len(structure))
+        return np.zeros((3 * len(atoms), 3 * len(structure)))
+
+
 def _dynamical_matrices(
-    phonon: Phonopy, atoms: Atoms, potential: BatchPotential, points: np.ndarray, told: Told
+    phonon: Phonopy,
+    atoms: Atoms,
+    potential: BatchPotential | _Counting,
+    points: np.ndarray,
+    told: Told,
 ) -> np.ndarray:
     """D(q), ``(n_q, 3n, 3n)``, mass-weighted: for one q of each star, rotated to the others."""
     index = {_key(q): place for place, q in enumerate(points)}

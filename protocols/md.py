@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dpa3sim import settings as options_of
 from dpa3sim.errors import InputError
+from dpa3sim.protocols.planning import Stage
 from dpa3sim.settings import option
 
 # ASE takes most of a second to import; `dpa3sim md --help` needs only the settings.
@@ -239,6 +240,17 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
         degrees,
         bool(atoms.pbc.all()),
     )
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    n, berendsen = len(atoms), settings.methods[1] == "berendsen"
+    # That barostat scales the cell before each step, which takes an evaluation more.
+    times = settings.steps * (2 if berendsen else 1) + 1
+    note = "" if settings.max_hours is None else f"less if {settings.max_hours:g} h are over before"
+    steps = Stage("steps", [n] * settings.replicas, atoms, (times, times), note=note)
+    bulk_modulus = Stage("bulk modulus, for the barostat", [n, n], atoms)
+    return [bulk_modulus, steps] if berendsen else [steps]
 
 
 def check_time(name: str, value: float, timestep: float) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from dpa3sim import settings as options_of
 from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
 from dpa3sim.protocols import guards, prepare, relax
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.protocols.prepare import Event, Progress
 from dpa3sim.settings import option
 
@@ -197,6 +198,17 @@ def check(initial: Atoms, final: Atoms, settings: Settings) -> None:
             "atoms of the last structure"
         )
     _check_fixed(initial, matched(initial, final)[0] if settings.match else final)
+
+
+def stages(initial: Atoms, final: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    ends = [len(initial)] * 2
+    images = [len(initial)] * settings.images
+    return [
+        *([relaxation("both ends", ends, initial, settings.steps)] if settings.relax else []),
+        Stage("both ends, relaxed" if settings.relax else "both ends", ends, initial),
+        relaxation("images of the band", images, initial, settings.steps),
+    ]
 
 
 def run(

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim import settings as options_of
-from dpa3sim.protocols import guards, imaginary, prepare
+from dpa3sim.protocols import guards, imaginary, prepare, volumes
 from dpa3sim.protocols.bands import BandPath
 from dpa3sim.protocols.cells import Cells, Extensive
-from dpa3sim.protocols.harmonic import Harmonic, harmonic, new_phonopy, read_born
+from dpa3sim.protocols.harmonic import Harmonic, force_stages, harmonic, new_phonopy, read_born
 from dpa3sim.protocols.imaginary import Child, Verdict
+from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.protocols.supercells import parse, widths
 from dpa3sim.protocols.symmetric_supercells import choose
@@ -274,6 +275,14 @@ def check(atoms: Atoms, settings: HarmonicSettings) -> None:
         read_born(settings.born, unit.primitive, settings.symprec)
 
 
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model.
+
+    Where an unstable mode is to be followed, more of what is not known before.
+    """
+    return harmonic_stages(atoms, settings, cutoff, 1)
+
+
 def run(
     atoms: Atoms,
     potential: BatchPotential,
@@ -371,6 +380,38 @@ def force_constants(
         progress=progress,
     )
     return crystals, potential.batches - before
+
+
+def harmonic_stages(
+    atoms: Atoms, settings: HarmonicSettings, cutoff: float, crystals: int, strained: int = 0
+) -> list[Stage]:
+    """What protocols on top of phonons are going to evaluate.
+
+    Args:
+        atoms: any cell of the crystal. settings: of the protocol. cutoff: of the model, Å.
+        crystals: how many have force constants. strained: how many of them are at other volumes.
+    """
+    cells = prepare.starting_cells(atoms, settings)
+    start, request = cells.primitive.atoms, parse(settings.supercell)
+    matrix, _ = choose(cells, request, cutoff)
+    # Only a supercell by its vectors does not depend on how long these are in the end.
+    fixed = request.matrix is not None or not settings.relax
+    sure, note = prepare.certainty(cells, settings)
+    return [
+        *prepare.stages(cells, settings),
+        guards.stage(start),
+        *([volumes.stage(start, strained, settings)] if strained else []),
+        *force_stages(
+            start,
+            matrix,
+            crystals,
+            method=settings.method,
+            distance=settings.distance,
+            symprec=settings.symprec,
+            certain=fixed and sure,
+            note=note if fixed else "unless the relaxed cell needs another supercell",
+        ),
+    ]
 
 
 def temperatures(settings: HarmonicSettings) -> np.ndarray:

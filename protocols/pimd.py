@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dpa3sim import settings as options_of
 from dpa3sim.errors import InputError
 from dpa3sim.protocols.md import check_time, equilibration_steps
+from dpa3sim.protocols.planning import Stage
 from dpa3sim.settings import option
 
 # ASE takes most of a second to import; `dpa3sim pimd --help` needs only the settings.
@@ -132,6 +133,15 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
         read_gle(Path(settings.gle_file), settings)
     interval = settings.interval or max(1, round(FRAME_TIME / timestep))
     return Plan(settings, timestep, interval, tuple(fixed))
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    times = settings.steps + 1
+    return [
+        Stage("steps" if prefix == QUANTUM else prefix, [len(atoms)] * beads, atoms, (times, times))
+        for prefix, beads in runs(settings)
+    ]
 
 
 def run(

@@ -13,6 +13,7 @@ from dpa3sim import settings as options_of
 from dpa3sim.errors import NotConvergedError
 from dpa3sim.protocols import relax
 from dpa3sim.protocols.cells import Cells, check_crystal, symmetrized
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.settings import option
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from dpa3sim.potential import BatchPotential
 
+# Space groups whose point groups are part of no larger one: 6/mmm and m-3m.
+MOST_SYMMETRIC = frozenset([*range(191, 195), *range(221, 231)])
 # Forces that fix_symmetry hides are reported where they are this many times fmax.
 HIDDEN_FORCE = 10.0
 
@@ -152,16 +155,12 @@ def prepare(
     warnings = []
     if atoms.constraints:
         warnings.append("constraints of the structure are ignored: the whole crystal relaxes")
-    atoms = atoms.copy()
-    atoms.set_constraint()
-    if settings.fix_symmetry and settings.relax:
-        atoms = symmetrized(atoms, settings.symprec)
-    cells = Cells.of(atoms, settings.symprec)
-    relaxation = None
+    cells = starting_cells(atoms, settings)
+    relaxed = None
     if settings.relax:
-        atoms, relaxation = _relax(cells, potential, settings, progress)
-        warnings += relaxation.warnings
-        if relaxation.steps and (hidden := _hidden_force(relaxation, settings)):
+        atoms, relaxed = _relax(cells, potential, settings, progress)
+        warnings += relaxed.warnings
+        if relaxed.steps and (hidden := _hidden_force(relaxed, settings)):
             warnings.append(hidden)
         cells = Cells.of(atoms, settings.symprec)
     if potential.dtype != "float64":
@@ -169,7 +168,53 @@ def prepare(
             f"computed in {potential.dtype}: rounding limits small differences; "
             "dtype=float64 does not"
         )
-    return Prepared(cells, potential, relaxation, tuple(warnings))
+    return Prepared(cells, potential, relaxed, tuple(warnings))
+
+
+def starting_cells(atoms: Atoms, settings: PropertySettings) -> Cells:
+    """The cells of a crystal as its relaxation finds them: exactly symmetric where that is kept.
+
+    Raises:
+        InputError: spglib finds no symmetry.
+    """
+    atoms = atoms.copy()
+    atoms.set_constraint()
+    if settings.fix_symmetry and settings.relax:
+        atoms = symmetrized(atoms, settings.symprec)
+    return Cells.of(atoms, settings.symprec)
+
+
+def stages(cells: Cells, settings: PropertySettings) -> list[Stage]:
+    """What :func:`prepare` is going to evaluate, of :func:`starting_cells`."""
+    if not settings.relax:
+        return []
+    start = _start(cells, settings)
+    return [relaxation("relax", [len(start)], start, settings.steps)]
+
+
+def certainty(cells: Cells, settings: PropertySettings) -> tuple[bool, str]:
+    """Whether :func:`prepare` leaves the symmetry as it is, and what depends on that otherwise.
+
+    Args:
+        cells: :func:`starting_cells`.
+    """
+    if not settings.relax:
+        return True, ""
+    if not settings.fix_symmetry:
+        return False, "for the symmetry before relaxing"
+    if cells.number in MOST_SYMMETRIC and not _has_free_positions(cells):
+        return True, ""
+    return False, "fewer if relaxing makes the crystal more symmetric"
+
+
+def _has_free_positions(cells: Cells) -> bool:
+    """Whether atoms of the primitive cell can move without a loss of symmetry."""
+    from ase.constraints import FixSymmetry
+
+    atoms = cells.primitive.atoms
+    moves = np.random.default_rng(0).normal(size=(len(atoms), 3))
+    FixSymmetry(atoms, symprec=cells.symprec).adjust_forces(atoms, moves)
+    return bool(np.abs(moves - moves.mean(axis=0)).max() > 1e-6)
 
 
 def relax_settings(
@@ -254,7 +299,7 @@ def _relax(
                 )
             )
 
-    start = cells.primitive.atoms if settings.fix_symmetry else cells.input.atoms
+    start = _start(cells, settings)
     result = relax.run(start, potential, relax_settings(settings, "full"), progress=report)
     if not result.converged:
         raise NotConvergedError(
@@ -264,6 +309,10 @@ def _relax(
         )
     atoms = cells.primitive.expand(result.atoms) if settings.fix_symmetry else result.atoms.copy()
     return atoms, result
+
+
+def _start(cells: Cells, settings: PropertySettings) -> Atoms:
+    return cells.primitive.atoms if settings.fix_symmetry else cells.input.atoms
 
 
 def _hidden_force(result: relax.Result, settings: PropertySettings) -> str | None:

@@ -20,6 +20,7 @@ from dpa3sim.protocols.cells import Extensive
 from dpa3sim.protocols.gruneisen import refuse_unstable
 from dpa3sim.protocols.harmonic import Harmonic
 from dpa3sim.protocols.phonon import HarmonicSettings, series
+from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.prepare import Event, Prepared, Progress
 from dpa3sim.protocols.relax import GPA
 from dpa3sim.protocols.volumes import at_volumes
@@ -149,6 +150,11 @@ class Result:
 def check(atoms: Atoms, settings: Settings) -> None:
     """Raise InputError if the protocol cannot be applied to ``atoms``; cheap."""
     phonon.check(atoms, settings)
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    return phonon.harmonic_stages(atoms, settings, cutoff, settings.volumes, settings.volumes)
 
 
 def run(

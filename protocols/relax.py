@@ -15,6 +15,7 @@ import numpy as np
 from dpa3sim import settings as options_of
 from dpa3sim.errors import Dpa3simError, EngineError, InputError, NonFiniteError
 from dpa3sim.protocols.cells import symmetry
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.settings import option
 
 # ASE takes most of a second to import; `dpa3sim relax --help` needs only the settings.
@@ -310,6 +311,11 @@ def check(atoms: Atoms, settings: Settings) -> None:
     _free_strains(atoms, settings)
     if settings.fix_symmetry and not atoms.pbc.all():
         raise InputError("fix_symmetry needs a structure that is periodic along all three axes")
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    return [relaxation("relax", [len(atoms)], atoms, settings.steps)]
 
 
 def _free_strains(atoms: Atoms, settings: Settings) -> np.ndarray | None:

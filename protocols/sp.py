@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim import settings as options_of
+from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.relax import GPA, largest_force
 from dpa3sim.settings import option
 
@@ -82,6 +83,11 @@ class Result:
 
 def check(atoms: Atoms, settings: Settings) -> None:
     """Nothing beyond what the model itself refuses."""
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    return [Stage("evaluation", [len(atoms)], atoms)]
 
 
 def run(

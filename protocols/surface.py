@@ -25,6 +25,7 @@ from dpa3sim import settings as options_of
 from dpa3sim.errors import InputError
 from dpa3sim.protocols import guards, prepare
 from dpa3sim.protocols.cells import Cells, symmetry
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.settings import option
 
@@ -253,6 +254,29 @@ def face_name(miller: Miller) -> str:
 def check(atoms: Atoms, settings: Settings) -> None:
     """Raise InputError if there is no crystal, or none of its faces can be computed."""
     _all_cuts(prepare.check(atoms, settings, "surfaces"), settings)
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    cells = prepare.starting_cells(atoms, settings)
+    crystal = cells.primitive.atoms
+    cuts, _ = _all_cuts(cells, settings)
+    # Which cuts of a face are relaxed is for their energies to say; they have the same sizes.
+    chosen: list[_Cut] = []
+    for cut in cuts:
+        if sum(c.miller == cut.miller for c in chosen) < settings.terminations:
+            chosen.append(cut)
+    sure = not settings.relax
+    note = "" if sure else "unless the relaxed cell needs other slabs"
+    sizes, relaxed = ([len(slab) for cut in some for slab in cut.slabs] for some in (cuts, chosen))
+    thinnest = min((slab for cut in cuts for slab in cut.slabs), key=len)
+    return [
+        *prepare.stages(cells, settings),
+        Stage("crystal", [len(crystal)], crystal),
+        Stage("slabs of all cuts, not relaxed", sizes, thinnest, certain=sure, note=note),
+        relaxation("slabs", relaxed, thinnest, settings.steps),
+        guards.stage(crystal),
+    ]
 
 
 def run(

@@ -19,6 +19,7 @@ from dpa3sim import settings as options_of
 from dpa3sim.errors import InputError, NotConvergedError
 from dpa3sim.protocols import guards, prepare, relax, supercells
 from dpa3sim.protocols.cells import Cells, Supercell, connected_dimension, symmetry
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.settings import option
 
@@ -188,6 +189,39 @@ def check(atoms: Atoms, settings: Settings) -> None:
     _shapes(prepare.check(atoms, settings, "vacancies"), settings, WIDTH)
 
 
+def stages(
+    atoms: Atoms,
+    settings: Settings,
+    cutoff: float,
+    *,
+    references: Mapping[str, Atoms] | None = None,
+) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    cells = prepare.starting_cells(atoms, settings)
+    crystal = cells.primitive.atoms
+    shapes = _shapes(cells, settings, _width(cutoff))
+    fixed = supercells.parse(settings.supercell).matrix is not None or not settings.relax
+    sure, note = prepare.certainty(cells, settings)
+    if not fixed:
+        sure, note = False, "unless the relaxed cell needs another supercell"
+    perfect = [shape.size * len(crystal) for shape in shapes]
+    holes = [n - 1 for _ in sites(cells) for n in perfect]
+    found = [*prepare.stages(cells, settings), Stage("crystal", [len(crystal)], crystal)]
+    for name, reference in (references or {}).items():
+        found.append(
+            relaxation(f"reference {name}", [len(reference)], reference, settings.steps)
+            if settings.relax
+            else Stage(f"reference {name}", [len(reference)], reference)
+        )
+    return [
+        *found,
+        Stage("perfect supercells", perfect, crystal, certain=sure, note=note),
+        Stage("vacancies, not relaxed", holes, crystal, certain=sure, note=note),
+        relaxation("vacancies", holes, crystal, settings.steps),
+        guards.stage(crystal),
+    ]
+
+
 def run(
     atoms: Atoms,
     potential: BatchPotential,
@@ -211,7 +245,7 @@ def run(
     settings = settings or Settings()
     prepared = prepare.prepare(atoms, potential, settings, "vacancies", progress)
     cells, potential = prepared.cells, prepared.potential
-    width = max(WIDTH, 2 * potential.model.config.descriptor.e_rcut)
+    width = _width(potential.model.config.descriptor.e_rcut)
     shapes = _shapes(cells, settings, width)
     bulk = potential.evaluate([cells.primitive.atoms])[0]
     energy_per_atom = bulk.energy / len(cells.primitive.atoms)
@@ -257,6 +291,11 @@ def sites(cells: Cells) -> list[Site]:
         )
         for index in np.unique(kinds)
     ]
+
+
+def _width(cutoff: float) -> float:
+    """Face distance of ``supercell=auto`` for a cutoff, both in Å."""
+    return max(WIDTH, 2 * cutoff)
 
 
 def _shapes(cells: Cells, settings: Settings, width: float) -> list[supercells.Shape]:

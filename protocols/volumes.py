@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpa3sim.errors import NotConvergedError
+from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.protocols.prepare import (
     Prepared,
     Progress,
@@ -31,6 +32,14 @@ def scaled(atoms: Atoms, strains: Iterable[float]) -> list[Atoms]:
         cell.set_cell(atoms.cell[:] * (1 + strain) ** (1 / 3), scale_atoms=True)
         cells.append(cell)
     return cells
+
+
+def stage(atoms: Atoms, count: int, settings: PropertySettings) -> Stage:
+    """What :func:`at_volumes` is going to evaluate of a primitive cell at ``count`` volumes."""
+    sizes = [len(atoms)] * count
+    if not settings.relax:
+        return Stage("volumes", sizes, atoms)
+    return relaxation("volumes", sizes, atoms, settings.steps)
 
 
 def at_volumes(

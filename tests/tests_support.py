@@ -27,8 +27,8 @@ TESTS = Path(__file__).parent
 DATA = TESTS / "data"
 EXAMPLES = TESTS.parent / "examples"
 MODELS_VARIABLE = "DPA3SIM_TEST_MODELS"
-# Workers of pytest-xdist share the cores, and so do the processes that their tests start: threads of
-# several that wait for each other on one core are many times slower.
+# Workers of pytest-xdist share the cores, and so do the processes that their tests start: threads
+# that wait for each other on one core are many times slower.
 if (WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     THREADS = max(1, (os.cpu_count() or 1) // WORKERS)
     os.environ["OMP_NUM_THREADS"] = str(THREADS)

@@ -47,6 +47,10 @@ GROUPS = {
         "export": "results of a screening as a table or as structures",
         "shard-script": "a Slurm script for a screening in many jobs",
     },
+    "before and after": {
+        "plan": "how many evaluations, how much memory and time a command will take",
+        "report": "a page of HTML about a run or a screening: state, results, plots",
+    },
     "models and this installation": {
         "model": "list, fetch and inspect models",
         "convert": "convert a checkpoint to dpa3sim's own format",
@@ -119,7 +123,9 @@ def find(arguments: Sequence[str]) -> tuple[Any, Parser, list[str]]:
 
 
 def module_of(*words: str) -> Any:
-    """The module of a command, or of a command and its subcommand."""
+    """The module of a command, or of a command and its subcommand, or what stands for one."""
+    if len(words) > 1 and (within := getattr(module_of(words[0]), "subcommand", None)):
+        return within(*words[1:])
     return import_module(f"dpa3sim.cli.{'_'.join(words).replace('-', '_')}")
 
 

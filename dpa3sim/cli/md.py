@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dpa3sim.protocols.md_result import Result
+    from dpa3sim.protocols.planning import Stage
 
 STRUCTURE = "structure_final"
 UNITS = {"A3": "Å^3", "per_atom_eV": "eV/atom", "meV_per_atom_per_ps": "meV/atom/ps"}
@@ -46,6 +47,11 @@ class MDJob(Job):
         done: int = stored["n_steps"]
         wanted = self._plan.equilibration(done)
         return done >= self.settings.steps and stored["equilibration_steps"] == wanted
+
+    def stages(self) -> list[Stage]:
+        """What the protocol is going to evaluate."""
+        found: list[Stage] = md.stages(self.atoms, self.settings, self.cutoff)
+        return found
 
     def compute(self) -> Result:
         """Simulate from the last saved state."""

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dpa3sim.protocols.pimd_result import Result
+    from dpa3sim.protocols.planning import Stage
 
 STRUCTURE = "structure_final"
 # Of the summary: key, text, unit.
@@ -42,6 +43,11 @@ class PimdJob(Job):
             and stored["equilibration_steps"] == settings.equilibrated(settings.steps)
             and (stored["classical"] is not None) == settings.classical
         )
+
+    def stages(self) -> list[Stage]:
+        """What the protocol is going to evaluate."""
+        found: list[Stage] = pimd.stages(self.atoms, self.settings, self.cutoff)
+        return found
 
     def compute(self) -> Result:
         """Run i-PI, or go on with it."""

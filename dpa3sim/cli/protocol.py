@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from dpa3sim.potential import Potential
+    from dpa3sim.protocols.planning import Stage
     from dpa3sim.protocols.prepare import Event
 
 # Lines of progress in the log, and on a terminal that is none, are so far apart, s.
@@ -112,14 +113,38 @@ class Command:
 
     def run(self, args: argparse.Namespace) -> int:
         """Do all calculations; a failure of one does not stop the others."""
+
+        def execute(job: Job) -> tuple[dict[str, Any], int]:
+            result = job.execute()
+            return result, job.exit_code(result)
+
+        resolved = self.resolved(args)
+        if self.screens and resolved[-1].screen is not None:
+            return screening.run(self, args, resolved, self.console(args))
+        return self.each(args, execute)
+
+    def resolved(self, args: argparse.Namespace) -> list[Any]:
+        """The options of the protocol, of the model, and of a screening where there can be one."""
+        classes = (self.settings, ModelSettings, *([ScreenSettings] if self.screens else []))
+        return resolve(args, *classes)
+
+    def console(self, args: argparse.Namespace) -> Console:
+        """Where to print."""
         from rich.console import Console
 
-        classes = (self.settings, ModelSettings, *([ScreenSettings] if self.screens else []))
-        resolved = resolve(args, *classes)
-        console = Console(quiet=args.quiet or args.json, highlight=False, soft_wrap=True)
-        if self.screens and resolved[-1].screen is not None:
-            return screening.run(self, args, resolved, console)
-        settings, model = resolved[:2]
+        return Console(quiet=args.quiet or args.json, highlight=False, soft_wrap=True)
+
+    def each(
+        self, args: argparse.Namespace, do: Callable[[Job], tuple[dict[str, Any], int]]
+    ) -> int:
+        """Do something with every calculation that the arguments ask for.
+
+        Args:
+            args: the command line.
+            do: gives what ``--json`` prints, and an exit code.
+        """
+        settings, model, *_ = self.resolved(args)
+        console = self.console(args)
         groups = self._groups(read_structures(args.structures))
         if not any(isinstance(group, tuple) for group in groups):
             for error in groups:
@@ -142,13 +167,13 @@ class Command:
                 with warnings.catch_warnings():
                     # What limits a result stands in the result, and is printed with it.
                     warnings.simplefilter("ignore", Dpa3simWarning)
-                    result = job.execute()
+                    result, code = do(job)
             except Dpa3simError as error:
                 print(f"dpa3sim: error: {_origin(group)}: {error}", file=sys.stderr)
                 codes.append(error.exit_code)
                 continue
             results.append(result)
-            codes.append(job.exit_code(result))
+            codes.append(code)
         if args.json:
             shown: Any = results if len(groups) > 1 else next(iter(results), None)
             print(json.dumps(shown, indent=2, ensure_ascii=False))
@@ -239,15 +264,21 @@ def _model_options(potential: Potential) -> dict[str, Any]:
 class Job:
     """One calculation in its run directory: run, continued, or found done.
 
-    A command overrides :meth:`check`, :meth:`compute`, :meth:`write` and :meth:`summary_lines`.
+    A command overrides :meth:`check`, :meth:`stages`, :meth:`compute`, :meth:`write` and
+    :meth:`summary_lines`.
 
     Args:
         command: which one. sources: its structures. potential: the model. settings: the options.
         args: the command line. path: the run directory. console: where to print.
 
+    Attributes:
+        directory: at ``path``, from :meth:`execute` on.
+
     Raises:
-        InputError: a structure, or the directory, that cannot be used; nothing was written then.
+        InputError: a structure that cannot be used.
     """
+
+    directory: RunDirectory
 
     # Options that continue a calculation instead of making it another one.
     EXTENDING: tuple[str, ...] = ("steps",)
@@ -270,17 +301,16 @@ class Job:
         for source in sources:
             potential.check(source.atoms)
         self.check()
-        self.summary = self._summary()
-        names = ("structure", "model", *self.EXTENDING)
-        identity = {k: v for k, v in self.summary.items() if k not in names}
-        self.directory = RunDirectory(
-            path, rundir.fingerprint(identity), self.summary, force=args.force
-        )
+        self.path, self.summary = path, self._summary()
 
     # -- what commands define --------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise InputError if the protocol cannot be applied to the structures."""
+
+    def stages(self) -> list[Stage]:
+        """What the protocol is going to evaluate."""
+        raise NotImplementedError
 
     def compute(self) -> Any:
         """Run the protocol; returns its ``Result``."""
@@ -314,9 +344,22 @@ class Job:
         """The first structure."""
         return self.source.atoms
 
+    @property
+    def cutoff(self) -> float:
+        """Of the model, Å."""
+        return self.potential.model.config.descriptor.e_rcut
+
     def execute(self) -> dict[str, Any]:
-        """Run, continue, or find done; returns the content of ``result.json``."""
-        directory = self.directory
+        """Run, continue, or find done; returns the content of ``result.json``.
+
+        Raises:
+            InputError: the directory cannot be used; nothing was written then.
+        """
+        names = ("structure", "model", *self.EXTENDING)
+        identity = {k: v for k, v in self.summary.items() if k not in names}
+        directory = self.directory = RunDirectory(
+            self.path, rundir.fingerprint(identity), self.summary, force=self.args.force
+        )
         finished = directory.result
         if finished is not None and self.is_final(finished):
             self._report(finished, f"already done in {directory.path}")
@@ -456,8 +499,16 @@ class PropertyJob(Job):
         self.command.protocol.check(*(s.atoms for s in self.sources), self.settings)
 
     def arguments(self) -> dict[str, Any]:
-        """Further arguments of the protocol's ``run``."""
+        """Further arguments of the protocol's ``run`` and ``stages``."""
         return {}
+
+    def stages(self) -> list[Stage]:
+        """What the protocol is going to evaluate."""
+        structures = (source.atoms for source in self.sources)
+        found: list[Stage] = self.command.protocol.stages(
+            *structures, self.settings, self.cutoff, **self.arguments()
+        )
+        return found
 
     def compute(self) -> Any:
         """Run the protocol."""

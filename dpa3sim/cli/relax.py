@@ -13,6 +13,8 @@ from dpa3sim.protocols import relax
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from dpa3sim.protocols.planning import Stage
+
 TRAJECTORY = "trajectory.extxyz"
 STRUCTURE = "structure_relaxed"
 PLOT = "convergence.png"
@@ -30,6 +32,11 @@ class RelaxJob(Job):
     def is_final(self, stored: dict[str, Any]) -> bool:
         """Converged, or no steps left."""
         return bool(stored["converged"] or stored["n_steps"] >= self.settings.steps)
+
+    def stages(self) -> list[Stage]:
+        """What the protocol is going to evaluate."""
+        found: list[Stage] = relax.stages(self.atoms, self.settings, self.cutoff)
+        return found
 
     def compute(self) -> relax.Result:
         """Relax from the last saved step."""

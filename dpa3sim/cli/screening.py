@@ -290,12 +290,7 @@ class Screening:
 def run(command: Any, args: argparse.Namespace, resolved: list[Any], console: Console) -> int:
     """``--screen``: all structures of the command line into one database."""
     settings, model, screen = resolved
-    for name in OF_ONE_CRYSTAL:
-        if getattr(settings, name, None):
-            raise InputError(f"--{name} is about one crystal and cannot be used with --screen")
-    for flag in ("out",):
-        if getattr(args, flag):
-            raise InputError(f"--{flag} cannot be used with --screen, which names the folder")
+    check(settings, args)
     folder = screen.folder()
     potential = model.load(getattr(settings, "dtype", model.dtype))
     announce(console, potential)
@@ -303,6 +298,16 @@ def run(command: Any, args: argparse.Namespace, resolved: list[Any], console: Co
     with Screening(folder, calculation, potential, screen, args, console) as screening:
         screening.register(args.structures)
         return screening.run()
+
+
+def check(settings: Any, args: argparse.Namespace) -> None:
+    """Raise InputError for options that many structures cannot have."""
+    for name in OF_ONE_CRYSTAL:
+        if getattr(settings, name, None):
+            raise InputError(f"--{name} is about one crystal and cannot be used with --screen")
+    for flag in ("out",):
+        if getattr(args, flag):
+            raise InputError(f"--{flag} cannot be used with --screen, which names the folder")
 
 
 def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator[Screening]:

@@ -137,9 +137,9 @@ class Coupling:
                 self._evaluate(nlocal, tag, x, f)
                 self._lmp.set_internal_variable(self._done, step)
         except BaseException as error:
-            self.error = error
+            self.error = _placed(error, step)
             kind = "" if isinstance(error, Dpa3simError) else f"{type(error).__name__}: "
-            self._lmp.error(0, f"no forces from the model: {kind}{error}")
+            self._lmp.error(0, f"no forces from the model: {kind}{self.error}")
         if self.error is not None:
             f[:] = 0
             self._lmp.fix_external_set_energy_global(self.fix_id, math.nan)
@@ -185,6 +185,14 @@ class Coupling:
         self._lmp.lib.lammps_fix_external_set_virial_peratom(
             self._lmp.lmp, self.fix_id.encode(), self._unknown
         )
+
+
+def _placed(error: BaseException, step: int) -> BaseException:
+    """The same with the step, and with how atoms are counted."""
+    if not isinstance(error, Dpa3simError):
+        return error
+    counting = " (atoms count from 0, in the order of their ids)" if "atoms " in str(error) else ""
+    return type(error)(f"LAMMPS step {step}: {error}{counting}")
 
 
 def _check_elements(elements: Sequence[str], n_types: int, potential: PotentialLike) -> None:

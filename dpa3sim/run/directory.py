@@ -184,12 +184,17 @@ def _keys(data: Any) -> Iterator[str]:
 
 def unit_of(key: str) -> str | None:
     """Unit that a key's ending names, None for dimensionless ones."""
+    return name_and_unit(key)[1]
+
+
+def name_and_unit(key: str) -> tuple[str, str | None]:
+    """A key without the ending that names its unit, and that unit; None for dimensionless ones."""
     found = next((e for e in _UNITS if key.endswith(e)), None)
     if found is None:
-        return None
+        return key, None
     name = key.removesuffix(found)
     share = next((text for ending, text in _SHARES.items() if name.endswith(ending)), "")
-    return _UNITS[found] + share
+    return name, _UNITS[found] + share
 
 
 def to_json(data: Mapping[str, Any]) -> str:

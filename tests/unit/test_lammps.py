@@ -315,7 +315,8 @@ def test_error_that_another_call_left_behind_stops_nothing(lammps):
 def test_coinciding_atoms(lammps, smooth):
     lmp = lammps(Atoms("H2", [[1, 1, 1], [1, 1, 1]], cell=np.eye(3) * 5, pbc=True), ["H", "O"])
     coupling = attach(lmp, smooth, ["H", "O"])
-    with pytest.raises(InputError), coupling.raising():
+    message = "LAMMPS step 0: atoms 0 and 1 .* count from 0, in the order of their ids"
+    with pytest.raises(InputError, match=message), coupling.raising():
         lmp.command("run 1")
 
 

@@ -1,0 +1,185 @@
+"""Say what a command will take, without running it: evaluations, atoms, memory and time.
+
+`dpa3sim plan COMMAND ...` takes the arguments of that command: `dpa3sim plan phonon POSCAR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.options import Parser, announce
+from dpa3sim.cli.protocol import Command, Job, describe, exit_code
+from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.protocols.planning import HESSIAN
+from dpa3sim.reading import Source
+
+if TYPE_CHECKING:
+    from dpa3sim.planning import Cost
+
+SUBCOMMANDS = {
+    "sp": "single points",
+    "relax": "relaxation",
+    "eos": "equation of state",
+    "elastic": "elastic constants",
+    "md": "molecular dynamics",
+    "neb": "barriers",
+    "vacancy": "vacancies",
+    "surface": "surfaces",
+    "phonon": "phonons",
+    "gruneisen": "mode Grüneisen parameters",
+    "qha": "thermal expansion",
+    "pimd": "path integrals",
+}
+EXAMPLES = """\
+dpa3sim plan phonon POSCAR --supercell 20A   # evaluations, atoms, memory and time
+dpa3sim plan relax 'in/*.cif' --screen run   # of a screening, the sum
+"""
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim plan`` alone."""
+    parser.usage = f"dpa3sim plan {{{','.join(SUBCOMMANDS)}}} STRUCTURE ..."
+    parser.epilog = "The options are those of the command: dpa3sim plan phonon --help."
+
+
+def run(args: argparse.Namespace) -> int:
+    """There is nothing to plan without a command.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"plan needs a command, one of {', '.join(SUBCOMMANDS)}")
+
+
+def subcommand(name: str) -> PlannedCommand:
+    """What stands in the place of the module of a command."""
+    module = import_module(f"dpa3sim.cli.{name}")
+    examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
+    return PlannedCommand(module.COMMAND, examples)
+
+
+@dataclass(frozen=True)
+class PlannedCommand:
+    """A command that is not run: what it would take is told."""
+
+    command: Command
+    EXAMPLES: str
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command; those for its output have no effect."""
+        parser.description = __doc__
+        self.command.configure(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Tell of every calculation, after the checks of the command; of a screening the sum."""
+        resolved = self.command.resolved(args)
+        if self.command.screens and resolved[-1].screen is not None:
+            return _plan_screening(self.command, args, resolved)
+        return self.command.each(args, _plan)
+
+
+def _plan(job: Job) -> tuple[dict[str, Any], int]:
+    from dpa3sim.planning import estimate
+
+    structures = "; ".join(describe(source.atoms) for source in job.sources)
+    origin = ", ".join(source.origin for source in job.sources)
+    job.console.print(f"{origin}: {structures}")
+    cost = estimate(job.stages(), job.potential)
+    for line in lines(cost):
+        job.console.print(line)
+    return {"command": job.command.name, "structure": origin, **cost.to_dict()}, 0
+
+
+def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[Any]) -> int:
+    """All structures of a screening, in whatever shards."""
+    from dpa3sim.cli import screening
+    from dpa3sim.planning import estimate
+    from dpa3sim.screen.sources import entries
+
+    settings, model, screen = resolved
+    screening.check(settings, args)
+    console = command.console(args)
+    potential = model.load(getattr(settings, "dtype", model.dtype))
+    announce(console, potential)
+    stages, codes = [], []
+    for entry in entries(args.structures):
+        try:
+            if isinstance(entry.atoms, InputError):
+                raise entry.atoms
+            source = Source(entry.label, entry.origin, entry.atoms)
+            job = command.job(command, (source,), potential, settings, args, Path(), console)
+            stages += job.stages()
+            codes.append(0)
+        except Dpa3simError as error:
+            where = "" if error is entry.atoms else f"{entry.origin}: "
+            print(f"dpa3sim: error: {where}{error}", file=sys.stderr)
+            codes.append(error.exit_code)
+    if not stages:
+        if not codes:
+            raise InputError("there are no structures in what was given")
+        return exit_code(codes)
+    count = len(codes) - sum(map(bool, codes))
+    console.print(f"{count} structures -> {screen.screen}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Dpa3simWarning)  # they are for results
+        cost = estimate(stages, potential, screen.at_once if command.together else 1)
+    for line in lines(cost):
+        console.print(line)
+    if args.json:
+        told = {"command": command.name, "n_structures": count, **cost.to_dict()}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+    return exit_code(codes)
+
+
+def lines(cost: Cost) -> list[str]:
+    """The stages as a table, the sums, and what they rest on."""
+    head = ("structures", "atoms of each", "evaluations", "time")
+    table = [_line("", *head)]
+    for part in cost.parts:
+        count = _to(part.evaluations) + ("" if part.exact else " *")
+        seconds = _times(part.seconds)
+        table.append(_line(part.name, str(part.structures), _to(part.atoms), count, seconds))
+    table.append(_line("in all", "", "", _to(cost.evaluations), _times(cost.seconds)))
+    table += [f"* {name}: {note}" for name, note in cost.notes]
+    gib = 2**30
+    table.append(
+        f"memory: {cost.needed / gib:.2g} GiB for the largest batch, model and libraries aside; "
+        f"{cost.available / gib:.3g} GiB may be used"
+    )
+    if any(part.kind == HESSIAN for part in cost.parts):
+        table[-1] += "; that of second derivatives is not known"
+    table.append(cost.basis)
+    return table + [f"warning: {warning}" for warning in cost.warnings]
+
+
+def _line(name: str, structures: str, atoms: str, evaluations: str, seconds: str) -> str:
+    return f"{name:<32}{structures:>10}  {atoms:>13}  {evaluations:>15}  {seconds:>18}"
+
+
+def _to(numbers: Any) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _times(seconds: tuple[float, float]) -> str:
+    low, high = (duration(s) for s in seconds)
+    return low if low == high else f"{low} to {high}"
+
+
+def duration(seconds: float) -> str:
+    """A time in two digits: ``0.3 s``, ``12 s``, ``5 min``, ``2.5 h``, ``3 d``."""
+    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{_two_digits(seconds / size)} {unit}"
+    return f"{_two_digits(seconds / 86400)} d"
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
