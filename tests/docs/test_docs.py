@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -195,16 +197,21 @@ def run(page, slow):
 
 
 def shell(block: Block, text: str, expected: int = 0) -> str:
-    done = subprocess.run(
+    process = subprocess.Popen(
         ["bash", "-euo", "pipefail", "-c", text],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=1200,
+        start_new_session=True,
     )
-    assert done.returncode == expected, f"{block}: exit code {done.returncode}\n{done.stdout}"
-    return done.stdout
+    try:
+        printed, _ = process.communicate(timeout=600)
+    finally:
+        with suppress(ProcessLookupError):  # what it left in the background, too
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == expected, f"{block}: exit code {process.returncode}\n{printed}"
+    return printed
 
 
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
