@@ -138,7 +138,7 @@ class Screening:
         from dpa3sim.run.provenance import session
 
         try:
-            # First what tells that this is a run, so that a kill leaves no folder that none can use.
+            # First what tells that this is a run: a kill leaves no folder that none can use.
             self.directory.write_provenance(session(potential, args.command_line), self.facts)
             self.directory.write_config(config(potential, calculation.settings))
             self.database = Database(folder / NAME, create=True)

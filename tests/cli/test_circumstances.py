@@ -18,7 +18,7 @@ from ase.io import read, write
 from tests_support import DATA, ENVIRONMENT
 
 from dpa3sim import files, potential
-from dpa3sim.cli.main import COMMANDS, main
+from dpa3sim.cli.main import GROUPS, main
 from dpa3sim.cli.options import ModelSettings
 from dpa3sim.files import lock_folder
 
@@ -27,7 +27,7 @@ RELAX = ["relax", "water.xyz", "--model", MODEL, "--no-plot", "--fmax", "1e-3"]
 MD = ["md", "water.xyz", "--model", MODEL, "--no-plot", "--steps", "40", "--interval", "1"]
 MD += ["--checkpoint", "10", "--temperature", "5"]
 # Commands that have a run directory.
-RUNS = [name for name in COMMANDS if name not in ("ipi", "model", "convert", "bench", "doctor")]
+RUNS = [*GROUPS["structures"], *GROUPS["properties of crystals"], "neb", "md", "pimd"]
 
 
 @pytest.fixture(autouse=True)
