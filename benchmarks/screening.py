@@ -2,8 +2,8 @@
 
     python benchmarks/screening.py --peer ENVIRONMENT/bin/python --output docs/benchmarks.md
 
-The crystals are prototypes of 2 to 12 atoms with 20 elements, rattled; atoms and cells are relaxed
-to 0.01 eV/Å and 0.05 GPa. `dpa3sim relax --screen` does all of them, start of the program
+The crystals are those of examples/many_crystals.py; atoms and cells are relaxed to 0.01 eV/Å and
+0.05 GPa. `dpa3sim relax --screen` does all of them, start of the program
 included; a sample is done by the same steps through ASE with dpa3sim's calculator, and, in the
 environment of ``--peer``, with deepmd-kit's, models loaded and warm. ``--kills N`` ends the command
 N times on the way by SIGKILL, and starts it again.
@@ -12,7 +12,6 @@ N times on the way by SIGKILL, and starts it again.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 import resource
@@ -23,7 +22,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,65 +29,9 @@ import numpy as np
 from peers import MODELS, ROOT, Worker, answer_requests, machine, with_threads, write_report
 
 CHECKPOINT = MODELS / "2025-03-14-dpa3-openlam.pth"
-ELEMENTS = "Li Na K Mg Ca Al Ga Si Ti V Cr Mn Fe Co Ni Cu Zn Ag Pd Pt".split()
+FILE = "crystals.extxyz"
 FMAX, SMAX, STEPS = 0.01, 0.05, 300
 GPA = 1 / 160.21766208  # eV/Å^3
-
-
-# -- crystals ------------------------------------------------------------------------------------
-
-
-def prototypes() -> dict[str, Any]:
-    """Crystals with elements X, Y and Z, the nearest neighbours 1 Å apart."""
-    from ase import Atoms
-    from ase.build import bulk
-
-    def cell(symbols: str, a: float, sites: list[tuple[float, ...]]) -> Atoms:
-        return Atoms(symbols, cell=[a] * 3, scaled_positions=sites, pbc=True)
-
-    faces = [(0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)]
-    fluorite = bulk("CaF2", "fluorite", a=4 / 3**0.5, cubic=True)
-    rutile = Atoms(
-        "TiO2TiO2", cell=[2.35, 2.35, 1.51], pbc=True,
-        scaled_positions=[(0, 0, 0), (0.305, 0.305, 0), (0.695, 0.695, 0), (0.5, 0.5, 0.5),
-                          (0.195, 0.805, 0.5), (0.805, 0.195, 0.5)],
-    )  # fmt: skip
-    found = {
-        "CsCl": bulk("CsCl", "cesiumchloride", a=2 / 3**0.5),
-        "NaCl": bulk("NaCl", "rocksalt", a=2.0),
-        "NaCl cubic": bulk("NaCl", "rocksalt", a=2.0, cubic=True),
-        "ZnS": bulk("ZnS", "zincblende", a=4 / 3**0.5),
-        "wurtzite": bulk("ZnS", "wurtzite", a=1.633, c=2.667),
-        "Cu3Au": cell("AuCu3", 2**0.5, [(0, 0, 0), *faces]),
-        "perovskite": cell("CaTiO3", 2.0, [(0, 0, 0), (0.5, 0.5, 0.5), *faces]),
-        "fluorite": fluorite,
-        "rutile": rutile,
-    }
-    roles = {"Cs": "X", "Cl": "Y", "Na": "X", "Zn": "X", "S": "Y", "Au": "X", "Cu": "Y"}
-    roles |= {"Ca": "X", "Ti": "Z", "O": "Y", "F": "Y"}
-    for atoms in found.values():
-        atoms.info["roles"] = [roles[symbol] for symbol in atoms.get_chemical_symbols()]
-    return found
-
-
-def crystals(count: int) -> Iterator[Any]:
-    """So many different ones, always the same."""
-    from ase.data import atomic_numbers, covalent_radii
-
-    rng = np.random.default_rng(7)
-    triples = list(itertools.permutations(ELEMENTS, 3))
-    rng.shuffle(triples)
-    for triple, (_, prototype) in zip(triples, itertools.cycle(prototypes().items()), strict=False):
-        if count == 0:
-            return
-        count -= 1
-        chosen = dict(zip("XYZ", triple, strict=True))
-        atoms = prototype.copy()
-        atoms.set_chemical_symbols([chosen[role] for role in atoms.info.pop("roles")])
-        radii = np.mean([covalent_radii[atomic_numbers[s]] for s in atoms.get_chemical_symbols()])
-        atoms.set_cell(2.05 * radii * atoms.cell, scale_atoms=True)
-        atoms.rattle(0.05, rng=rng)
-        yield atoms
 
 
 # -- the sides -----------------------------------------------------------------------------------
@@ -133,8 +75,10 @@ def work(side: str, model: str) -> None:
 
         calculator = DP(model)
 
-    def answer(number: int, count: int) -> dict[str, Any]:
-        atoms = next(itertools.islice(crystals(count), number, None))
+    def answer(file: str, number: int) -> dict[str, Any]:
+        from ase.io import read
+
+        atoms: Any = read(file, index=number)
         atoms.calc = calculator
         start = time.perf_counter()
         steps = relax_with_ase(atoms)
@@ -146,10 +90,7 @@ def work(side: str, model: str) -> None:
 
 def screened(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time, memory and rows of the command, killed on the way as often as asked for."""
-    from ase.io import write
-
-    file, run = folder / "crystals.extxyz", folder / "run"
-    write(file, list(crystals(args.count)), format="extxyz")
+    file, run = folder / FILE, folder / "run"
     command = [sys.executable, "-m", "dpa3sim", "relax", str(file), "--cell", "full"]
     command += ["--fmax", str(FMAX), "--smax", str(SMAX), "--steps", str(STEPS)]
     command += ["--model", str(args.model), "--screen", str(run)]
@@ -191,12 +132,15 @@ def rows_done(run: Path) -> int:
 # -- the report ----------------------------------------------------------------------------------
 
 
-def sampled(args: argparse.Namespace, side: str, python: str, size: int) -> dict[str, Any]:
+def sampled(
+    args: argparse.Namespace, folder: Path, side: str, python: str, size: int
+) -> dict[str, Any]:
     """Relaxations of every so manyth crystal by one of the sides of ASE."""
     worker = Worker(__file__, side, python, [str(args.model)], args.threads)
     numbers = np.linspace(0, args.count - 1, size).astype(int).tolist()
-    worker.ask(number=numbers[0], count=args.count)  # warm
-    answers = [worker.ask(number=number, count=args.count) for number in numbers]
+    file = str(folder / FILE)
+    worker.ask(file=file, number=numbers[0])  # warm
+    answers = [worker.ask(file=file, number=number) for number in numbers]
     worker.end()
     seconds = [answer["seconds"] for answer in answers]
     steps = float(np.mean([answer["steps"] for answer in answers]))
@@ -249,12 +193,20 @@ def main() -> None:
     if args.worker:
         work(*args.worker)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        whole = screened(args, Path(folder))
-    sides = {"one by one, ASE, dpa3sim": sampled(args, "dpa3sim", sys.executable, args.sample)}
-    if args.peer:
-        name = "one by one, ASE, deepmd-kit"
-        sides[name] = sampled(args, "deepmd-kit", args.peer, args.peer_sample)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        generator = ROOT / "examples" / "many_crystals.py"
+        subprocess.run([sys.executable, generator, str(args.count)], cwd=folder, check=True)
+        whole = screened(args, folder)
+        sides = {
+            "one by one, ASE, dpa3sim": sampled(
+                args, folder, "dpa3sim", sys.executable, args.sample
+            )
+        }
+        if args.peer:
+            sides["one by one, ASE, deepmd-kit"] = sampled(
+                args, folder, "deepmd-kit", args.peer, args.peer_sample
+            )
     text = report(args, whole, sides)
     print(text)
     if args.json:

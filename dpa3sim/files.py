@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+# Levels of calls: Python's own limit.
+RECURSION_LIMIT = 1000
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
@@ -19,6 +25,20 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def usual_recursion() -> Iterator[None]:
+    """Keep what parses a file from others from going so deep that Python crashes.
+
+    Some libraries (symfc) raise the limit for the whole process when they are imported.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(min(before, RECURSION_LIMIT))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def is_part(path: Path) -> bool:

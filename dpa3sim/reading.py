@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim.elements import SYMBOLS
 from dpa3sim.errors import InputError
+from dpa3sim.files import usual_recursion
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -190,7 +191,7 @@ def _parse(path: str, text: str | None, last_only: bool) -> list[Atoms]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                with opened(path, text, kind) as (source, options):
+                with usual_recursion(), opened(path, text, kind) as (source, options):
                     index = slice(-1, None) if last_only else slice(None)
                     frames = read(source, index, format=kind, **options)
             # ASE's readers raise whatever their parsing runs into.

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dpa3sim.errors import CheckpointError
+from dpa3sim.files import usual_recursion
 
 # bfloat16 has no numpy type: its bits are read as integers and widened to float32.
 _STORAGE_TYPES = {
@@ -99,10 +100,11 @@ class Archive:
             if name.startswith(prefix)
         }
         try:
-            self.tree = _Unpickler(members[pickles[0]], members, f"{root}data/").load()
-            if self.is_torchscript:  # not needed, but nothing hidden in it may pass
-                constants = members[f"{root}constants.pkl"]
-                _Unpickler(constants, members, f"{root}constants/").load()
+            with usual_recursion():
+                self.tree = _Unpickler(members[pickles[0]], members, f"{root}data/").load()
+                if self.is_torchscript:  # not needed, but nothing hidden in it may pass
+                    constants = members[f"{root}constants.pkl"]
+                    _Unpickler(constants, members, f"{root}constants/").load()
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
         except RecursionError:

@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from dpa3sim.checkpoints.model_file import ModelFile
 from dpa3sim.errors import CheckpointError
-from dpa3sim.files import atomic_write
+from dpa3sim.files import atomic_write, usual_recursion
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import Weights
 
@@ -105,7 +105,8 @@ def content_hash(config: Mapping[str, Any], weights: Weights) -> str:
 
 def _json_object(path: Path, text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
+        with usual_recursion():
+            value = json.loads(text)
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):

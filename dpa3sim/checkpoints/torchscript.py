@@ -19,6 +19,7 @@ from dpa3sim.checkpoints.deepmd import (
     take_weights,
 )
 from dpa3sim.errors import CheckpointError
+from dpa3sim.files import usual_recursion
 from dpa3sim.model.config import ModelConfig
 
 _DEPTH_LIMIT, _MAX_PARTS = 64, 1_000_000
@@ -53,7 +54,8 @@ def _description(root: ScriptObject) -> dict[str, Any]:
     if not isinstance(text, str) or not text:
         raise CheckpointError(f"frozen object {root.kind} has no model description")
     try:
-        description = json.loads(text)
+        with usual_recursion():
+            description = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"the model description is not JSON: {error}") from None
     description = plain(description)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dpa3sim import settings as options_of
 from dpa3sim.errors import BAD_INPUT, InputError
+from dpa3sim.files import usual_recursion
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:
@@ -248,8 +249,9 @@ def _read_config(file: str) -> dict[str, Any]:
         if len(content) > _MAX_CONFIG:
             raise InputError(f"{file}: is too large for a file of options")
         text = content.decode("utf-8-sig")
-        _check_events(file, yaml.parse(text))
-        data = yaml.safe_load(text)
+        with usual_recursion():
+            _check_events(file, yaml.parse(text))
+            data = yaml.safe_load(text)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     except InputError:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dpa3sim.errors import INTERRUPTED, Dpa3simError, InputError, UnphysicalError
-from dpa3sim.files import atomic_write, lock_folder
+from dpa3sim.files import atomic_write, lock_folder, usual_recursion
 
 CHECKPOINT_SECONDS = 10.0
 # Of a large system, which takes long to write: so many times as long between two.
@@ -62,7 +62,8 @@ def _header(text: str) -> dict[str, Any]:
     """
     match = re.match(r"<!-- (\{.*\}) -->\n", text)
     try:
-        header = json.loads(match[1]) if match else {}
+        with usual_recursion():
+            header = json.loads(match[1]) if match else {}
     except (ValueError, RecursionError):
         header = {}
     if match is None or header.get("sha256") != _sha256(header, text[match.end() :]):

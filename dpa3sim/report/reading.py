@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpa3sim.errors import InputError
+from dpa3sim.files import usual_recursion
 from dpa3sim.run import directory as rundir
 
 # Of a log, so much of its end is read.
@@ -167,7 +168,8 @@ def _size(path: Path) -> int:
 def _json(path: Path, damage: list[str]) -> Any:
     """The content of a JSON file; None where there is none, or no valid one."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with usual_recursion():
+            data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -185,7 +187,8 @@ def _config(path: Path, damage: list[str]) -> Mapping[str, Any] | None:
     import yaml
 
     try:
-        return mapping(yaml.safe_load(path.read_text(encoding="utf-8")))
+        with usual_recursion():
+            return mapping(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except OSError as error:

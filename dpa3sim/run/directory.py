@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write, is_part, lock_folder
+from dpa3sim.files import atomic_write, is_part, lock_folder, usual_recursion
 
 RESULT = "result.json"
 PROVENANCE = "provenance.json"
@@ -201,7 +201,8 @@ class RunDirectory:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            data = json.loads((self.path / name).read_text(encoding="utf-8"))
+            with usual_recursion():
+                data = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:

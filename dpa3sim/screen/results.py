@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write
+from dpa3sim.files import atomic_write, usual_recursion
 from dpa3sim.run.directory import PROVENANCE
 from dpa3sim.screen.database import NAME, STATES, Database, Row
 
@@ -117,8 +117,9 @@ def provenance(folder: Path) -> dict[str, Any]:
         InputError: it cannot be read.
     """
     try:
-        found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with usual_recursion():
+            found = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder / PROVENANCE}: cannot be read ({error})") from None
     if not isinstance(found, dict) or not isinstance(found.get("calculation"), dict):
         raise InputError(f"{folder / PROVENANCE}: does not say which calculation it is of")

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.errors import InputError
+from dpa3sim.files import usual_recursion
 from dpa3sim.reading import (
     check_atoms,
     check_readable,
@@ -214,7 +215,7 @@ def _read(path: Path, kind: str) -> Iterator[Atoms]:
         with opened(str(path), None, kind) as (source, options):
             frames = iter(iread(source, index=":", format=kind, **options))
             while True:
-                with warnings.catch_warnings():
+                with usual_recursion(), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     frame: Any = next(frames, None)
                 if frame is None:

@@ -2,6 +2,7 @@
 
 import gzip
 import sqlite3
+import sys
 from contextlib import closing
 
 import numpy as np
@@ -35,6 +36,20 @@ def test_counts_that_cannot_be_true(name, text, tmp_path):
     path.write_text(text)
     with pytest.raises(InputError, match="no structure that ASE can read"):
         read_structure(str(path))
+
+
+def test_deep_files_after_a_library_has_raised_the_limit(tmp_path):
+    """As symfc does, which comes with phonopy: Python would crash."""
+    path = tmp_path / "x.json"
+    path.write_text("[" * 100_000)
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(100_000)
+        with pytest.raises(InputError, match="no structure that ASE can read"):
+            read_structure(str(path))
+        assert sys.getrecursionlimit() == 100_000
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_compressed_files(tmp_path):

@@ -54,6 +54,14 @@ def test_foreign_directory_is_refused_even_with_force(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
+def test_a_kill_while_the_first_file_was_written_leaves_a_directory_to_use(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / f".{rundir.PROVENANCE}.12345.part").write_text('{"finger')
+    with make(folder) as run:
+        assert run.result is None
+
+
 def test_impossible_directory(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="cannot be used"):
