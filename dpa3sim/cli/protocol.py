@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli import screening
+from dpa3sim.cli.live import LINE_SECONDS, LiveLine
 from dpa3sim.cli.options import (
     ModelSettings,
     Parser,
@@ -52,14 +53,10 @@ from dpa3sim.run.directory import RunDirectory
 if TYPE_CHECKING:
     from ase import Atoms
     from rich.console import Console
-    from rich.live import Live
 
     from dpa3sim.potential import Potential
     from dpa3sim.protocols.planning import Stage
     from dpa3sim.protocols.prepare import Event
-
-# Lines of progress in the log, and on a terminal that is none, are so far apart, s.
-LINE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -315,7 +312,7 @@ class Job:
     ) -> None:
         self.command, self.sources, self.potential = command, sources, potential
         self.settings, self.args, self.console = settings, args, console
-        self._live: Live | None = None
+        self._live = LiveLine(console)
         self._said = 0.0
         # Refuse a bad structure before a directory is made for it.
         for source in sources:
@@ -395,7 +392,7 @@ class Job:
         self.say(f"{_origin(self.sources)}: {kinds} -> {directory.path}")
         code = INTERRUPTED
         try:
-            with self._live_line():
+            with self._live.shown():
                 result = self.compute()
             stored = self._finish(result)
             code = self.exit_code(stored)
@@ -438,8 +435,7 @@ class Job:
 
     def show(self, status: str) -> None:
         """On a terminal, replace the live line below the printed ones."""
-        if self._live is not None:
-            self._live.update(status, refresh=True)
+        self._live.show(status)
 
     def follow(self, event: Event) -> None:
         """On a terminal a live line; else, and in the log, a line now and then."""
@@ -453,18 +449,6 @@ class Job:
             self.directory.log(line)
         else:
             self.say(line)
-
-    @contextmanager
-    def _live_line(self) -> Iterator[None]:
-        if not self.console.is_terminal or self.console.quiet:
-            yield
-            return
-        from rich.live import Live
-
-        with Live(console=self.console, transient=True, auto_refresh=False) as live:
-            self._live = live
-            yield
-        self._live = None
 
     def _summary(self) -> dict[str, Any]:
         """What decides the result, readable."""

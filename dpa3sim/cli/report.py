@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpa3sim.cli.options import ModelSettings, Parser
-from dpa3sim.errors import Dpa3simError, InputError
+from dpa3sim.errors import SOME_FAILED, Dpa3simError, InputError
 
 if TYPE_CHECKING:
     from dpa3sim.report.page import Option
@@ -18,7 +18,6 @@ EXAMPLES = """\
 dpa3sim report POSCAR.relax --open         # into the run directory, and into the browser
 dpa3sim report *.phonon --output pages     # one page each, in a folder
 """
-SOME_FAILED = 5
 # So much of a file tells whether it is a page of ours.
 HEAD_CHARACTERS = 400
 

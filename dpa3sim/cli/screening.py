@@ -9,18 +9,27 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpa3sim.cli.live import LINE_SECONDS, LiveLine
 from dpa3sim.cli.options import ModelSettings, announce
 from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.screen import results as results_of
 from dpa3sim.screen.calculation import Calculation
-from dpa3sim.screen.database import DONE, FAILED, NAME, NOT_CONVERGED, WAITING, Database, Outcome
+from dpa3sim.screen.database import (
+    FAILED,
+    NAME,
+    NOT_CONVERGED,
+    WAITING,
+    WORDS,
+    Database,
+    Outcome,
+    bare_error,
+)
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:
@@ -28,8 +37,6 @@ if TYPE_CHECKING:
 
     from dpa3sim.potential import Potential
 
-# Lines of progress in the log, and on a terminal that is none, are so far apart, s.
-LINE_SECONDS = 30.0
 # Options that name a file about one crystal.
 OF_ONE_CRYSTAL = ("reference", "born")
 
@@ -103,7 +110,7 @@ class Screening:
 
     Args:
         folder: the folder. calculation: what is done with each structure.
-        potential: the model, loaded. model: how to load it elsewhere.
+        potential: the model.
         settings: how to compute. args: the command line. console: where to print.
 
     Raises:
@@ -123,6 +130,7 @@ class Screening:
 
         self.folder, self.calculation, self.potential = folder, calculation, potential
         self.settings, self.args, self.console = settings, args, console
+        self._live = LiveLine(console)
         self.facts = {
             "screening": True,
             **calculation_facts(calculation.protocol, potential, calculation.settings),
@@ -179,7 +187,7 @@ class Screening:
                 f"do -> {self.folder}"
             )
             self._began, self._said, self._finished = time.monotonic(), time.monotonic(), 0
-            with self._live_line(), warnings.catch_warnings():
+            with self._live.shown(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", Dpa3simWarning)  # they stand in the results
                 self._compute(counts[WAITING])
             code = self._end()
@@ -243,26 +251,12 @@ class Screening:
         pace = self._finished / seconds
         left = (total - self._finished) / pace
         line = f"{self._finished} of {total}, {_pace(pace)}, {_duration(left)} left"
-        if self._live is not None:
-            self._live.update(line, refresh=True)
+        self._live.show(line)
         if time.monotonic() - self._said >= LINE_SECONDS and self._finished < total:
             self._said = time.monotonic()
             self.directory.log(line)
             if not self.console.is_terminal:
                 self.console.print(line)
-
-    @contextmanager
-    def _live_line(self) -> Iterator[None]:
-        from rich.live import Live
-
-        self._live: Live | None = None
-        if not self.console.is_terminal or self.console.quiet:
-            yield
-            return
-        with Live(console=self.console, transient=True, auto_refresh=False) as live:
-            self._live = live
-            yield
-        self._live = None
 
     def _end(self) -> int:
         with results_of.Results(self.folder) as found:
@@ -346,8 +340,7 @@ def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator
 
 def state_line(counts: dict[str, int]) -> str:
     """How many structures are in which state, in words."""
-    words = {DONE: "done", NOT_CONVERGED: "not converged", FAILED: "failed", WAITING: "waiting"}
-    shown = [f"{counts[state]} {word}" for state, word in words.items() if counts[state]]
+    shown = [f"{counts[state]} {word}" for state, word in WORDS.items() if counts[state]]
     return f"{sum(counts.values())} structures: {', '.join(shown) or 'none'}"
 
 
@@ -356,8 +349,7 @@ def failures(records: list[dict[str, Any]], most: int = 10) -> list[tuple[str, s
     groups: dict[str, list[str]] = {}
     for record in records:
         if record["state"] == FAILED:
-            # The same error of different structures differs in their names.
-            error = str(record["error"]).replace(str(record["origin"]), "").lstrip(": ")
+            error = bare_error(record["error"], record["origin"])
             groups.setdefault(error, []).append(str(record["label"]))
     common = sorted(groups.items(), key=lambda item: -len(item[1]))
     lines = []

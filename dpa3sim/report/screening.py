@@ -28,6 +28,7 @@ from dpa3sim.report.reading import Picture, Run, mapping, read_run
 from dpa3sim.report.state import State, model_of, seconds_of
 from dpa3sim.report.values import ELSEWHERE, Cell, Row, label, pretty, shown
 from dpa3sim.run.directory import unit_of
+from dpa3sim.screen.database import WORDS, bare_error
 
 if TYPE_CHECKING:
     from dpa3sim.screen.database import Row as Structure
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 MOST_ROWS, MOST_COLUMNS = 2000, 20
 # Of an error, so many structures are named.
 MOST_NAMES = 20
-WORDS = {"done": "done", "not_converged": "not converged", "failed": "failed", "waiting": "waiting"}
 
 
 @dataclass
@@ -121,8 +121,7 @@ def collect(rows: Iterable[Structure], protocol: str | None) -> Collected:
             if len(found.rows) < MOST_ROWS:
                 found.rows.append(row)
             if row.error is not None:
-                error = str(row.error).replace(str(row.origin), "").lstrip(": ")
-                found.fail(str(row.label), error)
+                found.fail(str(row.label), bare_error(row.error, row.origin))
             values = [quantity(row, key) for key in keys]
             if row.state == "done" and all(isinstance(v, (int, float)) for v in values):
                 found.numbers.append([float(v) for v in values])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dpa3sim import errors
 from dpa3sim.errors import Dpa3simError, EngineError
 from dpa3sim.screen.database import DONE, FAILED, NOT_CONVERGED, Outcome, to_json
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential import PotentialLike
-
-# Exit codes of single calculations, as everywhere.
-CONVERGED_CODE, NOT_CONVERGED_CODE, UNPHYSICAL_CODE = 0, 3, 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Calculation:
             final = found.atoms if hasattr(found, "atoms") else found.prepared.atoms
             return Outcome(
                 state=DONE if found.converged else NOT_CONVERGED,
-                exit_code=CONVERGED_CODE if found.converged else NOT_CONVERGED_CODE,
+                exit_code=errors.DONE if found.converged else errors.NOT_CONVERGED,
                 seconds=time.monotonic() - began,
                 error=None if found.converged else "; ".join(found.reasons),
                 result=result,
@@ -64,7 +62,7 @@ class Calculation:
         # What one of many structures makes a library raise must not end the others.
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            return failure(reason, UNPHYSICAL_CODE, time.monotonic() - began)
+            return failure(reason, errors.UNPHYSICAL, time.monotonic() - began)
 
 
 def failure(reason: str, exit_code: int, seconds: float) -> Outcome:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 NAME = "results.sqlite"
 WAITING, DONE, NOT_CONVERGED, FAILED = STATES = ("waiting", "done", "not_converged", "failed")
+WORDS = {DONE: "done", NOT_CONVERGED: "not converged", FAILED: "failed", WAITING: "waiting"}
+"""The states as people call them."""
 SCHEMA_VERSION = 1
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS structures (
@@ -301,6 +303,11 @@ def cost(atoms: Atoms) -> float:
     volume = abs(atoms.cell.volume) if atoms.cell.rank == 3 else 0.0
     dense = len(atoms) / max(volume, 5.0 * len(atoms)) if atoms.pbc.all() else 0.02
     return float(len(atoms) * dense**2)
+
+
+def bare_error(error: object, origin: object) -> str:
+    """An error without the name of its structure, to be compared with those of others."""
+    return str(error).replace(str(origin), "").lstrip(": ")
 
 
 def to_json(atoms: Atoms) -> str:

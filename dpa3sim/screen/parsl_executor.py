@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.errors import Dpa3simError, InputError
-from dpa3sim.screen.calculation import UNPHYSICAL_CODE, Calculation, failure
+from dpa3sim.errors import UNPHYSICAL, Dpa3simError, InputError
+from dpa3sim.screen.calculation import Calculation, failure
 from dpa3sim.screen.database import Database, Outcome, from_json
 from dpa3sim.screen.runner import Progress, stream
 
@@ -163,7 +163,7 @@ def _collect(
     if losses[number] < LOSSES:
         return [], [numbers]
     reason = f"the worker died {losses[number]} times, the last time with this structure alone"
-    return [(number, failure(reason, UNPHYSICAL_CODE, 0.0))], []
+    return [(number, failure(reason, UNPHYSICAL, 0.0))], []
 
 
 def _from_file(path: Path) -> Any:

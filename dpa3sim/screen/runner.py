@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from dpa3sim.engine import MAX_CLIENTS, Engine
-from dpa3sim.screen.calculation import UNPHYSICAL_CODE, Calculation, failure
+from dpa3sim.errors import UNPHYSICAL
+from dpa3sim.screen.calculation import Calculation, failure
 from dpa3sim.screen.database import Database, Outcome
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def stream(
 
     def tell(number: int, outcome: Outcome | Exception) -> None:
         if isinstance(outcome, Exception):  # not of the calculation, which returns its errors
-            outcome = failure(str(outcome), UNPHYSICAL_CODE, 0.0)
+            outcome = failure(str(outcome), UNPHYSICAL, 0.0)
         done(number, outcome)
 
     Engine(potential).stream(structures, one, tell, clients=max(1, at_once))
