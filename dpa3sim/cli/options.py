@@ -62,6 +62,10 @@ class ModelSettings:
     def __post_init__(self) -> None:
         validate(self)
 
+    def load_for(self, settings: Any) -> Potential:
+        """Load the model for a protocol, which may have an option of the same name, ``dtype``."""
+        return self.load(getattr(settings, "dtype", self.dtype))
+
     def load(self, dtype: str | None = None) -> Potential:
         """Load the model onto its device, in another precision than the option's if given."""
         from dpa3sim.potential import Potential

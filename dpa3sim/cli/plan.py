@@ -106,7 +106,7 @@ def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[A
     settings, model, screen = resolved
     screening.check(settings, args)
     console = command.console(args)
-    potential = model.load(getattr(settings, "dtype", model.dtype))
+    potential = model.load_for(settings)
     announce(console, potential)
     stages, codes = [], []
     for entry in entries(args.structures):

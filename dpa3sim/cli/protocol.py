@@ -150,8 +150,7 @@ class Command:
             for error in groups:
                 print(f"dpa3sim: error: {error}", file=sys.stderr)
             return BAD_INPUT
-        # The precision of a property is the protocol's own option, of the same name.
-        potential = model.load(getattr(settings, "dtype", model.dtype))
+        potential = model.load_for(settings)
         announce(console, potential)
 
         codes: list[int] = []
@@ -258,6 +257,12 @@ def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dic
         **asdict(settings),
         **_model_options(potential),
     }
+
+
+def fingerprint(facts: Mapping[str, Any], extending: Sequence[str]) -> str:
+    """What tells a calculation from others: not by names, nor by what only continues it."""
+    names = ("structure", "model", *extending)
+    return rundir.fingerprint({k: v for k, v in facts.items() if k not in names})
 
 
 def config(potential: Potential, settings: Any) -> dict[str, Any]:
@@ -372,10 +377,9 @@ class Job:
         Raises:
             InputError: the directory cannot be used; nothing was written then.
         """
-        names = ("structure", "model", *self.EXTENDING)
-        identity = {k: v for k, v in self.summary.items() if k not in names}
+        identity = fingerprint(self.summary, self.EXTENDING)
         with RunDirectory(
-            self.path, rundir.fingerprint(identity), self.summary, force=self.args.force
+            self.path, identity, self.summary, force=self.args.force
         ) as self.directory:
             return self._execute()
 

@@ -126,7 +126,7 @@ class Screening:
         args: argparse.Namespace,
         console: Console,
     ) -> None:
-        from dpa3sim.cli.protocol import Job, calculation_facts, config
+        from dpa3sim.cli.protocol import Job, calculation_facts, config, fingerprint
 
         self.folder, self.calculation, self.potential = folder, calculation, potential
         self.settings, self.args, self.console = settings, args, console
@@ -135,11 +135,9 @@ class Screening:
             "screening": True,
             **calculation_facts(calculation.protocol, potential, calculation.settings),
         }
-        names = ("model", *Job.EXTENDING)
-        identity = {k: v for k, v in self.facts.items() if k not in names}
         self.directory = RunDirectory(
             folder,
-            rundir.fingerprint(identity),
+            fingerprint(self.facts, Job.EXTENDING),
             self.facts,
             force=getattr(args, "force", False),
         )
@@ -284,7 +282,7 @@ def run(command: Any, args: argparse.Namespace, resolved: list[Any], console: Co
     settings, model, screen = resolved
     check(settings, args)
     folder = screen.folder()
-    potential = model.load(getattr(settings, "dtype", model.dtype))
+    potential = model.load_for(settings)
     announce(console, potential)
     calculation = Calculation(command.name, settings, command.together)
     with Screening(folder, calculation, potential, screen, args, console) as screening:
