@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import NoReturn
@@ -9,6 +10,9 @@ from typing import NoReturn
 
 def run() -> NoReturn:
     """Run the command that the process was started for, and end with its exit code."""
+    # Threads of linear algebra that wait for more work, busily and for 20 ms, take the cores from
+    # those of the model; read when numpy and scipy are loaded.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
     try:
         from dpa3sim.cli.main import main
 

@@ -7,7 +7,7 @@ still give way to are both below their thresholds (spec/protocols.md 2.3).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -306,6 +306,31 @@ def unmet(step: Step, settings: Settings) -> list[str]:
     return reasons
 
 
+def state(atoms: Atoms, steps: Sequence[Step]) -> dict[str, Any]:
+    """JSON-ready data to continue from with :func:`restore`; the last step belongs to ``atoms``."""
+    return {
+        "positions": atoms.positions.tolist(),
+        "cell": atoms.cell[:].tolist(),
+        "steps": [asdict(step) for step in steps],
+    }
+
+
+def restore(atoms: Atoms, saved: Any) -> tuple[Atoms, tuple[Step, ...]]:
+    """Structure and steps of :func:`state`, for :func:`run`; ``atoms`` is where these began.
+
+    Raises:
+        InputError: it is not what :func:`state` gave.
+    """
+    atoms = atoms.copy()
+    try:
+        steps = tuple(Step(**step) for step in saved["steps"])
+        atoms.positions = saved["positions"]
+        atoms.cell = saved["cell"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"damaged state ({error})") from None
+    return atoms, steps
+
+
 def check(atoms: Atoms, settings: Settings) -> None:
     """Raise InputError if ``settings`` cannot be applied to ``atoms``."""
     _free_strains(atoms, settings)
@@ -354,11 +379,11 @@ def _free_strains(atoms: Atoms, settings: Settings) -> np.ndarray | None:
 
 def _filter(atoms: Atoms, settings: Settings, free: np.ndarray | None) -> Atoms | Filter:
     """What the optimizer moves: the atoms, or atoms and cell."""
-    from ase.filters import FrechetCellFilter
-
     if free is None:
         return atoms
-    return FrechetCellFilter(
+    from dpa3sim.protocols.cell_filter import CellFilter
+
+    return CellFilter(
         atoms,
         mask=free.astype(float),
         hydrostatic_strain=settings.cell in ("volume", "iso"),

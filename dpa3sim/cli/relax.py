@@ -91,14 +91,9 @@ class RelaxJob(Job):
         frame.info = {k: v for k, v in asdict(step).items() if v is not None}
         frame.arrays["forces"] = atoms.get_forces()
         write(self.directory.path / TRAJECTORY, frame, format="extxyz", append=step.index > 0)
-        self.directory.write_checkpoint(
-            {
-                "positions": atoms.positions.tolist(),
-                "cell": atoms.cell[:].tolist(),
-                "trajectory_bytes": (self.directory.path / TRAJECTORY).stat().st_size,
-                "steps": [asdict(s) for s in history],
-            }
-        )
+        size = (self.directory.path / TRAJECTORY).stat().st_size
+        state = relax.state(atoms, history)
+        self.directory.write_checkpoint({**state, "trajectory_bytes": size})
         self.say(step_line(step))
         self._computed += 1
         pace = (time.monotonic() - self._began) / self._computed
@@ -109,24 +104,21 @@ class RelaxJob(Job):
 
     def _restore(self) -> tuple[Atoms, list[relax.Step]]:
         """The last saved structure and the steps so far; the start where there are none."""
-        atoms = self.atoms.copy()
         state = self.directory.checkpoint
         if state is None:
-            return atoms, []
+            return self.atoms, []
         try:
-            history = [relax.Step(**step) for step in state["steps"]]
-            atoms.positions = state["positions"]
-            atoms.cell = state["cell"]
+            atoms, steps = relax.restore(self.atoms, state)
             # A frame written just before a kill has no state and is computed again.
             with (self.directory.path / TRAJECTORY).open("r+b") as file:
                 if file.seek(0, os.SEEK_END) < state["trajectory_bytes"]:
                     raise ValueError(f"{TRAJECTORY} is shorter than it was")
                 file.truncate(state["trajectory_bytes"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (InputError, KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(
                 f"{self.directory.path}: damaged state ({error}); --force starts again"
             ) from None
-        return atoms, history
+        return atoms, list(steps)
 
 
 EXAMPLES = """\

@@ -21,9 +21,11 @@ def configure(parser: Parser) -> None:
     """Arguments of the command."""
     parser.add_argument("run", metavar="RUN", help="folder of a screening")
     parser.add_argument(
-        "--not-converged", action="store_true", help="also what did not converge, from its start"
+        "--not-converged", action="store_true", help="also what did not converge; see --steps"
     )
-    parser.add_argument("--steps", type=int, help="largest number of steps, instead of before")
+    parser.add_argument(
+        "--steps", type=int, help="largest number of steps, instead of before; relaxations continue"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... [auto]")
     parser.add_argument("--quiet", action="store_true", help="print only errors")
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim import errors
-from dpa3sim.errors import Dpa3simError, EngineError
+from dpa3sim.errors import Dpa3simError, EngineError, InputError
 from dpa3sim.screen.database import DONE, FAILED, NOT_CONVERGED, Outcome, to_json
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential import PotentialLike
+    from dpa3sim.protocols.relax import Result, Step
+
+# How much of a relaxation a kill may cost, s.
+SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,20 @@ class Calculation:
     settings: Any
     together: bool
 
-    def __call__(self, atoms: Atoms, potential: PotentialLike) -> Outcome:
+    def __call__(
+        self,
+        atoms: Atoms,
+        potential: PotentialLike,
+        progress: str | None = None,
+        save: Callable[[str], None] | None = None,
+    ) -> Outcome:
         """Compute one structure; its errors are part of what is returned.
+
+        Args:
+            atoms: the structure as it was given.
+            potential: the model.
+            progress: what ``save`` was given, to continue from there.
+            save: told every so often how far it has come. What it raises ends the calculation.
 
         Raises:
             EngineError: the engine was stopped; nothing is known of the structure.
@@ -44,7 +62,11 @@ class Calculation:
         try:
             potential.check(atoms)
             module.check(atoms, self.settings)
-            found = module.run(atoms, potential, self.settings)
+            left = None
+            if self.protocol == "relax":
+                found, left = self._relax(atoms, potential, progress, save)
+            else:
+                found = module.run(atoms, potential, self.settings)
             result = json.dumps(found.to_dict(), allow_nan=False)  # NaN is no result
             final = found.atoms if hasattr(found, "atoms") else found.prepared.atoms
             return Outcome(
@@ -54,6 +76,7 @@ class Calculation:
                 error=None if found.converged else "; ".join(found.reasons),
                 result=result,
                 structure=to_json(final),
+                progress=left,
             )
         except EngineError:
             raise
@@ -63,6 +86,37 @@ class Calculation:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             return failure(reason, errors.UNPHYSICAL, time.monotonic() - began)
+
+    def _relax(
+        self,
+        atoms: Atoms,
+        potential: PotentialLike,
+        progress: str | None,
+        save: Callable[[str], None] | None,
+    ) -> tuple[Result, str | None]:
+        """The result, and from where more steps would continue."""
+        from dpa3sim.protocols import relax
+
+        start = atoms
+        history: tuple[Step, ...] = ()
+        if progress is not None:
+            with suppress(InputError, ValueError):  # what cannot be read only costs time
+                start, history = relax.restore(atoms, json.loads(progress))
+        first, saved = history[:1], time.monotonic()
+
+        def told(step: Step, now: Atoms) -> None:
+            nonlocal first, saved
+            first = first or (step,)
+            if save is not None and time.monotonic() - saved >= SAVE_SECONDS:
+                saved = time.monotonic()
+                save(json.dumps(relax.state(now, (*first, step))))
+
+        found = relax.run(
+            start, potential, self.settings, progress=told, initial=atoms, history=history
+        )
+        if found.converged:
+            return found, None
+        return found, json.dumps(relax.state(found.atoms, (found.steps[0], found.steps[-1])))
 
 
 def failure(reason: str, exit_code: int, seconds: float) -> Outcome:

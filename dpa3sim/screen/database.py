@@ -1,7 +1,8 @@
 """The results of a screening: one SQLite file, a row for each structure.
 
 The table ``structures`` has the columns of :class:`Row`; ``input`` and ``structure``, before and
-after, are ASE's JSON of :class:`ase.Atoms`, ``result`` is the JSON of ``result.json``.
+after, are ASE's JSON of :class:`ase.Atoms`, ``result`` is the JSON of ``result.json``, and
+``progress`` is how far an unfinished calculation has come.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ NAME = "results.sqlite"
 WAITING, DONE, NOT_CONVERGED, FAILED = STATES = ("waiting", "done", "not_converged", "failed")
 WORDS = {DONE: "done", NOT_CONVERGED: "not converged", FAILED: "failed", WAITING: "waiting"}
 """The states as people call them."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS structures (
     id INTEGER PRIMARY KEY, position INTEGER NOT NULL, key TEXT NOT NULL UNIQUE,
     origin TEXT NOT NULL UNIQUE, label TEXT NOT NULL, formula TEXT, n_atoms INTEGER,
     cost REAL NOT NULL, state TEXT NOT NULL, exit_code INTEGER, error TEXT,
-    attempts INTEGER NOT NULL, seconds REAL, finished TEXT, input TEXT, result TEXT, structure TEXT
+    attempts INTEGER NOT NULL, seconds REAL, finished TEXT, input TEXT, result TEXT, structure TEXT,
+    progress TEXT
 );
 CREATE INDEX IF NOT EXISTS structures_state ON structures (state, cost);
 """
@@ -84,6 +86,7 @@ class Outcome:
     Attributes:
         state, exit_code, seconds, error: see :class:`Row`.
         result: JSON of the protocol's result. structure: what it ended with, ASE's JSON.
+        progress: from where more steps can continue; None where nothing is left to do.
     """
 
     state: str
@@ -92,6 +95,7 @@ class Outcome:
     error: str | None = None
     result: str | None = None
     structure: str | None = None
+    progress: str | None = None
 
 
 class Database:
@@ -190,11 +194,20 @@ class Database:
 
     def input_text(self, number: int) -> str:
         """The same as :func:`to_json` has it."""
+        return str(self._value("input", number))
+
+    def progress(self, number: int) -> str | None:
+        """What :meth:`save_progress` saved last, None where there is nothing to continue from."""
+        found = self._value("progress", number)
+        return None if found is None else str(found)
+
+    def save_progress(self, number: int, progress: str) -> None:
+        """Save how far the calculation of a waiting structure has come."""
         with self._lock, self._errors():
-            found = self._connection.execute(
-                "SELECT input FROM structures WHERE id = ?", (number,)
-            ).fetchone()
-        return str(found[0])
+            self._connection.execute(
+                "UPDATE structures SET progress = ? WHERE id = ? AND state = ?",
+                (progress, number, WAITING),
+            )
 
     # -- results ----------------------------------------------------------------------------------
 
@@ -203,7 +216,7 @@ class Database:
         with self._lock, self._errors():
             self._connection.execute(
                 "UPDATE structures SET state = ?, exit_code = ?, seconds = ?, error = ?, "
-                "result = ?, structure = ?, attempts = attempts + 1, finished = ? "
+                "result = ?, structure = ?, progress = ?, attempts = attempts + 1, finished = ? "
                 "WHERE id = ? AND state = ?",
                 (
                     outcome.state,
@@ -212,6 +225,7 @@ class Database:
                     outcome.error,
                     outcome.result,
                     outcome.structure,
+                    outcome.progress,
                     timestamp(),
                     number,
                     WAITING,
@@ -264,11 +278,8 @@ class Database:
 
     def structure(self, number: int) -> Atoms | None:
         """The structure that a calculation ended with, with its energy and forces if known."""
-        with self._lock, self._errors():
-            found = self._connection.execute(
-                "SELECT structure FROM structures WHERE id = ?", (number,)
-            ).fetchone()
-        return None if found is None or found[0] is None else from_json(found[0])
+        found = self._value("structure", number)
+        return None if found is None else from_json(found)
 
     def close(self) -> None:
         """Release the file."""
@@ -279,6 +290,13 @@ class Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _value(self, column: str, number: int) -> Any:
+        with self._lock, self._errors():
+            found = self._connection.execute(
+                f"SELECT {column} FROM structures WHERE id = ?", (number,)
+            ).fetchone()
+        return None if found is None else found[0]
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -68,18 +68,38 @@ def compute_chunk(
     calculation: Calculation,
     model: Model,
     threads: int | None,
-    structures: list[tuple[int, str]],
+    structures: list[tuple[int, str, str | None]],
     at_once: int,
 ) -> list[tuple[int, Outcome]]:
-    """In a worker: compute some structures, given with their ids, and return what came of them."""
+    """In a worker: compute some structures, and return what came of them.
+
+    Args:
+        calculation, model, at_once: see :func:`compute`.
+        threads: of this process; None is torch's choice.
+        structures: id, structure, and how far an earlier try came.
+    """
     found: list[tuple[int, Outcome]] = []
-    items = [(number, from_json(text)) for number, text in structures]
+    items = [(number, from_json(text)) for number, text, _ in structures]
+    unfinished = _Carried({number: progress for number, _, progress in structures})
 
     def take(number: int, outcome: Outcome) -> None:
         found.append((number, outcome))
 
-    stream(items, calculation, _resident(model, threads), take, at_once)
+    stream(items, calculation, _resident(model, threads), take, at_once, unfinished)
     return found
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """How far earlier tries came, as it travels with a chunk; a lost one begins there again."""
+
+    known: dict[int, str | None]
+
+    def progress(self, number: int) -> str | None:
+        return self.known[number]
+
+    def save_progress(self, number: int, progress: str) -> None:
+        """Only the first process writes the database."""
 
 
 def compute(
@@ -127,7 +147,7 @@ def compute(
         while chunks or running:
             while chunks and len(running) < OUTSTANDING:
                 numbers = chunks.pop(0)
-                sent = [(number, database.input_text(number)) for number in numbers]
+                sent = [(n, database.input_text(n), database.progress(n)) for n in numbers]
                 running[app(calculation, model, threads, sent, at_once)] = numbers
             finished, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:

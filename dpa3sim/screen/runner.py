@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
 
 from dpa3sim.engine import MAX_CLIENTS, Engine
-from dpa3sim.errors import UNPHYSICAL
+from dpa3sim.errors import UNPHYSICAL, InputError
 from dpa3sim.screen.calculation import Calculation, failure
 from dpa3sim.screen.database import Database, Outcome
 
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, Outcome], None]
 """Told the id of a structure and what came of it, when that is saved."""
+
+
+class Unfinished(Protocol):
+    """Where calculations that are under way are kept, by the ids of their structures."""
+
+    def progress(self, number: int) -> str | None:
+        """What was saved last; None where there is nothing to continue from."""
+
+    def save_progress(self, number: int, progress: str) -> None:
+        """Save how far a calculation has come."""
 
 
 def compute(
@@ -47,7 +58,7 @@ def compute(
         database.finish(number, outcome)
         progress(number, outcome)
 
-    stream(structures, calculation, potential, save, min(at_once, len(waiting)))
+    stream(structures, calculation, potential, save, min(at_once, len(waiting)), database)
 
 
 def stream(
@@ -56,6 +67,7 @@ def stream(
     potential: Potential,
     done: Progress,
     at_once: int,
+    unfinished: Unfinished,
 ) -> None:
     """Compute structures, given with their ids, and tell what came of each."""
     if not calculation.together:
@@ -65,7 +77,15 @@ def stream(
 
     def one(atoms: Atoms) -> Outcome:
         assert atoms.calc is not None
-        return calculation(atoms, atoms.calc.potential)
+        client = atoms.calc.potential
+        number: int = client.rank  # of the structure
+
+        def save(progress: str) -> None:
+            # Not to be taken for the structure's own error; `done` will tell of a full disk.
+            with suppress(InputError):
+                unfinished.save_progress(number, progress)
+
+        return calculation(atoms, client, unfinished.progress(number), save)
 
     def tell(number: int, outcome: Outcome | Exception) -> None:
         if isinstance(outcome, Exception):  # not of the calculation, which returns its errors

@@ -24,6 +24,7 @@ from dpa3sim.errors import InputError
 from dpa3sim.files import lock_folder
 from dpa3sim.protocols import eos, relax
 from dpa3sim.run.directory import PROVENANCE
+from dpa3sim.screen import calculation
 from dpa3sim.screen.database import NAME, Database
 from dpa3sim.screen.results import Results
 from dpa3sim.screen.sources import entries
@@ -198,18 +199,56 @@ def test_again_computes_nothing_and_takes_what_is_new(capsys):
     assert len(table()) == 6
 
 
-def test_more_steps_continue_what_ran_out(capsys):
+def test_more_steps_continue_what_ran_out(capsys, monkeypatch):
     write("in.extxyz", waters(3))
     command = ["relax", "in.extxyz", "--model", str(MODEL), "--fmax", "0.02", "--screen", "run"]
     assert main([*command, "--steps", "1"]) == 3
     assert {r["state"] for r in table()} == {"not_converged"}
     assert main(["retry", "run", "--not-converged", "--steps", "2"]) == 3
     assert {r["n_steps"] for r in table()} == {"2"}
+    counted = []
+    step = relax._measure
+    monkeypatch.setattr(relax, "_measure", lambda *a: counted.append(a[-1]) or step(*a))
     assert main([*command, "--steps", "900"]) == 0
+    assert sorted(counted)[:4] == [2, 2, 2, 3]  # where they stopped
     assert {r["attempts"] for r in table()} == {"3"}
     capsys.readouterr()
     assert main(["retry", "run"]) == 0  # nothing failed
     assert "0 to do" in capsys.readouterr().out
+
+
+def test_a_relaxation_under_way_continues_where_it_was_saved(monkeypatch):
+    write("in.extxyz", waters(4))
+    monkeypatch.setattr(calculation, "SAVE_SECONDS", 0.0)
+    command = ["relax", "in.extxyz", "--model", str(MODEL), "--fmax", "1e-3", "--screen", "run"]
+    with monkeypatch.context() as patch:
+        save, calls = Database.save_progress, []
+
+        def interrupted(self, number, progress):
+            save(self, number, progress)
+            calls.append(json.loads(progress)["steps"][-1]["index"])
+            if len(calls) == 21:
+                raise KeyboardInterrupt
+
+        patch.setattr(Database, "save_progress", interrupted)
+        assert main([*command, "--steps", "40"]) == 130
+    begun = []
+    run = relax.run
+
+    def continued(atoms, *arguments, history, **named):
+        begun.append(history[-1].index)
+        return run(atoms, *arguments, history=history, **named)
+
+    monkeypatch.setattr(relax, "run", continued)
+    main([*command, "--steps", "40"])
+    assert len(begun) == 4
+    assert min(begun) >= 4
+    rows = table()
+    with Results(Path("run")).parts[0].database as database:
+        for number, row in enumerate(rows, start=1):
+            first = Potential(str(MODEL)).evaluate([database.input(number)])[0]
+            assert float(row["energy_initial_eV"]) == pytest.approx(first.energy, abs=1e-5)
+            assert (database.progress(number) is None) == (row["state"] == "done")
 
 
 def test_single_points():
