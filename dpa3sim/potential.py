@@ -219,6 +219,7 @@ class Potential:
                 f"matmul={matmul!r} needs the Triton programs, which do not run on {self.device}: "
                 f"{self.kernels_reason}. Use matmul='full'"
             )
+        self._others: dict[str, Potential] = {}  # the same model in other precisions
         self._lock = RLock()
 
     @property
@@ -323,20 +324,24 @@ class Potential:
         """
         with self._lock:
             self._batches.forget()
+            self._others.clear()
 
     def in_precision(self, dtype: Dtype) -> Potential:
-        """The same model in this precision, a new one unless it has it; ``"auto"`` is its own."""
+        """The same model in this precision, made once; ``"auto"`` is the one it has."""
         if dtype in ("auto", self.dtype):
             return self
-        return Potential(
-            self.model,
-            device=self.device,
-            dtype=dtype,
-            truncate=self.truncate,
-            skin=self._skin,
-            max_memory=self._max_memory,
-            matmul=self.matmul if dtype == "float32" else "full",
-        )
+        with self._lock:
+            if dtype not in self._others:
+                self._others[dtype] = Potential(
+                    self.model,
+                    device=self.device,
+                    dtype=dtype,
+                    truncate=self.truncate,
+                    skin=self._skin,
+                    max_memory=self._max_memory,
+                    matmul=self.matmul if dtype == "float32" else "full",
+                )
+            return self._others[dtype]
 
     def check(self, structure: AtomsLike | Structure) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""

@@ -64,7 +64,7 @@ class CellFilter(FrechetCellFilter):
         positions = np.linalg.solve(deformation, self.atoms.positions.T).T
         return np.vstack([positions, self.exp_cell_factor * self._logarithm(deformation)])
 
-    def set_positions(self, new: np.ndarray, **kwargs: Any) -> None:
+    def set_positions(self, new: np.ndarray, **kwargs: Any) -> None:  # type: ignore[override]
         """Deform the cell and move the atoms, ``(n_atoms + 3, 3)``."""
         log = new[-3:] / self.exp_cell_factor
         deformation = np.eye(3) + (exponential(log) - np.eye(3)).T * self.mask

@@ -243,6 +243,7 @@ def test_it_stays_in_other_precisions_clients_and_calculators(smoothed):
     low = smoothed.in_precision("float32")
     assert (low.dtype, low.smooth_cutoff) == ("float32", WIDTH)
     assert low.evaluate([atoms])[0].energy == pytest.approx(energy, abs=1e-5)
+    assert smoothed.in_precision("float32") is low
     assert Potential(smoothed.model, dtype="float64").evaluate([atoms])[0].energy == energy
     (found,) = Engine(smoothed).map([atoms], lambda a: a.get_potential_energy())
     assert found == energy
