@@ -168,26 +168,27 @@ class SkinList:
     def _pairs_of(
         self, moved: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pairs of the atoms ``moved`` within the list's radius, by trying every image."""
+        """All pairs of the atoms ``moved`` within the list's radius, by trying every near image."""
         radius = (self.cutoff + self.skin) * (1 + 1e-9)
         inverse = np.linalg.inv(self.cell)
-        # An atom within the radius is at most this many cells away along each axis.
-        reach = radius * np.linalg.norm(inverse, axis=0)
+        # An atom within the radius is at most this many cells away along each axis, from where its
+        # nearest image is: an atom may have moved through any number of cells.
+        reach = np.ceil(radius * np.linalg.norm(inverse, axis=0) + 0.5) * self.pbc
+        images = np.stack(
+            np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), axis=-1
+        ).reshape(-1, 3)
         fractional = positions @ inverse
-        delta = fractional[None, :, :] - fractional[moved][:, None, :]
-        low = np.floor((-reach - delta).min(axis=(0, 1))) * self.pbc
-        high = np.ceil((reach - delta).max(axis=(0, 1))) * self.pbc
-        axes = [np.arange(a, b + 1) for a, b in zip(low, high, strict=True)]
-        images = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
         centres, neighbours, shifts = [], [], []
         for atom in moved:
-            vectors = positions[None] + (images @ self.cell)[:, None] - positions[atom]
+            nearest = -np.rint(fractional - fractional[atom]) * self.pbc
+            vectors = positions + nearest @ self.cell - positions[atom]
+            vectors = vectors[None] + (images @ self.cell)[:, None]
             found = np.einsum("ijk,ijk->ij", vectors, vectors) <= radius**2
             found[(images == 0).all(axis=1), atom] = False
             image, j = np.nonzero(found)
             centres.append(np.full(len(j), atom))
             neighbours.append(j)
-            shifts.append(images[image])
+            shifts.append(images[image] + nearest[j])
         return np.concatenate(centres), np.concatenate(neighbours), np.concatenate(shifts)
 
 

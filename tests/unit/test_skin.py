@@ -1,5 +1,7 @@
 """Candidate lists that are kept: never a missing pair, few searches, the same forces."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -120,6 +122,26 @@ def test_rows_of_a_few_moved_atoms_are_searched_alone():
         atoms.positions += rng.uniform(-0.1, 0.1, atoms.positions.shape)
         if updated.deformation(atoms.positions, atoms.cell.array).valid:
             assert listed_pairs(updated, atoms) == true_pairs(atoms)
+
+
+def test_an_atom_may_have_moved_through_any_number_of_cells():
+    for atoms in (bulk("Cu", cubic=True) * 2, fcc111("Al", (4, 4, 3), vacuum=8.0)):
+        atoms.rattle(0.05, seed=1)
+        skin = SkinList.search(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF, SKIN)
+        here = listed_pairs(skin, atoms)
+        atoms.positions[5] += [17000, -30000, 0] @ atoms.cell.array + [0.9, 0.3, 0.4]
+        state = skin.deformation(atoms.positions, atoms.cell.array)
+        tracemalloc.start()
+        updated = skin.with_moved_atoms(atoms.positions, state)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most < 10 << 20
+        atoms.positions[5] -= [17000, -30000, 0] @ atoms.cell.array
+        near = skin.with_moved_atoms(
+            atoms.positions, skin.deformation(atoms.positions, atoms.cell.array)
+        )
+        assert listed_pairs(near, atoms) == true_pairs(atoms) != here
+        assert updated.count.tolist() == near.count.tolist()
 
 
 def test_many_moved_atoms_are_a_new_search():
