@@ -25,7 +25,7 @@ TERMS, LARGEST = 14, 0.5
 def exponential(matrix: np.ndarray) -> np.ndarray:
     """Of a small square matrix, to rounding: a series, scaled and squared."""
     size = float(np.abs(matrix).sum(axis=1).max())
-    squarings = max(0, int(np.ceil(np.log2(size / LARGEST)))) if size > 0 else 0
+    squarings = int(np.clip(np.ceil(np.log2(size / LARGEST)), 0, 64)) if size > 0 else 0
     scaled, unit = matrix / 2**squarings, np.eye(len(matrix))
     found = unit
     for term in range(TERMS, 0, -1):

@@ -51,6 +51,12 @@ def test_exponential_like_scipy(size):
     assert not exponential_derivative(matrix, 0 * direction).any()
 
 
+def test_what_has_no_exponential_is_not_finite():
+    for bad in (np.inf, np.nan, 1e300):
+        with np.errstate(all="ignore"):
+            assert not np.isfinite(exponential(bad * np.ones((3, 3)))).all()
+
+
 @pytest.mark.parametrize("ways", WAYS, ids=str)
 def test_like_ase(ways):
     theirs, ours = FrechetCellFilter(copper(), **ways), CellFilter(copper(), **ways)
