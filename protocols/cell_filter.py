@@ -55,7 +55,7 @@ class CellFilter(FrechetCellFilter):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._log, self._log_of = np.zeros((3, 3)), np.array(self.orig_cell)
-        self._forces: np.ndarray | None = None
+        self._forces = np.empty((0, 3))
         self._forces_of: tuple[bytes, bytes] | None = None
 
     def get_positions(self) -> np.ndarray:
@@ -75,12 +75,11 @@ class CellFilter(FrechetCellFilter):
 
     def get_forces(self, **kwargs: Any) -> np.ndarray:
         """Minus the derivatives of the enthalpy by :meth:`get_positions`, ``(n_atoms + 3, 3)``."""
+        if kwargs:
+            return self._compute_forces(**kwargs)
         here = self.atoms.positions.tobytes(), self.atoms.cell.tobytes()
-        if self._forces is None or kwargs or self._forces_of != here:
-            forces = self._compute_forces(**kwargs)
-            if kwargs:
-                return forces
-            self._forces, self._forces_of = forces, here
+        if self._forces_of != here:
+            self._forces, self._forces_of = self._compute_forces(), here
         return self._forces.copy()
 
     def _compute_forces(self, **kwargs: Any) -> np.ndarray:

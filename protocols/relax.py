@@ -319,16 +319,12 @@ def restore(atoms: Atoms, saved: Any) -> tuple[Atoms, tuple[Step, ...]]:
     """Structure and steps of :func:`state`, for :func:`run`; ``atoms`` is where these began.
 
     Raises:
-        InputError: it is not what :func:`state` gave.
+        KeyError, TypeError, ValueError: it is not what :func:`state` gave.
     """
     atoms = atoms.copy()
-    try:
-        steps = tuple(Step(**step) for step in saved["steps"])
-        atoms.positions = saved["positions"]
-        atoms.cell = saved["cell"]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"damaged state ({error})") from None
-    return atoms, steps
+    atoms.positions = saved["positions"]
+    atoms.cell = saved["cell"]
+    return atoms, tuple(Step(**step) for step in saved["steps"])
 
 
 def check(atoms: Atoms, settings: Settings) -> None:

@@ -114,7 +114,7 @@ class RelaxJob(Job):
                 if file.seek(0, os.SEEK_END) < state["trajectory_bytes"]:
                     raise ValueError(f"{TRAJECTORY} is shorter than it was")
                 file.truncate(state["trajectory_bytes"])
-        except (InputError, KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(
                 f"{self.directory.path}: damaged state ({error}); --force starts again"
             ) from None

@@ -170,7 +170,7 @@ class Screening:
                     yield position, entry
 
         self.database.register(mine())
-        if self.calculation.protocol == "relax":
+        if self.calculation.continues:
             # More steps continue what ran out of them.
             self.database.requeue([NOT_CONVERGED], steps_below=self.calculation.settings.steps)
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim import errors
-from dpa3sim.errors import Dpa3simError, EngineError, InputError
+from dpa3sim.errors import Dpa3simError, EngineError
 from dpa3sim.screen.database import DONE, FAILED, NOT_CONVERGED, Outcome, to_json
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ class Calculation:
     settings: Any
     together: bool
 
+    @property
+    def continues(self) -> bool:
+        """Whether it can go on from where it was, after a kill or with more steps."""
+        return self.protocol == "relax"
+
     def __call__(
         self,
         atoms: Atoms,
@@ -63,7 +68,7 @@ class Calculation:
             potential.check(atoms)
             module.check(atoms, self.settings)
             left = None
-            if self.protocol == "relax":
+            if self.continues:
                 found, left = self._relax(atoms, potential, progress, save)
             else:
                 found = module.run(atoms, potential, self.settings)
@@ -100,7 +105,7 @@ class Calculation:
         start = atoms
         history: tuple[Step, ...] = ()
         if progress is not None:
-            with suppress(InputError, ValueError):  # what cannot be read only costs time
+            with suppress(KeyError, TypeError, ValueError):  # what is damaged only costs time
                 start, history = relax.restore(atoms, json.loads(progress))
         first, saved = history[:1], time.monotonic()
 

@@ -80,26 +80,13 @@ def compute_chunk(
     """
     found: list[tuple[int, Outcome]] = []
     items = [(number, from_json(text)) for number, text, _ in structures]
-    unfinished = _Carried({number: progress for number, _, progress in structures})
+    known = {number: progress for number, _, progress in structures}
 
     def take(number: int, outcome: Outcome) -> None:
         found.append((number, outcome))
 
-    stream(items, calculation, _resident(model, threads), take, at_once, unfinished)
+    stream(items, calculation, _resident(model, threads), take, at_once, known.get)
     return found
-
-
-@dataclass(frozen=True)
-class _Carried:
-    """How far earlier tries came, as it travels with a chunk; a lost one begins there again."""
-
-    known: dict[int, str | None]
-
-    def progress(self, number: int) -> str | None:
-        return self.known[number]
-
-    def save_progress(self, number: int, progress: str) -> None:
-        """Only the first process writes the database."""
 
 
 def compute(

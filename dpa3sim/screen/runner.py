@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
 from dpa3sim.engine import MAX_CLIENTS, Engine
 from dpa3sim.errors import UNPHYSICAL, InputError
@@ -18,16 +19,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, Outcome], None]
 """Told the id of a structure and what came of it, when that is saved."""
-
-
-class Unfinished(Protocol):
-    """Where calculations that are under way are kept, by the ids of their structures."""
-
-    def progress(self, number: int) -> str | None:
-        """What was saved last; None where there is nothing to continue from."""
-
-    def save_progress(self, number: int, progress: str) -> None:
-        """Save how far a calculation has come."""
 
 
 def compute(
@@ -58,7 +49,13 @@ def compute(
         database.finish(number, outcome)
         progress(number, outcome)
 
-    stream(structures, calculation, potential, save, min(at_once, len(waiting)), database)
+    def keep(number: int, progress: str) -> None:
+        # Not to be taken for the structure's own error; `save` will tell of a full disk.
+        with suppress(InputError):
+            database.save_progress(number, progress)
+
+    team = min(at_once, len(waiting))
+    stream(structures, calculation, potential, save, team, database.progress, keep)
 
 
 def stream(
@@ -67,9 +64,17 @@ def stream(
     potential: Potential,
     done: Progress,
     at_once: int,
-    unfinished: Unfinished,
+    known: Callable[[int], str | None],
+    keep: Callable[[int, str], None] | None = None,
 ) -> None:
-    """Compute structures, given with their ids, and tell what came of each."""
+    """Compute structures, given with their ids, and tell what came of each.
+
+    Args:
+        structures, calculation, potential, at_once: see :func:`compute`.
+        done: told of each.
+        known: how far an earlier try of a structure came.
+        keep: told every so often how far one has come.
+    """
     if not calculation.together:
         for number, atoms in structures:
             done(number, calculation(atoms, potential))
@@ -79,13 +84,8 @@ def stream(
         assert atoms.calc is not None
         client = atoms.calc.potential
         number: int = client.rank  # of the structure
-
-        def save(progress: str) -> None:
-            # Not to be taken for the structure's own error; `done` will tell of a full disk.
-            with suppress(InputError):
-                unfinished.save_progress(number, progress)
-
-        return calculation(atoms, client, unfinished.progress(number), save)
+        save = None if keep is None else partial(keep, number)
+        return calculation(atoms, client, known(number), save)
 
     def tell(number: int, outcome: Outcome | Exception) -> None:
         if isinstance(outcome, Exception):  # not of the calculation, which returns its errors

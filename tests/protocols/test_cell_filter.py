@@ -29,7 +29,7 @@ def copper(seed=0):
 
 
 def move(first, second, ways, seed=1):
-    """The same move by both filters; returns the positions of the second before and after."""
+    """The same move by both filters; positions of the second before and after it, and the move."""
     rng = np.random.default_rng(seed)
     step = rng.normal(0, 0.05, (len(first), 3))
     step[-3:] *= 4
