@@ -209,11 +209,11 @@ def certainty(cells: Cells, settings: PropertySettings) -> tuple[bool, str]:
 
 def _has_free_positions(cells: Cells) -> bool:
     """Whether atoms of the primitive cell can move without a loss of symmetry."""
-    from ase.constraints import FixSymmetry
+    from dpa3sim.protocols.space_group import KeepSpaceGroup
 
     atoms = cells.primitive.atoms
     moves = np.random.default_rng(0).normal(size=(len(atoms), 3))
-    FixSymmetry(atoms, symprec=cells.symprec).adjust_forces(atoms, moves)
+    KeepSpaceGroup(atoms, cells.symprec).adjust_forces(atoms, moves)
     return bool(np.abs(moves - moves.mean(axis=0)).max() > 1e-6)
 
 

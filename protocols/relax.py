@@ -109,16 +109,29 @@ class Result:
     reasons: tuple[str, ...]
     steps: tuple[Step, ...]
     stress_GPa: np.ndarray | None
-    spacegroup_initial: str | None
-    spacegroup_final: str | None
-    conventional_cell: tuple[float, ...] | None
     warnings: tuple[str, ...]
+
+    @property
+    def spacegroup_initial(self) -> str | None:
+        """Symbol and number of :func:`spacegroup` before relaxing."""
+        return spacegroup(self.initial, self.settings.symprec)
+
+    @property
+    def spacegroup_final(self) -> str | None:
+        """Symbol and number of :func:`spacegroup` after relaxing."""
+        return spacegroup(self.atoms, self.settings.symprec)
+
+    @property
+    def conventional_cell(self) -> tuple[float, ...] | None:
+        """Lengths (Å) and angles (degrees) of :func:`conventional_cell` after relaxing."""
+        return conventional_cell(self.atoms, self.settings.symprec)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready summary; every key with a dimension ends in its unit."""
         last, natoms = self.steps[-1], len(self.atoms)
         initial, final = self.initial.cell.cellpar(), self.atoms.cell.cellpar()
         has_cell = self.atoms.cell.rank == 3
+        conventional = self.conventional_cell
         return {
             "converged": self.converged,
             "reasons": list(self.reasons),
@@ -139,8 +152,8 @@ class Result:
             "cell_angles_deg": final[3:].tolist() if has_cell else None,
             "cell_lengths_initial_A": initial[:3].tolist() if has_cell else None,
             "cell_angles_initial_deg": initial[3:].tolist() if has_cell else None,
-            "conventional_lengths_A": _part(self.conventional_cell, 0, 3),
-            "conventional_angles_deg": _part(self.conventional_cell, 3, 6),
+            "conventional_lengths_A": _part(conventional, 0, 3),
+            "conventional_angles_deg": _part(conventional, 3, 6),
             "spacegroup_initial": self.spacegroup_initial,
             "spacegroup_final": self.spacegroup_final,
             "settings": options_of.to_dict(self.settings),
@@ -183,7 +196,7 @@ def run(
     calculator = DPA3Calculator(potential)
     atoms.calc = calculator
     if settings.fix_symmetry:
-        _fix_symmetry(atoms, initial, settings)
+        _fix_symmetry(atoms, initial, settings, begun=bool(history))
 
     steps = list(history)
     path = _path(atoms, settings, free, steps[-1].index if steps else None)
@@ -218,9 +231,6 @@ def run(
         reasons=tuple(reasons) or (f"{done} the threshold",),
         steps=tuple(steps),
         stress_GPa=None if stress is None else stress / GPA,
-        spacegroup_initial=spacegroup(initial, settings.symprec),
-        spacegroup_final=spacegroup(final, settings.symprec),
-        conventional_cell=conventional_cell(final, settings.symprec),
         warnings=calculator.warnings,
     )
 
@@ -397,11 +407,17 @@ def _optimizer(name: str, target: Any) -> Optimizer:
     return optimizer
 
 
-def _fix_symmetry(atoms: Atoms, initial: Atoms, settings: Settings) -> None:
-    """Constrain ``atoms`` to the space group of ``initial``."""
-    from ase.constraints import FixSymmetry
+def _fix_symmetry(atoms: Atoms, initial: Atoms, settings: Settings, *, begun: bool) -> None:
+    """Constrain ``atoms`` to the space group of ``initial``; made exact unless that has ``begun``.
 
-    constraint = FixSymmetry(initial, symprec=settings.symprec)
+    What is off a site by less than ``symprec`` would stay there otherwise, its forces unseen.
+    """
+    from dpa3sim.protocols.space_group import KeepSpaceGroup
+
+    constraint = KeepSpaceGroup(initial, settings.symprec)
+    if not begun:
+        exact = constraint.exact()
+        atoms.positions, atoms.cell = exact.positions, exact.cell
     atoms.set_constraint([*atoms.constraints, constraint])
 
 

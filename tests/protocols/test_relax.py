@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 from ase.build import bulk, fcc111, molecule
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixSymmetry
 from ase.io import read
 from tests_support import EXAMPLES
 
 from dpa3sim import Potential
 from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
-from dpa3sim.protocols import relax
+from dpa3sim.protocols import cells, relax
 from dpa3sim.protocols.relax import Settings
+from dpa3sim.protocols.space_group import KeepSpaceGroup
 
 KNOWN = {
     "Si": ((5.465, 5.465, 5.465), 0.005, "Fd-3m (227)"),
@@ -121,6 +122,38 @@ def test_fix_symmetry_keeps_the_space_group(embedded):
     result = relax.run(start, embedded, Settings(cell="full", fix_symmetry=True))
     assert result.spacegroup_initial == result.spacegroup_final == "Im-3m (229)"
     assert result.atoms.constraints == []
+
+
+def test_fix_symmetry_makes_an_almost_symmetric_structure_exact(embedded64):
+    start = bulk("ZnO", "wurtzite", a=3.25, c=5.2)
+    start.rotate(20, (1, 2, 3), rotate_cell=True)
+    start.rattle(1e-3, seed=1)
+    settings = Settings(cell="full", fix_symmetry=True, fmax=1e-3)
+    result = relax.run(start, embedded64, settings)
+    assert result.converged
+    assert result.spacegroup_initial == result.spacegroup_final == "P6_3mc (186)"
+    # Sites off by 1e-3 Å have forces of some 0.01 eV/Å, which the constraint would hide.
+    assert np.linalg.norm(result.atoms.get_forces(), axis=1).max() < 1e-3
+    exact = cells.symmetry(result.atoms, 1e-6)
+    assert exact.number == 186
+    np.testing.assert_array_equal(result.initial.positions, start.positions)
+
+
+@pytest.mark.parametrize("cubic", [False, True])
+def test_the_constraint_is_that_of_ase(cubic):
+    atoms = bulk("ZnS", "zincblende", a=5.4, cubic=cubic)
+    atoms.rotate(20, (1, 2, 3), rotate_cell=True)
+    ours, theirs = KeepSpaceGroup(atoms, 0.01), FixSymmetry(atoms.copy(), 0.01)
+    assert ours.exact() == atoms
+    rng = np.random.default_rng(0)
+    forces, stress = rng.normal(size=(len(atoms), 3)), rng.normal(size=6)
+    cell = atoms.cell[:] @ (np.eye(3) + 0.02 * rng.normal(size=(3, 3)))
+    for name, given in (("forces", forces), ("stress", stress), ("cell", cell)):
+        pair = given.copy(), given.copy()
+        for constraint, values in zip((ours, theirs), pair, strict=True):
+            getattr(constraint, f"adjust_{name}")(atoms, values)
+        assert np.abs(pair[0] - given).max() > 1e-3
+        np.testing.assert_allclose(*pair, atol=1e-12)
 
 
 def test_constraints_are_honoured(embedded):
