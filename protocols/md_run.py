@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim.calculator import DPA3Calculator
+from dpa3sim.durations import estimated
 from dpa3sim.engine import Client, Engine
 from dpa3sim.errors import InputError, NonFiniteError, UnphysicalError
 from dpa3sim.potential import BatchPotential, Evaluation, Potential
@@ -440,7 +441,7 @@ class Simulation:
         if done and seconds > 0:
             parts.append(f"{plan.time(done) / 1000 * 86400 / seconds:.3g} ns/day")
             if self.step < steps:
-                parts.append(f"{duration((steps - self.step) * seconds / done)} left")
+                parts.append(f"{estimated((steps - self.step) * seconds / done)} left")
         message = f"step {self.step} of {steps}, {plan.time(self.step):.4g} ps: {', '.join(parts)}"
         return Event("md", message, self.step, steps)
 
@@ -449,12 +450,3 @@ def _pressure(atoms: Atoms) -> float:
     """Of atoms and their motion, GPa."""
     stress = atoms.get_stress(include_ideal_gas=True)
     return float(-stress[:3].sum() / 3 / GPA)
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import Parser, announce
 from dpa3sim.cli.protocol import Command, Job, describe, exit_code
+from dpa3sim.durations import estimated
 from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.protocols.planning import HESSIAN
 from dpa3sim.reading import Source
@@ -169,17 +170,5 @@ def _to(numbers: Any) -> str:
 
 
 def _times(seconds: tuple[float, float]) -> str:
-    low, high = (duration(s) for s in seconds)
+    low, high = (estimated(s) for s in seconds)
     return low if low == high else f"{low} to {high}"
-
-
-def duration(seconds: float) -> str:
-    """A time in two digits: ``0.3 s``, ``12 s``, ``5 min``, ``2.5 h``, ``3 d``."""
-    for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
-        if seconds < most * size:
-            return f"{_two_digits(seconds / size)} {unit}"
-    return f"{_two_digits(seconds / 86400)} d"
-
-
-def _two_digits(value: float) -> str:
-    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.live import LINE_SECONDS, LiveLine
 from dpa3sim.cli.options import ModelSettings, announce
+from dpa3sim.durations import elapsed, estimated
 from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
@@ -248,7 +249,7 @@ class Screening:
         seconds = time.monotonic() - self._began
         pace = self._finished / seconds
         left = (total - self._finished) / pace
-        line = f"{self._finished} of {total}, {_pace(pace)}, {_duration(left)} left"
+        line = f"{self._finished} of {total}, {_pace(pace)}, {estimated(left)} left"
         self._live.show(line)
         if time.monotonic() - self._said >= LINE_SECONDS and self._finished < total:
             self._said = time.monotonic()
@@ -263,7 +264,7 @@ class Screening:
         seconds = time.monotonic() - self._began
         counts = self.database.counts()
         pace = (
-            f" in {_duration(seconds)}, {_pace(self._finished / seconds)}" if self._finished else ""
+            f" in {elapsed(seconds)}, {_pace(self._finished / seconds)}" if self._finished else ""
         )
         self.say(f"{state_line(counts)}{pace}")
         for error, labels in failures(records):
@@ -375,15 +376,3 @@ def _model(potential: Potential) -> Any:
 
 def _pace(per_second: float) -> str:
     return f"{per_second:.1f} structures/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )

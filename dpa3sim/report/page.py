@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import dpa3sim
+from dpa3sim.durations import elapsed
 from dpa3sim.report import state as states
 from dpa3sim.report.reading import Run, mapping
 from dpa3sim.report.state import meaning, model_of, seconds_of, state_of
@@ -237,7 +238,7 @@ def session_line(session: Mapping[str, Any]) -> Session:
     kernels = session.get("kernels")
     return Session(
         started=str(session.get("started", "?")),
-        duration="?" if seconds is None else duration(seconds),
+        duration="?" if seconds is None else elapsed(seconds),
         end=meaning(session.get("exit_code")),
         machine=", ".join(
             str(part) for part in (session.get("device"), kernels and f"{kernels} kernels") if part
@@ -272,15 +273,6 @@ def facts(table: Mapping[str, Any]) -> list[Row]:
         elif value is not None:
             rows.append(Row(label(str(key)), shown(value)))
     return rows
-
-
-def duration(seconds: float) -> str:
-    """A time for people: ``12 s``, ``3:05 min``, ``2:03 h``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)}:{int(seconds % 60):02d} min"
-    return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h"
 
 
 def _size(count: int) -> str:

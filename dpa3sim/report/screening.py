@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dpa3sim.durations import elapsed
 from dpa3sim.errors import InputError
 from dpa3sim.report import state as states
 from dpa3sim.report.page import (
     HEADLINES,
     Option,
-    duration,
     facts,
     session_line,
     settings_of,
@@ -256,7 +256,7 @@ def _cards(parts: Sequence[Run], found: Collected) -> list[Row]:
     rows = [Row(word, shown(found.counts[state])) for state, word in WORDS.items()]
     times = [s for run in parts for session in run.sessions if (s := seconds_of(session))]
     if times and found.computed:
-        rows.append(Row("computing time, all sessions", Cell(duration(sum(times)))))
+        rows.append(Row("computing time, all sessions", Cell(elapsed(sum(times)))))
         rows.append(Row("pace", shown(round(3600 * found.computed / sum(times))), "structures/h"))
     return rows
 
