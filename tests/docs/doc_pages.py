@@ -3,6 +3,7 @@
 An HTML comment before a block, which readers do not see, says what to do with it:
 
 ``<!-- not run: REASON -->``  it cannot run in the tests. Its commands are parsed all the same.
+``<!-- needs: MODULE -->``    it runs where that can be imported.
 ``<!-- slow -->``             it runs with ``-m slow`` only.
 ``<!-- exits: CODE -->``       its exit code, if not 0.
 ``<!-- setup: COMMAND -->``   run before the block, in the same folder.
@@ -28,7 +29,7 @@ PAGES = [
 RUNNABLE = ("bash", "python")
 SHOWN = ("text", "xml", "yaml", "toml", "lammps")
 _FENCE = re.compile(r"^```(\S*)\s*$")
-_MARK = re.compile(r"^<!-- (not run|slow|exits|setup|not compared|test-command)(?:: (.*))? -->$")
+_MARK = re.compile(r"^<!-- (not run|needs|slow|exits|setup|not compared|test-command)(?:: (.*))? -->$")
 _KEYWORDS = {"do", "then", "else", "time", "!", "{", "srun", "exec"}
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,8 @@ def run(page, slow):
             continue
         printed = None
         if not block.runs or ("slow" in block.marks and not slow):
+            continue
+        if "needs" in block.marks and not find_spec(block.marks["needs"]):
             continue
         if "setup" in block.marks:
             shell(block, block.marks["setup"])
