@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dpa3sim.elements import SYMBOLS
 from dpa3sim.errors import InputError
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 # Tried on content that neither its name nor its first bytes identify.
 _GUESSES = ("vasp", "cif", "extxyz", "xyz")
+COMPRESSED = (".gz", ".bz2", ".xz")
 # A compressed file may grow so many times, or to so many bytes: text shrinks to a tenth.
 _MAX_GROWTH, _ALWAYS_FINE = 100, 64 << 20
 # So often a reader may look beyond the end of a file for what is not there.
@@ -154,7 +157,7 @@ def check_readable(path: Path) -> None:
         raise InputError(f"{path}: cannot be read ({reason})") from None
     if blank:
         raise InputError(f"{path}: the file is empty")
-    if path.suffix in (".gz", ".bz2", ".xz"):
+    if path.suffix in COMPRESSED:
         _check_compressed(path)
 
 
@@ -212,7 +215,7 @@ def short(error: Exception) -> str:
 @contextmanager
 def opened(path: str, text: str | None, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What ASE's reader of a format is to be given: an open file, or the path, and options."""
-    from ase.io.formats import ioformats, open_with_compression
+    from ase.io.formats import ioformats
 
     form = ioformats[kind]
     options: dict[str, Any] = {"do_not_split_by_at_sign": True}
@@ -223,8 +226,7 @@ def opened(path: str, text: str | None, kind: str) -> Iterator[tuple[Any, dict[s
             check_tables(path)
         yield path, options
         return
-    data = io.BytesIO((text or "").encode())
-    with data if text is not None else open_with_compression(path, "rb") as binary:
+    with _bytes(path) if text is None else io.BytesIO(text.encode()) as binary:
         if form.isbinary:
             yield binary, options
             return
@@ -233,6 +235,24 @@ def opened(path: str, text: str | None, kind: str) -> Iterator[tuple[Any, dict[s
             if kind == "vasp":
                 _check_counts(source)
             yield source, options
+
+
+@contextmanager
+def _bytes(path: str) -> Iterator[IO[bytes]]:
+    """The content of a file, uncompressed; large ones on the disk.
+
+    Readers go back after every frame, for which a compressed file is read from its beginning.
+    """
+    from ase.io.formats import open_with_compression
+
+    with open_with_compression(path, "rb") as file:
+        if Path(path).suffix not in COMPRESSED:
+            yield file
+            return
+        with tempfile.SpooledTemporaryFile(_ALWAYS_FINE) as copy:
+            shutil.copyfileobj(file, copy)
+            copy.seek(0)
+            yield copy
 
 
 class _Text(io.TextIOWrapper):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dpa3sim import settings as options_of
 from dpa3sim.errors import BAD_INPUT, InputError
-from dpa3sim.files import usual_recursion
+from dpa3sim.option_files import read_options
 from dpa3sim.settings import option, validate
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 
 KINDS = {"int": "a whole number", "float": "a number"}
-# A file of options has a few lines.
-_MAX_CONFIG, _MAX_LEVELS = 1 << 16, 8
 
 MATMUL = ("full", "tf32", "bf16")
 """Those of :data:`dpa3sim.model.triton_kernels.Matmul`, without importing torch."""
@@ -213,7 +211,7 @@ def resolve(args: argparse.Namespace, *classes: Any) -> list[Any]:
     kinds: dict[str, tuple[type, Any]] = {}
     for cls in classes:
         kinds |= options_of.options(cls)
-    values = _read_config(args.config) if args.config else {}
+    values = _config(args.config) if args.config else {}
     for item in args.set:
         name, separator, text = item.partition("=")
         if not separator:
@@ -244,44 +242,12 @@ def _typed(cls: Any, name: str, value: Any) -> Any:
     return value
 
 
-def _read_config(file: str) -> dict[str, Any]:
-    import yaml
-
+def _config(file: str) -> dict[str, Any]:
     try:
-        with Path(file).open("rb") as stream:
-            content = stream.read(_MAX_CONFIG + 1)
-        if len(content) > _MAX_CONFIG:
-            raise InputError(f"{file}: is too large for a file of options")
-        text = content.decode("utf-8-sig")
-        with usual_recursion():
-            _check_events(file, yaml.parse(text))
-            data = yaml.safe_load(text)
-    except OSError as error:
+        values = read_options(Path(file))
+    except FileNotFoundError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    except InputError:
-        raise
-    # YAML's numbers and dates can be such that Python has none.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{file}: no valid YAML ({' '.join(str(error).split())})") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise InputError(f"{file}: must hold options, one 'name: value' a line")
-    return {str(key).replace("-", "_"): value for key, value in data.items()}
-
-
-def _check_events(file: str, events: Iterable[Any]) -> None:
-    """Raise InputError for YAML that takes for ever: levels within levels, or many of one text."""
-    import yaml
-
-    level = 0
-    for event in events:
-        if isinstance(event, yaml.AliasEvent):
-            raise InputError(f"{file}: aliases (*name) are not supported")
-        level += isinstance(event, yaml.CollectionStartEvent)
-        level -= isinstance(event, yaml.CollectionEndEvent)
-        if level > _MAX_LEVELS:
-            raise InputError(f"{file}: must hold options, one 'name: value' a line")
+    return {name.replace("-", "_"): value for name, value in values.items()}
 
 
 def unknown_flags(parser: Parser, unknown: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from dpa3sim.cli.live import LINE_SECONDS, LiveLine
 from dpa3sim.cli.options import ModelSettings, announce
 from dpa3sim.durations import elapsed, estimated
 from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.option_files import read_options
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.screen import results as results_of
@@ -306,8 +307,6 @@ def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator
     Raises:
         InputError: the folder does not say what was computed.
     """
-    import yaml
-
     from dpa3sim import settings as options_of
     from dpa3sim.cli.protocol import command_of
 
@@ -317,11 +316,9 @@ def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator
     for part in parts:
         command = command_of(str(results_of.provenance(part)["calculation"].get("protocol")))
         try:
-            stored = yaml.safe_load((part / rundir.CONFIG).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{part / rundir.CONFIG}: cannot be read ({error})") from None
-        if not isinstance(stored, dict):
-            raise InputError(f"{part / rundir.CONFIG}: holds no options")
+            stored = read_options(part / rundir.CONFIG)
+        except FileNotFoundError as error:
+            raise InputError(f"{part / rundir.CONFIG}: cannot be read ({error.strerror})") from None
         if args.steps is not None:
             stored["steps"] = args.steps
         known = options_of.options(command.settings)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dpa3sim.errors import InputError
 from dpa3sim.files import usual_recursion
+from dpa3sim.option_files import read_options
 from dpa3sim.run import directory as rundir
 
 # Of a log, so much of its end is read.
@@ -184,15 +185,10 @@ def _json(path: Path, damage: list[str]) -> Any:
 
 
 def _config(path: Path, damage: list[str]) -> Mapping[str, Any] | None:
-    import yaml
-
     try:
-        with usual_recursion():
-            return mapping(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return read_options(path)
     except FileNotFoundError:
         return None
-    except OSError as error:
-        damage.append(f"{path.name}: cannot be read ({error.strerror})")
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        damage.append(f"{path.name}: is no valid YAML ({' '.join(str(error).split())})")
-    return None
+    except InputError as error:
+        damage.append(str(error).replace(str(path), path.name, 1))
+        return None

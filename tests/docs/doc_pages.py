@@ -29,7 +29,8 @@ PAGES = [
 RUNNABLE = ("bash", "python")
 SHOWN = ("text", "xml", "yaml", "toml", "lammps")
 _FENCE = re.compile(r"^```(\S*)\s*$")
-_MARK = re.compile(r"^<!-- (not run|needs|slow|exits|setup|not compared|test-command)(?:: (.*))? -->$")
+_NAMES = "not run|needs|slow|exits|setup|not compared|test-command"
+_MARK = re.compile(rf"^<!-- ({_NAMES})(?:: (.*))? -->$")
 _KEYWORDS = {"do", "then", "else", "time", "!", "{", "srun", "exec"}
 
 

@@ -64,6 +64,20 @@ def test_compressed_files(tmp_path):
         read_structure(str(path))
 
 
+def test_compressed_files_of_many_frames(tmp_path, monkeypatch):
+    """Readers of frames go back after each; a compressed file begins anew each time."""
+    path, again = tmp_path / "x.extxyz", []
+    write(path, [bulk("Cu", a=3.6 + 0.001 * k) for k in range(100)])
+    packed = tmp_path / "x.extxyz.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    rewind = gzip._GzipReader._rewind
+    monkeypatch.setattr(gzip._GzipReader, "_rewind", lambda r: (again.append(r), rewind(r)))
+    frames = read_structures([f"{packed}@:"])
+    assert [f.atoms for f in frames] == [f.atoms for f in read_structures([f"{path}@:"])]
+    assert len(frames) == 100
+    assert len(again) < 10
+
+
 @pytest.mark.parametrize("coding", ["latin-1", "utf-8", "utf-8-sig"])
 def test_letters_of_comments_do_not_matter(coding, tmp_path):
     path = tmp_path / "POSCAR"

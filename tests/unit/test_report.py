@@ -135,7 +135,7 @@ def test_damaged_files_give_an_honest_page(tmp_path, name, content):
     folder = a_run(tmp_path / "x.relax", a_result())
     (folder / name).write_bytes(content)
     page = page_of(folder)
-    if name != "config.resolved.yaml" or content.startswith((b'{"a', b"\xff", b"\0")):
+    if name != "config.resolved.yaml" or content.strip():
         assert f"{name}: " in page.text
         assert "damaged" in page.text
     assert_harmless(page)

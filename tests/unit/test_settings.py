@@ -93,6 +93,10 @@ def test_bad_arguments(arguments, message):
         ("a: [", "no valid YAML"),
         ("fmax: [1]", "must be a number"),
         ("cell: 5", "must be a text"),
+        ("fmax: !!float ", "tags"),
+        ("relax: !!bool perhaps", "tags"),
+        ("!!python/object:os.system {}", "tags"),
+        ("a: &a 1\nb: *a", "aliases"),
     ],
 )
 def test_bad_config_files(tmp_path, text, message):
