@@ -309,10 +309,10 @@ def test_killed_and_interrupted():
 
 @pytest.mark.slow
 def test_killed_ten_times():
-    write("in.extxyz", waters(200))
+    write("in.extxyz", waters(500))
     assert kill_until_done("run", [signal.SIGKILL] * 10, wait=10) == 10
     records = table()
-    assert [r["origin"] for r in records] == [f"in.extxyz@{k}" for k in range(200)]
+    assert [r["origin"] for r in records] == [f"in.extxyz@{k}" for k in range(500)]
     assert {r["attempts"] for r in records} == {"1"}
 
 
