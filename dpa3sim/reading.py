@@ -322,6 +322,9 @@ def check_atoms(argument: str, atoms: Atoms) -> None:
     strange = atoms.numbers[(atoms.numbers < 0) | (atoms.numbers > len(SYMBOLS))]
     if len(strange):  # zero is ASE's X, which is told elsewhere
         raise InputError(f"{argument}: there is no element with the atomic number {strange[0]}")
+    for constraint in atoms.constraints:
+        if not _fits(constraint, len(atoms)):
+            raise InputError(f"{argument}: a constraint holds atoms that are not there")
     occupancy = atoms.info.get("occupancy")
     # ASE's CIF reader puts a dictionary there; other files may have anything of that name.
     sites = occupancy.values() if isinstance(occupancy, dict) else ()
@@ -329,6 +332,13 @@ def check_atoms(argument: str, atoms: Atoms) -> None:
         raise InputError(
             f"{argument}: has partially occupied sites; make an ordered structure of it first"
         )
+
+
+def _fits(constraint: Any, count: int) -> bool:
+    """Whether a constraint is of a structure of so many atoms."""
+    find = getattr(constraint, "get_indices", None)  # some are of no atoms in particular
+    indices = list(find()) if find else []
+    return not indices or bool(-count <= min(indices) and max(indices) < count)
 
 
 def _is_partial(site: Any) -> bool:

@@ -40,6 +40,10 @@ OPTIMIZERS = (
 GPA = 1.0 / 160.21766208  # eV/Å^3 per GPa
 # "auto" uses the robust FIRE above this force (eV/Å) and the faster L-BFGS below it.
 FIRE_UNTIL = 1.0
+# Moves of the cell, Å, are strains times this times the root of its volume (Å^3), and the enthalpy
+# is as stiff along them for a cell of any size: a few times less than the 70 eV/Å^2 that L-BFGS
+# begins with. With the number of atoms, which ASE takes, it has to find how soft large cells are.
+CELL_FACTOR = 0.26
 
 
 @dataclass(frozen=True)
@@ -395,6 +399,7 @@ def _filter(atoms: Atoms, settings: Settings, free: np.ndarray | None) -> Atoms 
         hydrostatic_strain=settings.cell in ("volume", "iso"),
         constant_volume=settings.cell == "shape",
         scalar_pressure=settings.pressure * GPA,
+        exp_cell_factor=CELL_FACTOR * np.sqrt(abs(atoms.cell.volume)),
     )
 
 

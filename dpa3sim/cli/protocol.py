@@ -603,6 +603,10 @@ def write_structure(folder: Path, name: str, atoms: Atoms) -> None:
     if atoms.cell.rank < 3:
         atoms.center(vacuum=10.0, axis=[i for i in range(3) if not atoms.pbc[i]])
     if abs(atoms.cell.volume) > 0.0:
+        with suppress(RuntimeError):  # a direction that VASP cannot hold
+            write(folder / f"{name}.vasp", atoms, format="vasp", direct=True, sort=True)
+            return
+        atoms.set_constraint()
         write(folder / f"{name}.vasp", atoms, format="vasp", direct=True, sort=True)
 
 

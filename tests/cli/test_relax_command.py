@@ -14,6 +14,7 @@ import pytest
 import yaml
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.constraints import FixedLine, FixedPlane
 from ase.io import read, write
 from tests_support import DATA, EXAMPLES
 
@@ -443,3 +444,17 @@ def test_progress_on_a_terminal():
     assert "largest force" in text
     assert "\x1b[2K" in text  # the line was erased and written again
     assert "converged after" in text
+
+
+def test_constraints_that_vasp_does_not_have():
+    atoms = strained()
+    atoms.set_constraint([FixedLine([0], (1, 1, 1)), FixedPlane([1], (1, 1, 0))])
+    write("in.traj", atoms)
+    assert main(["relax", "in.traj"]) == 0
+    relaxed = read("in.relax/structure_relaxed.extxyz")
+    moved = (relaxed.positions - atoms.positions)[0]
+    np.testing.assert_allclose(moved, moved.mean(), atol=1e-7)
+    assert np.abs(moved).max() > 1e-3
+    same = read("in.relax/structure_relaxed.vasp")
+    np.testing.assert_allclose(same.positions, relaxed.positions, atol=1e-7)
+    assert same.constraints == []

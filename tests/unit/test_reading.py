@@ -8,6 +8,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from ase.build import bulk
+from ase.constraints import FixAtoms, FixBondLengths
 from ase.io import write
 
 from dpa3sim.errors import InputError
@@ -61,6 +62,18 @@ def test_compressed_files(tmp_path):
         read_structure(str(path))
     path.write_bytes(gzip.compress(POSCAR.format(2).encode())[:-10])
     with pytest.raises(InputError, match="cannot be uncompressed"):
+        read_structure(str(path))
+
+
+@pytest.mark.parametrize("number", [2, 7, -3])
+def test_constraints_of_atoms_that_are_not_there(tmp_path, number):
+    path, atoms = tmp_path / "x.traj", bulk("Si")
+    atoms.set_constraint([FixBondLengths([[0, 1]]), FixAtoms([0, -1])])
+    write(path, atoms)
+    assert len(read_structure(str(path)).atoms.constraints) == 2
+    atoms.set_constraint([FixAtoms([number])])
+    write(path, atoms)
+    with pytest.raises(InputError, match="atoms that are not there"):
         read_structure(str(path))
 
 
