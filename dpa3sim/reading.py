@@ -276,9 +276,9 @@ def _check_counts(source: _Text) -> None:
     room = _MAX_COUNT + source.seek(0, io.SEEK_END)
     source.seek(0)
     for line in head[1:]:
-        numbers = [int(word) for word in line.split() if re.fullmatch(r"\d{1,20}", word)]
-        if sum(numbers) > room:
-            raise ValueError(f"{sum(numbers)} atoms are more than the file has room for")
+        count = sum(max(0, number) for word in line.split() if (number := _whole(word)))
+        if count > room:
+            raise ValueError(f"{count} atoms are more than the file has room for")
 
 
 def _properties(line: str) -> Any:
@@ -287,9 +287,17 @@ def _properties(line: str) -> Any:
 
     info = key_val_str_to_dict(line)
     for word in str(info.get("Properties", "")).split(":"):
-        if word.isdecimal() and (len(word) > 9 or int(word) > _MAX_COLUMNS):
+        if (_whole(word) or 0) > _MAX_COLUMNS:
             raise ValueError(f"{word} columns")
     return info
+
+
+def _whole(word: str) -> int | None:
+    """The number that Python, and so ASE's readers, take a word for: ``1_0`` and ``٣`` are some."""
+    try:
+        return int(word)
+    except ValueError:
+        return None
 
 
 def check_tables(path: str) -> None:
