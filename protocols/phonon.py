@@ -26,6 +26,7 @@ from dpa3sim.settings import option
 if TYPE_CHECKING:
     from ase import Atoms
     from phonopy import Phonopy
+    from phonopy.structure.symmetry import Symmetry
 
     from dpa3sim.potential import BatchPotential
 
@@ -496,9 +497,36 @@ def _spectrum(crystal: Harmonic, settings: Settings) -> tuple[BandPath, Dos, The
     return path, dos, Thermal.of(phonon, temperatures(settings))
 
 
+def _tight_symmetry(phonon: Phonopy) -> Symmetry:
+    """All operations of the primitive cell, with a tolerance no larger than they need.
+
+    phonopy sets translations of 1 - tolerance (of a cell vector, not Å) and more to 0 in place, and
+    then misses atoms of cells whose origin is a little off.
+    """
+    from phonopy.structure.symmetry import Symmetry
+
+    found = phonon.primitive_symmetry
+    count = len(found.symmetry_operations["rotations"])
+    for tolerance in (1e-5, 1e-4, 1e-3):
+        if tolerance < found.tolerance:
+            tight = Symmetry(phonon.primitive, symprec=tolerance)
+            if len(tight.symmetry_operations["rotations"]) == count:
+                return tight
+    return found
+
+
 def _gamma_modes(phonon: Phonopy) -> tuple[Mode, ...]:
     """Degenerate sets at Γ with their irreducible representations."""
-    found = phonon.run_irreps([0, 0, 0], symmetry_adapted=True)
+    from phonopy.phonon.irreps import IrReps
+
+    assert phonon.dynamical_matrix is not None
+    found = IrReps(
+        phonon.dynamical_matrix,
+        [0, 0, 0],
+        _tight_symmetry(phonon),
+        factor=phonon.unit_conversion_factor,
+        symmetry_adapted=True,
+    )
     # phonopy shows the labels and has no public name for them; None where it knows none.
     labels = getattr(found, "_ir_labels", None) or [None] * len(found.band_indices)
     acoustic = set(np.argsort(np.abs(found.frequencies))[:3].tolist())

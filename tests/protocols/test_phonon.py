@@ -63,6 +63,16 @@ def test_silicon(silicon):
     assert data["residual_acoustic_gamma_THz"] < 0.01
 
 
+@pytest.mark.parametrize("noise", [0.0, 2e-5])
+def test_modes_of_a_cell_whose_origin_is_a_little_off(embedded64, noise):
+    """phonopy takes a translation of 0.993 for none where the tolerance is 0.01 Å."""
+    start = bulk("Si", a=5.465)
+    start.translate(start.cell.cartesian_positions([-0.0033, -0.002, 0.001]))
+    start.rattle(noise, seed=1)
+    modes = small(embedded64, start, relax=False).to_dict()["modes_gamma"]
+    assert [(m["irrep"], m["degeneracy"]) for m in modes] == [("T1u", 3), ("T2g", 3)]
+
+
 def test_keys_carry_units(silicon):
     units = with_units(silicon.to_dict())["units"]
     assert units["frequencies_gamma_THz"] == "THz"
