@@ -17,7 +17,6 @@ def read_options(path: Path) -> dict[str, Any]:
     """Names and values of a YAML file; whether they are options of a command is not looked at.
 
     Raises:
-        FileNotFoundError: there is none.
         InputError: it cannot be read, or holds something else.
     """
     import yaml
@@ -31,14 +30,12 @@ def read_options(path: Path) -> dict[str, Any]:
         with usual_recursion():
             _check_events(path, yaml.parse(text))
             data = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except InputError:
+        raise
     # YAML's numbers and dates can be such that Python has none.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())})") from None
     if data is None:
         return {}

@@ -211,7 +211,8 @@ def resolve(args: argparse.Namespace, *classes: Any) -> list[Any]:
     kinds: dict[str, tuple[type, Any]] = {}
     for cls in classes:
         kinds |= options_of.options(cls)
-    values = _config(args.config) if args.config else {}
+    given = read_options(Path(args.config)) if args.config else {}
+    values = {name.replace("-", "_"): value for name, value in given.items()}
     for item in args.set:
         name, separator, text = item.partition("=")
         if not separator:
@@ -240,14 +241,6 @@ def _typed(cls: Any, name: str, value: Any) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < 2**63 else value
     return value
-
-
-def _config(file: str) -> dict[str, Any]:
-    try:
-        values = read_options(Path(file))
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    return {name.replace("-", "_"): value for name, value in values.items()}
 
 
 def unknown_flags(parser: Parser, unknown: Sequence[str]) -> str:

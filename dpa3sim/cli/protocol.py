@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -603,11 +604,12 @@ def write_structure(folder: Path, name: str, atoms: Atoms) -> None:
     if atoms.cell.rank < 3:
         atoms.center(vacuum=10.0, axis=[i for i in range(3) if not atoms.pbc[i]])
     if abs(atoms.cell.volume) > 0.0:
-        with suppress(RuntimeError):  # a direction that VASP cannot hold
-            write(folder / f"{name}.vasp", atoms, format="vasp", direct=True, sort=True)
-            return
-        atoms.set_constraint()
-        write(folder / f"{name}.vasp", atoms, format="vasp", direct=True, sort=True)
+        write_poscar = partial(write, format="vasp", direct=True, sort=True)
+        try:
+            write_poscar(folder / f"{name}.vasp", atoms)
+        except RuntimeError:  # constraints in a direction that the format cannot hold
+            atoms.set_constraint()
+            write_poscar(folder / f"{name}.vasp", atoms)
 
 
 def write_table(path: Path, table: Mapping[str, Sequence[float]]) -> None:

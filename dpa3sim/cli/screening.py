@@ -315,10 +315,7 @@ def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator
         raise InputError(f"{folder}: holds no results of a screening")
     for part in parts:
         command = command_of(str(results_of.provenance(part)["calculation"].get("protocol")))
-        try:
-            stored = read_options(part / rundir.CONFIG)
-        except FileNotFoundError as error:
-            raise InputError(f"{part / rundir.CONFIG}: cannot be read ({error.strerror})") from None
+        stored = read_options(part / rundir.CONFIG)
         if args.steps is not None:
             stored["steps"] = args.steps
         known = options_of.options(command.settings)

@@ -94,7 +94,7 @@ def read_run(path: Path) -> Run:
         result=None if result is None else mapping(result),
         calculation=mapping(provenance.get("calculation")),
         sessions=[s for s in listing(provenance.get("sessions")) if isinstance(s, Mapping)],
-        config=_config(path / rundir.CONFIG, damage),
+        config=_config(path / rundir.CONFIG, damage) if rundir.CONFIG in names else None,
         log=log_tail(path / rundir.LOG, damage),
         pictures=pictures(path, names, damage),
         files=[(name, _size(path / name)) for name in sorted(names - {REPORT})],
@@ -187,8 +187,6 @@ def _json(path: Path, damage: list[str]) -> Any:
 def _config(path: Path, damage: list[str]) -> Mapping[str, Any] | None:
     try:
         return read_options(path)
-    except FileNotFoundError:
-        return None
     except InputError as error:
         damage.append(str(error).replace(str(path), path.name, 1))
         return None
