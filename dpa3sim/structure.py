@@ -86,6 +86,15 @@ class Structure:
         )
 
 
+def stated_charge(info: dict[str, Any]) -> float:
+    """The total charge in ``atoms.info``; 0 where there is none, or a word such as ``neutral``."""
+    try:
+        value = np.asarray(info.get("charge", 0), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+    return float(value.sum()) if value.size else 0.0
+
+
 def as_structure(structure: AtomsLike | Structure) -> Structure:
     """The structure, taken from ASE Atoms where it is not one yet."""
     return structure if isinstance(structure, Structure) else Structure.from_atoms(structure)
@@ -153,7 +162,7 @@ def _numbers(name: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
         raise InputError(f"this model needs {name}: set atoms.info[{name!r}], {shape} numbers")
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} = {value!r} is not numeric") from None
     if array.size != np.prod(shape):
         raise InputError(f"{name} has {array.size} values, this model needs {shape}")

@@ -8,12 +8,14 @@ forces: one that a shell crosses the cutoff in contains the step.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.relax import GPA
+from dpa3sim.structure import stated_charge
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -54,6 +56,19 @@ def check(
     return warnings
 
 
+def afterwards(warnings: Callable[..., Iterable[str]], *args: Any, **options: Any) -> list[str]:
+    """Warnings about work that is done; an error while they are made is one, and costs nothing.
+
+    Args:
+        warnings: gives them, of ``args`` and ``options``.
+    """
+    try:
+        return list(warnings(*args, **options))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return [f"a check of the finished result failed, the result itself is complete ({reason})"]
+
+
 def stage(atoms: Atoms) -> Stage:
     """What :func:`check` is going to evaluate: the more, the closer shells are to the cutoff."""
     note = "more where neighbours are at the angle cutoff, or cut"
@@ -73,8 +88,12 @@ def domain(atoms: Atoms, potential: BatchPotential, start: Evaluation) -> list[s
 
 def _charged(atoms: Atoms, potential: BatchPotential) -> list[str]:
     """A charge that the model does not see."""
-    charge = float(atoms.info.get("charge", 0) or 0) + float(atoms.get_initial_charges().sum())
-    if abs(charge) < 1e-6 or potential.model.config.descriptor.add_chg_spin_ebd:
+    charge = stated_charge(atoms.info) + float(atoms.get_initial_charges().sum())
+    if (
+        not np.isfinite(charge)
+        or abs(charge) < 1e-6
+        or potential.model.config.descriptor.add_chg_spin_ebd
+    ):
         return []
     return [f"the structure has charge {charge:+g}; model {potential.model.name} ignores it"]
 

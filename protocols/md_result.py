@@ -180,7 +180,7 @@ def summarise(simulation: Simulation, reason: str | None) -> Result:
         analysis=_analyse(simulation, equilibration),
         equilibration=equilibration,
     )
-    return replace(result, warnings=tuple(_warnings(simulation, result)))
+    return replace(result, warnings=tuple(guards.afterwards(_warnings, simulation, result)))
 
 
 def _final(atoms: Atoms) -> Atoms:

@@ -137,6 +137,18 @@ class Result:
         }
 
 
+def _warnings(
+    atoms: Atoms, plan: Plan, potential: BatchPotential, found: Sequence[Run]
+) -> list[str]:
+    """What limits the results."""
+    return [
+        *guards.domain(atoms, potential, potential.evaluate([atoms])[0]),
+        *_few_beads(atoms, plan.settings.beads, plan),
+        *(warning for run in found for warning in _doubts(run, plan)),
+        *_steps(plan, potential),
+    ]
+
+
 def summarise(folder: Path, atoms: Atoms, plan: Plan, potential: BatchPotential) -> Result:
     """Read what i-PI wrote, average it, and judge it.
 
@@ -147,10 +159,7 @@ def summarise(folder: Path, atoms: Atoms, plan: Plan, potential: BatchPotential)
     """
     settings = plan.settings
     found = [analyse(folder, atoms, plan, prefix, beads) for prefix, beads in runs(settings)]
-    warnings = guards.domain(atoms, potential, potential.evaluate([atoms])[0])
-    warnings += _few_beads(atoms, settings.beads, plan)
-    warnings += [w for run in found for w in _doubts(run, plan)]
-    warnings += _steps(plan, potential)
+    warnings = guards.afterwards(_warnings, atoms, plan, potential, found)
     return Result(
         plan=plan,
         atoms=_centroids(folder, atoms),

@@ -313,7 +313,7 @@ def run(
     largest = max(slab.displacement for surface in surfaces for slab in surface.slabs)
     warnings = [
         *prepared.warnings,
-        *guards.check(cells.primitive.atoms, potential, displacement=largest),
+        *guards.afterwards(guards.check, cells.primitive.atoms, potential, displacement=largest),
         *(f"{face_name(miller)} was left out: {reason}" for miller, reason in skipped),
         *(warning for surface in surfaces for warning in _warnings(surface)),
     ]

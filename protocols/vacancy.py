@@ -256,7 +256,7 @@ def run(
     largest = max(v.displacement for site in vacancies for v in site)
     warnings = [
         *prepared.warnings,
-        *guards.check(cells.primitive.atoms, potential, displacement=largest),
+        *guards.afterwards(guards.check, cells.primitive.atoms, potential, displacement=largest),
         *_size_warnings(vacancies, len(shapes), settings, width, energy_per_atom),
         *_reference_warnings(vacancies, potentials),
         *(

@@ -16,9 +16,11 @@ from dpa3sim.cli.options import (
     announce,
     resolve,
 )
+from dpa3sim.cli.protocol import introduction
 from dpa3sim.errors import DONE, SOME_FAILED, Dpa3simError, InputError
-from dpa3sim.reading import Source, read_structures
 from dpa3sim.settings import option, validate
+from dpa3sim.structures.given import ReadingSettings
+from dpa3sim.structures.reading import Source, read_structures
 
 if TYPE_CHECKING:
     from dpa3sim.potential import Potential
@@ -46,6 +48,7 @@ class Settings:
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim bench``."""
     parser.add_argument("structures", nargs="+", metavar="STRUCTURE", help="file, or FILE@INDEX")
+    add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "measurement", Settings)
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
@@ -56,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Measure every structure."""
     from rich.console import Console
 
-    settings, model = resolve(args, Settings, ModelSettings)
-    sources = read_structures(args.structures)
+    settings, model, reading = resolve(args, Settings, ModelSettings, ReadingSettings)
+    sources = read_structures(args.structures, reading)
     if settings.threads:
         import torch
 
@@ -71,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
             if potential is None:
                 potential = model.load()
                 announce(console, potential)
+            for line in introduction([source]):
+                console.print(line)
             results.append(measure(source, potential, settings))
             console.print(summary(results[-1]))
         except Dpa3simError as error:
@@ -121,7 +126,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
         "matmul": potential.matmul,
         "matmul_deviation": deviation and asdict(deviation),
         "counters": {name: after[name] - before[name] for name in after},
-        "warnings": list(batch.results[0].warnings),
+        "warnings": [*source.warnings, *batch.results[0].warnings],
     }
 
 

@@ -150,7 +150,7 @@ def pace(potential: Potential) -> dict[str, Any]:
     from ase.build import bulk
 
     from dpa3sim.cli.bench import Settings, measure
-    from dpa3sim.reading import Source
+    from dpa3sim.structures.reading import Source
 
     silicon = bulk("Si", cubic=True) * 2
     silicon.rattle(0.05, seed=1)

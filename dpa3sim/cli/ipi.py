@@ -20,12 +20,13 @@ from dpa3sim.cli.signals import stopped_by_signals
 from dpa3sim.errors import INTERRUPTED, InputError
 from dpa3sim.ipi.serving import Settings, make_client
 from dpa3sim.ipi.wire import UNIX_PREFIX, Address
+from dpa3sim.structures.given import ReadingSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from dpa3sim.ipi.client import IPIClient
-    from dpa3sim.reading import Source
+    from dpa3sim.structures.reading import Source
 
 # Each is a module of its own, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.
 SUBCOMMANDS = {
@@ -66,6 +67,7 @@ def configure(parser: Parser) -> None:
         metavar="FILE",
         help="elements in i-PI's order, and the periodic axes; i-PI sends neither",
     )
+    add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "client", Settings)
     parser.add_argument(
         "--model",
@@ -84,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
     """Serve until i-PI ends."""
     from rich.console import Console
 
-    from dpa3sim.reading import read_structure
+    from dpa3sim.structures.reading import read_structure
 
     address = _address(args)
     models = vars(args).pop("model", [])
-    settings, model = resolve(args, Settings, ModelSettings)
-    source = read_structure(args.structure)
+    settings, model, reading = resolve(args, Settings, ModelSettings, ReadingSettings)
+    source = read_structure(args.structure, reading)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     chosen = [dataclasses.replace(model, model=name) for name in models] or [model]
     potentials = [choice.load() for choice in chosen]
@@ -139,13 +141,15 @@ def _address(args: argparse.Namespace) -> Address:
 
 
 def _introduce(console: Console, source: Source, settings: Settings, seconds: float) -> None:
-    from dpa3sim.cli.protocol import describe
+    from dpa3sim.cli.protocol import introduction
 
     sizes = "1" if settings.batch == 1 else f"1 and {settings.batch}"
+    first, *warnings = introduction([source])
     console.print(
-        f"{source.origin}: {describe(source.atoms)}; hartree and bohr on the wire; "
-        f"warm for batches of {sizes} after {seconds:.1f} s"
+        f"{first}; hartree and bohr on the wire; warm for batches of {sizes} after {seconds:.1f} s"
     )
+    for warning in warnings:
+        console.print(warning)
 
 
 def _dump(client: IPIClient, source: Source) -> Path:

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 
 from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, announce, resolve
+from dpa3sim.cli.protocol import introduction
 from dpa3sim.errors import DONE, UNPHYSICAL, InputError
-from dpa3sim.reading import read_structure
+from dpa3sim.structures.given import ReadingSettings
+from dpa3sim.structures.reading import read_structure
 
 EXAMPLES = """\
 dpa3sim ipi check --structure water.extxyz
@@ -23,6 +25,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--input", metavar="XML", help="input of i-PI whose ffsocket or ffdirect is used"
     )
+    add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
     parser.add_argument("--quiet", action="store_true", help="print only errors")
@@ -34,15 +37,18 @@ def run(args: argparse.Namespace) -> int:
 
     from dpa3sim.ipi.checking import check, read_input
 
-    (model,) = resolve(args, ModelSettings)
+    model, reading = resolve(args, ModelSettings, ReadingSettings)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)
     forcefield, start = (None, None) if args.input is None else read_input(Path(args.input))
     name = args.structure or (start and str(start))
     if not name:
         raise InputError("which structure? --structure FILE, or --input with one in initialize")
-    atoms = read_structure(name).atoms
+    source = read_structure(name, reading)
+    atoms = source.atoms
+    for line in introduction([source]):
+        console.print(line)
     if args.structure and start is not None:
-        theirs = read_structure(str(start)).atoms
+        theirs = read_structure(str(start), reading).atoms
         if list(theirs.numbers) != list(atoms.numbers):
             raise InputError(
                 f"{args.structure} has other elements than {start} of the input, or in another "

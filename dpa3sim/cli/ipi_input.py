@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, resolve
+from dpa3sim.cli.protocol import introduction
 from dpa3sim.errors import InputError
 from dpa3sim.ipi.inputs import INPUT, RUN_SCRIPT, STRUCTURE, InputSettings, write_inputs
-from dpa3sim.reading import read_structure
+from dpa3sim.structures.given import ReadingSettings
+from dpa3sim.structures.reading import read_structure
 
 EXAMPLES = """\
 dpa3sim ipi input water.extxyz --motion pimd --nbeads 32 --out run
@@ -23,6 +25,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "structure", metavar="STRUCTURE", help="file of any format that ASE reads; FILE@INDEX"
     )
+    add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "i-PI", InputSettings)
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
@@ -32,8 +35,10 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write input.xml, init.extxyz and run.sh."""
-    settings, model = resolve(args, InputSettings, ModelSettings)
-    source = read_structure(args.structure)
+    settings, model, reading = resolve(args, InputSettings, ModelSettings, ReadingSettings)
+    source = read_structure(args.structure, reading)
+    for line in introduction([source]):
+        print(line)
     folder = Path(args.out or f"{source.label}.ipi")
     taken = [name for name in (INPUT, STRUCTURE, RUN_SCRIPT) if (folder / name).exists()]
     if taken and not args.force:

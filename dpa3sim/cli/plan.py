@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import Parser, announce
-from dpa3sim.cli.protocol import Command, Job, describe, exit_code
+from dpa3sim.cli.protocol import Command, Job, exit_code, introduction
 from dpa3sim.durations import estimated
 from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.protocols.planning import HESSIAN
-from dpa3sim.reading import Source
 
 if TYPE_CHECKING:
     from dpa3sim.planning import Cost
@@ -89,9 +88,9 @@ class PlannedCommand:
 def _plan(job: Job) -> tuple[dict[str, Any], int]:
     from dpa3sim.planning import estimate
 
-    structures = "; ".join(describe(source.atoms) for source in job.sources)
     origin = ", ".join(source.origin for source in job.sources)
-    job.console.print(f"{origin}: {structures}")
+    for line in introduction(job.sources):
+        job.console.print(line)
     cost = estimate(job.stages(), job.potential)
     for line in lines(cost):
         job.console.print(line)
@@ -102,20 +101,17 @@ def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[A
     """All structures of a screening, in whatever shards."""
     from dpa3sim.cli import screening
     from dpa3sim.planning import estimate
-    from dpa3sim.screen.sources import entries
+    from dpa3sim.structures.sources import entries
 
-    settings, model, screen = resolved
+    settings, model, reading, screen = resolved
     screening.check(settings, args)
     console = command.console(args)
     potential = model.load_for(settings)
     announce(console, potential)
     stages, codes = [], []
-    for entry in entries(args.structures):
+    for entry in entries(args.structures, reading):
         try:
-            if isinstance(entry.atoms, InputError):
-                raise entry.atoms
-            source = Source(entry.label, entry.origin, entry.atoms)
-            job = command.job(command, (source,), potential, settings, args, Path(), console)
+            job = command.job(command, (entry.source,), potential, settings, args, Path(), console)
             stages += job.stages()
             codes.append(0)
         except Dpa3simError as error:

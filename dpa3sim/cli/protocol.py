@@ -47,9 +47,11 @@ from dpa3sim.errors import (
     memory_ran_out,
 )
 from dpa3sim.files import atomic_write
-from dpa3sim.reading import Source, read_structures
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
+from dpa3sim.structures.given import ReadingSettings
+from dpa3sim.structures.isotopes import as_elements, with_symbols
+from dpa3sim.structures.reading import Source, read_structures
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -98,6 +100,7 @@ class Command:
             metavar="STRUCTURE",
             help="file of any format that ASE reads; FILE@INDEX for a frame; - for standard input",
         )
+        add_settings(parser, "what structure files do not say", ReadingSettings)
         add_settings(parser, self.title, self.settings)
         add_settings(parser, "model", ModelSettings)
         if self.screens:
@@ -125,8 +128,9 @@ class Command:
         return self.each(args, execute)
 
     def resolved(self, args: argparse.Namespace) -> list[Any]:
-        """The options of the protocol, of the model, and of a screening where there can be one."""
-        classes = (self.settings, ModelSettings, *([ScreenSettings] if self.screens else []))
+        """The options of protocol, model, reading, and of a screening where there can be one."""
+        classes = [self.settings, ModelSettings, ReadingSettings]
+        classes += [ScreenSettings] if self.screens else []
         return resolve(args, *classes)
 
     def console(self, args: argparse.Namespace) -> Console:
@@ -144,9 +148,9 @@ class Command:
             args: the command line.
             do: gives what ``--json`` prints, and an exit code.
         """
-        settings, model, *_ = self.resolved(args)
+        settings, model, reading, *_ = self.resolved(args)
         console = self.console(args)
-        groups = self._groups(read_structures(args.structures))
+        groups = self._groups(read_structures(args.structures, reading))
         if not any(isinstance(group, tuple) for group in groups):
             for error in groups:
                 print(f"dpa3sim: error: {error}", file=sys.stderr)
@@ -331,6 +335,10 @@ class Job:
     def check(self) -> None:
         """Raise InputError if the protocol cannot be applied to the structures."""
 
+    def read(self) -> tuple[Source, ...]:
+        """All structures that were read from files."""
+        return self.sources
+
     def stages(self) -> list[Stage]:
         """What the protocol is going to evaluate."""
         raise NotImplementedError
@@ -393,8 +401,8 @@ class Job:
 
         directory.write_provenance(session(self.potential, self.args.command_line), self.summary)
         directory.write_config(config(self.potential, self.settings))
-        kinds = "; ".join(describe(source.atoms) for source in self.sources)
-        self.say(f"{_origin(self.sources)}: {kinds} -> {directory.path}")
+        for line in introduction(self.read(), str(directory.path)):
+            self.say(line)
         code = INTERRUPTED
         try:
             with self._live.shown():
@@ -474,12 +482,14 @@ class Job:
     def _finish(self, result: Any) -> dict[str, Any]:
         from dpa3sim.run.provenance import model_facts
 
-        self.write(result)
         content = {
             "protocol": self.command.name,
             "structure": _origin(self.sources),
             **result.to_dict(),
         }
+        before = [warning for source in self.read() for warning in source.warnings]
+        content["warnings"] = list(dict.fromkeys([*before, *content["warnings"]]))
+        content["warnings"] += self._written(result)
         content["model"] = model_facts(self.potential.model)
         content["dtype"] = self.potential.dtype
         content["directory"] = str(self.directory.path)
@@ -489,11 +499,29 @@ class Job:
         self._report(stored, f"results in {self.directory.path}")
         return stored
 
+    def _written(self, result: Any) -> list[str]:
+        """Write the files beside the result; warnings where a library cannot make one of them.
+
+        The result is worth more than its pictures.
+        """
+        try:
+            self.write(result)
+        except (Dpa3simError, OSError):
+            raise
+        except Exception as error:
+            if memory_ran_out(error):
+                raise
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            return [f"files beside {rundir.RESULT} could not all be written ({reason})"]
+        return []
+
     def _report(self, result: dict[str, Any], where: str) -> None:
         for line in self.summary_lines(result):
             self.say(line)
+        told = {warning for source in self.read() for warning in source.warnings}
         for warning in result["warnings"]:
-            self.say(f"warning: {warning}")
+            if warning not in told:
+                self.say(f"warning: {warning}")
         self.say(where)
 
 
@@ -585,11 +613,11 @@ def _name(source: Source) -> str:
     return source.origin.rpartition("/")[2]
 
 
-def describe(atoms: Atoms) -> str:
-    """Formula, size and periodicity in a few words."""
-    periodic = "".join(axis for axis, p in zip("abc", atoms.pbc, strict=True) if p)
-    kind = f"periodic along {periodic}" if periodic else "molecule"
-    return f"{atoms.get_chemical_formula()}, {len(atoms)} atoms, {kind}"
+def introduction(sources: Sequence[Source], where: str = "") -> list[str]:
+    """Structures in a line that a person can check, and what is suspicious of them."""
+    kinds = "; ".join(source.line for source in sources)
+    lines = [f"{_origin(sources)}: {kinds}" + (f" -> {where}" if where else "")]
+    return lines + [f"warning: {warning}" for s in sources for warning in s.warnings]
 
 
 def write_structure(folder: Path, name: str, atoms: Atoms) -> None:
@@ -600,16 +628,17 @@ def write_structure(folder: Path, name: str, atoms: Atoms) -> None:
     from ase.io import write
 
     write(folder / f"{name}.extxyz", atoms, format="extxyz")
-    atoms = atoms.copy()
+    atoms = with_symbols(atoms).copy()
     if atoms.cell.rank < 3:
         atoms.center(vacuum=10.0, axis=[i for i in range(3) if not atoms.pbc[i]])
     if abs(atoms.cell.volume) > 0.0:
         write_poscar = partial(write, format="vasp", direct=True, sort=True)
-        try:
-            write_poscar(folder / f"{name}.vasp", atoms)
-        except RuntimeError:  # constraints in a direction that the format cannot hold
-            atoms.set_constraint()
-            write_poscar(folder / f"{name}.vasp", atoms)
+        with as_elements():
+            try:
+                write_poscar(folder / f"{name}.vasp", atoms)
+            except RuntimeError:  # constraints in a direction that the format cannot hold
+                atoms.set_constraint()
+                write_poscar(folder / f"{name}.vasp", atoms)
 
 
 def write_table(path: Path, table: Mapping[str, Sequence[float]]) -> None:

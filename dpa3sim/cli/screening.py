@@ -33,6 +33,7 @@ from dpa3sim.screen.database import (
     bare_error,
 )
 from dpa3sim.settings import option, validate
+from dpa3sim.structures.given import ReadingSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,18 +155,18 @@ class Screening:
             self.directory.close()
             raise
 
-    def register(self, structures: list[str]) -> None:
+    def register(self, structures: list[str], reading: ReadingSettings) -> None:
         """Add the structures of this part that are not there yet.
 
         Raises:
             InputError: there is none, or one has changed.
         """
-        from dpa3sim.screen.sources import Entry, entries
+        from dpa3sim.structures.sources import Entry, entries
 
         part, count = self.settings.part()
 
         def mine() -> Iterator[tuple[int, Entry]]:
-            for position, entry in enumerate(entries(structures), start=1):
+            for position, entry in enumerate(entries(structures, reading), start=1):
                 # By name, so that a structure stays in its part when others come.
                 digest = hashlib.sha256(entry.origin.encode()).digest()
                 if int.from_bytes(digest[:8]) % count == part - 1:
@@ -281,14 +282,14 @@ class Screening:
 
 def run(command: Any, args: argparse.Namespace, resolved: list[Any], console: Console) -> int:
     """``--screen``: all structures of the command line into one database."""
-    settings, model, screen = resolved
+    settings, model, reading, screen = resolved
     check(settings, args)
     folder = screen.folder()
     potential = model.load_for(settings)
     announce(console, potential)
     calculation = Calculation(command.name, settings, command.together)
     with Screening(folder, calculation, potential, screen, args, console) as screening:
-        screening.register(args.structures)
+        screening.register(args.structures, reading)
         return screening.run()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from dpa3sim.cli.protocol import PropertyCommand, PropertyJob, write_structure
 from dpa3sim.errors import InputError
 from dpa3sim.protocols import vacancy
-from dpa3sim.reading import Source, read_structures
+from dpa3sim.structures.reading import Source, read_structures
 
 
 class VacancyJob(PropertyJob):
@@ -23,6 +23,10 @@ class VacancyJob(PropertyJob):
         for source in self._references:
             self.potential.check(source.atoms)
             vacancy.reference_element(source.origin, source.atoms)
+
+    def read(self) -> tuple[Source, ...]:
+        """The crystal and the references."""
+        return (*self.sources, *self._references)
 
     def arguments(self) -> dict[str, Any]:
         """The references by their file names."""

@@ -26,7 +26,8 @@ from dpa3sim import settings as options_of
 from dpa3sim.cli.options import ModelSettings
 from dpa3sim.errors import Dpa3simError, InputError
 from dpa3sim.ipi.evaluator import BatchEvaluator
-from dpa3sim.reading import read_structure
+from dpa3sim.structures.given import ReadingSettings
+from dpa3sim.structures.reading import read_structure
 
 __DRIVER_NAME__ = "dpa3"
 __DRIVER_CLASS__ = "DPA3PES"
@@ -42,7 +43,8 @@ class DPA3PES:
         extras: names of :data:`dpa3sim.ipi.evaluator.EXTRAS`, separated by ``;``.
         verbosity: i-PI adds it; not used.
         options: those of :class:`ModelSettings`: model (several, for a committee, separated by
-            ``;``), head, device, dtype ... All may be left out.
+            ``;``), head, device, dtype ...; and elements and format of the structure, see
+            :class:`ReadingSettings`. All may be left out.
 
     Raises:
         InputError: an unknown parameter, or a value that is not allowed.
@@ -60,8 +62,11 @@ class DPA3PES:
         if structure is None:
             raise InputError("the parameter structure is needed: a file with all atoms in order")
         models: list[str | None] = [*_words(options.pop("model", ""))] or [None]
+        given = ReadingSettings(
+            **{k: str(options.pop(k)) for k in ("elements", "format") if k in options}
+        )
         potentials = [_settings(options | {"model": model}).load() for model in models]
-        atoms = read_structure(str(structure)).atoms
+        atoms = read_structure(str(structure), given).atoms
         self._evaluate = BatchEvaluator(potentials, atoms, _words(extras))
         self._evaluate.warm_up()
 

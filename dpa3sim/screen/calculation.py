@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim import errors
 from dpa3sim.errors import Dpa3simError, EngineError
-from dpa3sim.screen.database import DONE, FAILED, NOT_CONVERGED, Outcome, to_json
+from dpa3sim.screen.database import (
+    DONE,
+    FAILED,
+    NOT_CONVERGED,
+    Outcome,
+    taken_warnings,
+    to_json,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -63,7 +70,7 @@ class Calculation:
             EngineError: the engine was stopped; nothing is known of the structure.
         """
         module: Any = import_module(f"dpa3sim.protocols.{self.protocol}")
-        began = time.monotonic()
+        began, warnings = time.monotonic(), taken_warnings(atoms)
         try:
             potential.check(atoms)
             module.check(atoms, self.settings)
@@ -72,7 +79,9 @@ class Calculation:
                 found, left = self._relax(atoms, potential, progress, save)
             else:
                 found = module.run(atoms, potential, self.settings)
-            result = json.dumps(found.to_dict(), allow_nan=False)  # NaN is no result
+            content = found.to_dict()
+            content["warnings"] = list(dict.fromkeys([*warnings, *content["warnings"]]))
+            result = json.dumps(content, allow_nan=False)  # NaN is no result
             final = found.atoms if hasattr(found, "atoms") else found.prepared.atoms
             return Outcome(
                 state=DONE if found.converged else NOT_CONVERGED,

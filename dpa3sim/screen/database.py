@@ -23,12 +23,14 @@ from dpa3sim.run.directory import timestamp
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.screen.sources import Entry
+    from dpa3sim.structures.sources import Entry
 
 NAME = "results.sqlite"
 WAITING, DONE, NOT_CONVERGED, FAILED = STATES = ("waiting", "done", "not_converged", "failed")
 WORDS = {DONE: "done", NOT_CONVERGED: "not converged", FAILED: "failed", WAITING: "waiting"}
 """The states as people call them."""
+# Under this name in `info`, the warnings of reading.
+WARNINGS = "reading_warnings"
 SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS structures (
@@ -50,7 +52,7 @@ class Row:
 
     Attributes:
         id: number in this file. position: place in the order of the input, from 1.
-        label, origin: see :class:`~dpa3sim.screen.sources.Entry`.
+        label, origin: see :class:`~dpa3sim.structures.sources.Entry`.
         formula, n_atoms: None for what could not be read.
         state: ``"waiting"``, ``"done"``, ``"not_converged"`` or ``"failed"``.
         exit_code: that of the single calculation; None while waiting.
@@ -173,7 +175,7 @@ class Database:
                 "cost": cost(entry.atoms),
                 "state": WAITING,
                 "attempts": 0,
-                "input": to_json(entry.atoms),
+                "input": to_json(entry.atoms, entry.source.warnings),
             }
         names, places = ", ".join(columns), ", ".join("?" * len(columns))
         self._connection.execute(
@@ -323,19 +325,31 @@ def cost(atoms: Atoms) -> float:
     return float(len(atoms) * dense**2)
 
 
+def taken_warnings(atoms: Atoms) -> list[str]:
+    """What :func:`to_json` kept of how a structure was read; removed from it."""
+    found = atoms.info.pop(WARNINGS, None)
+    return list(map(str, found)) if isinstance(found, (list, tuple)) else []
+
+
 def bare_error(error: object, origin: object) -> str:
     """An error without the name of its structure, to be compared with those of others."""
     return str(error).replace(str(origin), "").lstrip(": ")
 
 
-def to_json(atoms: Atoms) -> str:
-    """A structure with its constraints, and what of its ``info`` and results JSON can hold."""
+def to_json(atoms: Atoms, warnings: Sequence[str] = ()) -> str:
+    """A structure with its constraints, and what of its ``info`` and results JSON can hold.
+
+    Args:
+        warnings: of how it was read, which :func:`from_json` puts under :data:`WARNINGS`.
+    """
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io.jsonio import encode
 
     data = atoms.todict()
     info = data.pop("info", {})
     data["info"] = {key: value for key, value in info.items() if _is_plain(value)}
+    if warnings:
+        data["info"][WARNINGS] = list(warnings)
     results = {} if atoms.calc is None else atoms.calc.results
     kept = ("energy", "forces", "stress")
     if isinstance(atoms.calc, SinglePointCalculator):
@@ -380,7 +394,5 @@ def _key(entry: Entry) -> str:
     if isinstance(entry.atoms, InputError):
         content = f"{entry.origin} unreadable"
     else:
-        from dpa3sim.reading import Source
-
-        content = f"{entry.origin} {Source(entry.label, entry.origin, entry.atoms).sha256}"
+        content = f"{entry.origin} {entry.source.sha256}"
     return hashlib.sha256(content.encode()).hexdigest()

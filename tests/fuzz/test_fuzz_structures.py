@@ -18,9 +18,10 @@ from fuzz_support import assert_clear, edits, long, mutate, refused_or_fine, sho
 from hypothesis import strategies as st
 
 from dpa3sim import Potential
-from dpa3sim.cli.protocol import describe, write_structure
+from dpa3sim.cli.protocol import write_structure
 from dpa3sim.errors import InputError
-from dpa3sim.reading import Source, read_structures
+from dpa3sim.structures.inspection import describe
+from dpa3sim.structures.reading import Source, read_structures
 
 FOLDER = Path(tempfile.mkdtemp(prefix="dpa3sim-fuzz-"))
 FORMATS = {

@@ -27,7 +27,7 @@ from dpa3sim.run.directory import PROVENANCE
 from dpa3sim.screen import calculation
 from dpa3sim.screen.database import NAME, Database
 from dpa3sim.screen.results import Results
-from dpa3sim.screen.sources import entries
+from dpa3sim.structures.sources import entries
 
 MODEL = DATA / "models/dynamic/model.pt"  # of H and O only
 # What every test computes with, in double precision: results do not depend on batches then.

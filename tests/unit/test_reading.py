@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms, FixBondLengths
 from ase.io import write
 
 from dpa3sim.errors import InputError
-from dpa3sim.reading import read_structure, read_structures
+from dpa3sim.structures.reading import read_structure, read_structures
 
 POSCAR = "Si\n1.0\n4 0 0\n0 4 0\n0 0 4\nSi\n{}\nDirect\n0 0 0\n0.25 0.25 0.25\n"
 
@@ -122,7 +122,7 @@ def test_names_of_no_file(name):
     assert isinstance(error, InputError)
 
 
-@pytest.mark.parametrize("share", ["0.5", "?", "much"])
+@pytest.mark.parametrize("share", ["0.5", "0.98", "1.2", "-1", "much"])
 def test_occupancies_that_are_not_one(share, tmp_path):
     path = tmp_path / "x.cif"
     write(path, bulk("Cu"))

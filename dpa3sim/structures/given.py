@@ -1,0 +1,80 @@
+"""What a reader gives, and what the user may give where a file is silent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dpa3sim.elements import SYMBOLS
+from dpa3sim.errors import InputError
+from dpa3sim.settings import option, validate
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One structure as a reader found it.
+
+    Attributes:
+        atoms: the structure.
+        warnings: what the user must know about how the file was understood.
+    """
+
+    atoms: Atoms
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadingSettings:
+    """What structure files do not say themselves."""
+
+    elements: str | None = option(
+        None,
+        "elements of numbered atom types in their order, such as O,H: for LAMMPS files and POSCARs "
+        "that do not name them",
+    )
+    format: str | None = option(
+        None,
+        "format of the structure files, such as cif, vasp, extxyz, lammps-data, lammps-dump or any "
+        "name of ASE's [from name and content]",
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        self.symbols()
+
+    def symbols(self) -> list[str]:
+        """The elements, in order; empty where none are given.
+
+        Raises:
+            InputError: one of them is none.
+        """
+        words = re.split(r"[\s,;]+", (self.elements or "").strip(" ,;"))
+        words = [word for word in words if word]
+        for word in words:
+            if word not in SYMBOLS and word not in ISOTOPES:
+                raise InputError(f"option elements = {self.elements!r}: {word!r} is no element")
+        return words
+
+
+# Masses in u: CODATA 2018 (the atoms, not the nuclei).
+ISOTOPES = {"D": 2.01410177811, "T": 3.01604928199}
+"""Isotopes with a symbol of their own; both are hydrogen for a potential."""
+
+
+def chosen(symbols: Sequence[str], count: int, what: str) -> list[str]:
+    """The elements that the user gave for ``count`` types.
+
+    Raises:
+        InputError: they are too few, or too many.
+    """
+    if len(symbols) != count:
+        raise InputError(
+            f"--elements {','.join(symbols)} names {len(symbols)} elements, but {what} has {count} "
+            "types of atoms"
+        )
+    return list(symbols)

@@ -1,0 +1,145 @@
+"""A structure in one line that a person can check, and what in it is suspicious."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpa3sim.errors import InputError
+from dpa3sim.graph.candidates import candidates, check_geometry
+from dpa3sim.structures.isotopes import as_elements, with_symbols
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+# Nearest neighbours are searched for within these distances, one after the other, Å.
+SEARCH = (3.0, 6.0, 12.0)
+# Atoms nearer than this part of the sum of their covalent radii are no neighbours of each other.
+OVERLAP = 0.5
+# Volumes per atom of solids are within this factor of the estimate below.
+UNUSUAL = 3.0
+# Planes of atoms further apart than this, Å, have vacuum between them; layers of crystals and of
+# molecules are up to 5 Å apart.
+VACUUM = 6.0
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a structure before anything is computed.
+
+    Attributes:
+        line: formula, number of atoms, periodicity, volume per atom, shortest distance.
+        warnings: what is suspicious.
+    """
+
+    line: str
+    warnings: tuple[str, ...]
+
+
+def inspect(atoms: Atoms) -> Inspection:
+    """Describe a structure and look for what files that were misread have in common."""
+    periodic = "".join(axis for axis, p in zip("abc", atoms.pbc, strict=True) if p)
+    with as_elements():
+        formula = with_symbols(atoms).get_chemical_formula()
+    parts = [formula, f"{len(atoms)} atoms" if len(atoms) > 1 else "1 atom"]
+    parts.append(f"periodic along {periodic}" if periodic else "molecule")
+    try:
+        check_geometry(atoms.positions, np.asarray(atoms.cell[:]), np.asarray(atoms.pbc))
+        if len(periodic) == 3:
+            parts.append(f"{atoms.get_volume() / len(atoms):.2f} Å^3/atom")
+        shortest, warnings = _distances(atoms)
+    except InputError:  # says why when the structure is to be computed
+        return Inspection(", ".join(parts), ())
+    parts += shortest
+    warnings += _density_and_vacuum(atoms)
+    return Inspection(", ".join(parts), tuple(warnings))
+
+
+def describe(atoms: Atoms) -> str:
+    """The structure in one line that a person can check."""
+    return inspect(atoms).line
+
+
+def _distances(atoms: Atoms) -> tuple[list[str], list[str]]:
+    """The shortest distance with its pair, and a warning where atoms overlap."""
+    from ase.data import chemical_symbols, covalent_radii
+
+    cell, pbc = np.asarray(atoms.cell[:]), np.asarray(atoms.pbc)
+    for radius in SEARCH:
+        i, j, shifts = candidates(atoms.positions, cell, pbc, radius)
+        if len(i):
+            break
+    else:
+        return [], []
+    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ cell
+    lengths = np.linalg.norm(vectors, axis=1)
+    known = np.minimum(atoms.numbers, len(covalent_radii) - 1)
+    sums = covalent_radii[known[i]] + covalent_radii[known[j]]
+
+    def pair(k: int) -> str:
+        first, second = sorted((int(atoms.numbers[i[k]]), int(atoms.numbers[j[k]])))
+        return f"{chemical_symbols[first]}-{chemical_symbols[second]}"
+
+    # Equal ones are told alike, whatever rounding makes of them.
+    nearest = int(np.argmin(lengths.round(6)))
+    worst = int(np.argmin(lengths / sums))
+    warnings = []
+    if lengths[worst] < OVERLAP * sums[worst]:
+        count = int(np.count_nonzero(lengths < OVERLAP * sums)) // 2
+        others = f" ({count} such pairs)" if count > 1 else ""
+        warnings.append(
+            f"atoms {min(i[worst], j[worst])} and {max(i[worst], j[worst])} ({pair(worst)}) are "
+            f"{lengths[worst]:.3f} Å apart, less than half of the sum of their covalent radii "
+            f"({sums[worst]:.2f} Å){others}: the file may have been misread, or has atoms twice"
+        )
+    return [f"shortest distance {lengths[nearest]:.2f} Å ({pair(nearest)})"], warnings
+
+
+def _density_and_vacuum(atoms: Atoms) -> list[str]:
+    """Warnings about gaps along periodic axes, and about an unusual volume per atom."""
+    gaps = _gaps(atoms)
+    if gaps:
+        where = " and ".join(f"{gap:.1f} Å along {axis}" for axis, gap in gaps)
+        return [
+            f"the cell has a vacuum of {where} and is periodic there: what it holds repeats beyond "
+            "it, and the stress across a vacuum means nothing"
+        ]
+    if not atoms.pbc.all():
+        return []
+    volume, usual = atoms.get_volume(), float(_usual_volumes(atoms.numbers).sum())
+    if usual / UNUSUAL <= volume <= usual * UNUSUAL:
+        return []
+    factor, word = (usual / volume, "denser") if volume < usual else (volume / usual, "less dense")
+    return [
+        f"{volume / len(atoms):.3g} Å^3 per atom is {factor:.1f} times {word} than usual for these "
+        "elements: are the cell in Å, and all atoms there?"
+    ]
+
+
+def _usual_volumes(numbers: np.ndarray) -> np.ndarray:
+    """Volume of an atom of each element in a solid, Å^3, to a factor of 2.6.
+
+    A fit to the crystals of the elements (Cs 0.42 of it, W 1.8, diamond 2.0) and to compounds.
+    """
+    from ase.data import covalent_radii
+
+    radii = covalent_radii[np.minimum(numbers, len(covalent_radii) - 1)]
+    return np.asarray(np.maximum(16.0 * radii**1.2, 8.0))
+
+
+def _gaps(atoms: Atoms) -> list[tuple[str, float]]:
+    """The widest space without atoms across each periodic axis, Å, where it is a vacuum."""
+    from dpa3sim.graph.candidates import complete_cell
+
+    cell = complete_cell(np.asarray(atoms.cell[:]), np.asarray(atoms.pbc))
+    inverse = np.linalg.inv(cell)
+    found = []
+    for k in np.flatnonzero(atoms.pbc):
+        height = 1.0 / np.linalg.norm(inverse[:, k])
+        places = np.sort((atoms.positions @ inverse[:, k]) % 1.0)
+        gap = float(np.diff(np.append(places, places[0] + 1.0)).max() * height)
+        if gap > VACUUM:
+            found.append(("abc"[k], gap))
+    return found

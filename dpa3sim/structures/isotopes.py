@@ -1,0 +1,78 @@
+"""D and T: hydrogen with its mass, whatever library reads or writes the file."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpa3sim.structures.given import ISOTOPES
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+# Masses differ between tables from the fourth digit on.
+SAME_MASS = 0.01
+# The place of the first isotope in ASE's tables: no file that counts elements comes so far.
+FIRST = 7919
+_lock = threading.RLock()
+
+
+@contextmanager
+def as_elements() -> Iterator[None]:
+    """Let ASE's readers and writers take D and T for elements far beyond the last one.
+
+    They look symbols up in two tables of the library, which get these entries meanwhile. Structures
+    that were read so need :func:`resolved`.
+    """
+    from ase.data import atomic_numbers, chemical_symbols
+
+    with _lock:
+        before = len(chemical_symbols)
+        if before < FIRST:  # not inside of another one
+            chemical_symbols.extend(["X"] * (FIRST - before))
+            chemical_symbols.extend(ISOTOPES)
+            atomic_numbers.update({symbol: FIRST + k for k, symbol in enumerate(ISOTOPES)})
+        try:
+            yield
+        finally:
+            if before < FIRST:
+                del chemical_symbols[before:]
+                for symbol in ISOTOPES:
+                    del atomic_numbers[symbol]
+
+
+def resolved(atoms: Atoms) -> Atoms:
+    """Make hydrogen with their mass, in place, of what was read inside of :func:`as_elements`."""
+    found = [(atoms.numbers == FIRST + k, mass) for k, mass in enumerate(ISOTOPES.values())]
+    known = atoms.has("masses")
+    for which, _ in found:
+        atoms.numbers[which] = 1
+    for which, mass in found:
+        if which.any() and not known:
+            set_masses(atoms, which, mass)
+    return atoms
+
+
+def set_masses(atoms: Atoms, which: np.ndarray, mass: float) -> None:
+    """Give atoms, ``(n,)`` bool, a mass in u; the others keep theirs."""
+    masses = atoms.get_masses()
+    masses[which] = mass
+    atoms.set_masses(masses)
+
+
+def with_symbols(atoms: Atoms) -> Atoms:
+    """A copy whose heavy hydrogen has the numbers that it has inside of :func:`as_elements`.
+
+    Without isotopes it is the structure itself.
+    """
+    if not atoms.has("masses"):
+        return atoms
+    masses = atoms.get_masses()
+    marked = atoms.copy()
+    for k, mass in enumerate(ISOTOPES.values()):
+        marked.numbers[(atoms.numbers == 1) & (np.abs(masses - mass) < SAME_MASS)] = FIRST + k
+    return atoms if (marked.numbers == atoms.numbers).all() else marked

@@ -1,0 +1,234 @@
+"""XYZ in its dialects: plain, extended (ASE, GPUMD in small letters), and with i-PI's comments."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+
+from dpa3sim.errors import InputError
+from dpa3sim.structures.given import Frame
+from dpa3sim.structures.isotopes import as_elements, resolved
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+# Counts that are larger, and larger than the file, are none.
+MAX_COUNT = 1_000_000
+MAX_COLUMNS = 10_000
+KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+# Names of columns, as other programs and people write them.
+COLUMNS = {"species": "species", "pos": "pos", "z": "Z", "mass": "masses", "masses": "masses"}
+IPI_CELL = re.compile(r"CELL\s*[(\[{](abcABC|H|GENH)[)\]}]\s*:\s*([-+\d.eE\s]*)")
+IPI_QUANTITY = re.compile(r"\b([a-z_]+)\{([^{}]*)\}")
+# i-PI's trajectories whose three columns are places.
+IPI_PLACES = ("positions", "x_centroid", "positions_ase")
+# A comment that names a cell in some other way.
+CELL_WORDS = re.compile(
+    r"\b(lattice|unit_?cell|cell\w*|box\w*|pbc|boundary|abc|vec\d|[abc]|alpha|beta|gamma)\b\s*[=:({\[]"
+    r"|\b(lattice|unit ?cell|cell|box|pbc|abc|crystal)\b",
+    re.IGNORECASE,
+)
+NUMBER = re.compile(r"(?<![\w.])[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?(?![\w.])")
+
+
+def frames(source: TextIO, last: bool) -> Iterator[Frame]:
+    """The frames of a file, or only the last one.
+
+    Raises:
+        ValueError: it is no xyz file.
+        InputError: a frame is not understood: its cell, an element, a unit.
+    """
+    room = MAX_COUNT + source.seek(0, io.SEEK_END)
+    source.seek(0)
+    found = _blocks(source, room)
+    if last:
+        found = iter(deque(found, maxlen=1))
+    for block in found:
+        yield _frame(block)
+
+
+def _blocks(source: TextIO, room: int) -> Iterator[list[str]]:
+    """The lines of each frame: number of atoms, comment, atoms, and VEC lines of ADF.
+
+    Args:
+        room: no file of its size can have more atoms.
+
+    Raises:
+        ValueError: a count is none, or the file ends before it.
+    """
+    line, number = source.readline(), 0
+    while line:
+        if not line.strip():
+            line = source.readline()
+            continue
+        count = int(line.split()[0])
+        if not 0 <= count <= room:
+            raise ValueError(f"frame {number} claims {count} atoms")
+        block = [str(count)]
+        for _ in range(count + 1):
+            line = source.readline()
+            if not line:
+                raise ValueError(f"frame {number} has {len(block) - 1} lines of {count + 1}")
+            block.append(line.rstrip("\r\n"))
+        line = source.readline()
+        while line.startswith("VEC"):
+            block.append(line.rstrip("\r\n"))
+            line = source.readline()
+        yield block
+        number += 1
+
+
+def _frame(block: list[str]) -> Frame:
+    comment = block[1].strip()
+    if found := IPI_CELL.search(comment):
+        return _of_ipi(block, found)
+    looks_so = comment.lstrip("# ").startswith("CELL") or IPI_QUANTITY.search(comment)
+    if looks_so and "{" in comment and "=" not in comment:
+        raise InputError(f"the comment {_short(comment)!r} is not understood as i-PI's")
+    return Frame(_checked(_read(block), comment, any(w.startswith("VEC") for w in block[-3:])))
+
+
+def _read(block: list[str]) -> Atoms:
+    """A frame as ASE reads it, with the words of other programs in ASE's spelling."""
+    from ase.io.extxyz import read_xyz
+
+    with as_elements():
+        (atoms,) = read_xyz(
+            io.StringIO("\n".join(block) + "\n"), index=slice(None), properties_parser=_properties
+        )
+        return resolved(atoms)
+
+
+def _properties(line: str) -> dict[str, Any]:
+    """What the comment of an extended frame says.
+
+    Raises:
+        ValueError: a cell that is none, or more columns than a file has.
+        InputError: the same key twice in different spelling.
+    """
+    from ase.io.extxyz import key_val_str_to_dict
+
+    def spelled(match: re.Match[str]) -> str:
+        return KEYS[match.group(1).lower()] + "="
+
+    names = "|".join(KEYS)
+    line = re.sub(rf"(?<![\w\"'])({names})\s*=\s*", spelled, line, flags=re.IGNORECASE)
+    info: dict[str, Any] = key_val_str_to_dict(line)
+    words = str(info.get("Properties", "")).split(":")
+    for word in words:
+        if (_whole(word) or 0) > MAX_COLUMNS:
+            raise ValueError(f"{word} columns")
+    for k in range(0, len(words) if "Properties" in info else 0, 3):
+        words[k] = COLUMNS.get(words[k].lower(), words[k])
+    if "Properties" in info:
+        info["Properties"] = ":".join(words)
+    return info
+
+
+def _whole(word: str) -> int | None:
+    """The number that Python, and so ASE's reader, takes a word for: ``1_0`` and ``٣`` are some."""
+    try:
+        return int(word)
+    except ValueError:
+        return None
+
+
+def _checked(atoms: Atoms, comment: str, vectors: bool) -> Atoms:
+    """The structure, unless its comment names a cell that was not understood.
+
+    Raises:
+        InputError: it does.
+    """
+    known = atoms.cell.rank > 0 or vectors
+    if atoms.pbc.any() and not known:
+        raise InputError("the comment says that the frame is periodic, but gives no Lattice")
+    if not known and _names_a_cell(comment):
+        raise InputError(
+            f"the comment {_short(comment)!r} seems to give a cell, but not in a way that is "
+            'understood; write it as Lattice="ax ay az bx by bz cx cy cz" (Å), or pbc="F F F" for '
+            "a molecule"
+        )
+    return atoms
+
+
+def _names_a_cell(comment: str) -> bool:
+    """Whether a comment seems to give a cell: by a word and numbers, or numbers alone."""
+    if re.search(r"\bpbc\s*=\s*[\"']?\s*F\w*[\s,]+F\w*[\s,]+F", comment, re.IGNORECASE):
+        return False
+    numbers = len(NUMBER.findall(comment))
+    if numbers in (3, 6, 9) and not re.sub(r"[-+\d.eE,;\s#]", "", comment):
+        return True
+    return numbers >= 3 and CELL_WORDS.search(comment) is not None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# -- i-PI -----------------------------------------------------------------------------------------
+
+
+def _of_ipi(block: list[str], cell: re.Match[str]) -> Frame:
+    """A frame of i-PI: cell and positions in the units of the comment, which are bohr by default.
+
+    Raises:
+        InputError: an unknown unit, another quantity than positions, or no such cell.
+    """
+    comment = block[1]
+    units = dict(IPI_QUANTITY.findall(comment))
+    cell_unit = units.pop("cell", "atomic_unit")
+    quantities = [name for name in units if name != "step"]
+    places = [name for name in quantities if name in IPI_PLACES]
+    if quantities and not places:
+        raise InputError(f"the frame holds {quantities[0]}, not positions")
+    atoms = _read([block[0], "", *block[2:]])
+    atoms.positions *= _angstrom(units[places[0]] if places else "atomic_unit")
+    atoms.set_cell(_ipi_cell(cell.group(1), cell.group(2)) * _angstrom(cell_unit))
+    atoms.pbc = True
+    return Frame(atoms)
+
+
+def _angstrom(unit: str) -> float:
+    """A unit of length in Å.
+
+    Raises:
+        InputError: i-PI has no such unit.
+    """
+    from ipi.utils.units import unit_to_internal
+
+    try:
+        # By i-PI's own table, so that its rounding of a bohr does not matter.
+        return float(
+            unit_to_internal("length", unit, 1.0) / unit_to_internal("length", "angstrom", 1.0)
+        )
+    except Exception:  # i-PI raises several kinds
+        raise InputError(f"the comment has the unknown unit of length {unit!r}") from None
+
+
+def _ipi_cell(kind: str, text: str) -> np.ndarray:
+    """Lattice vectors as rows from i-PI's three ways to write them.
+
+    H has them as columns (upper triangular), GENH as rows.
+    """
+    from ase.geometry import cellpar_to_cell
+
+    words = text.split()
+    count = 6 if kind == "abcABC" else 9
+    try:
+        values = np.array([float(word) for word in words[:count]])
+    except ValueError:
+        values = np.zeros(0)
+    if len(values) < count or not np.isfinite(values).all():
+        raise InputError(f"CELL({kind}) has no {count} numbers")
+    if kind != "abcABC":
+        matrix = values.reshape(3, 3)
+        return matrix.T if kind == "H" else matrix
+    try:
+        return np.asarray(cellpar_to_cell(values))
+    except AssertionError:
+        raise InputError(f"CELL(abcABC) {' '.join(words[:6])} makes no cell") from None
