@@ -59,7 +59,7 @@ def mended(kind: str, atoms: Atoms, source: Any, given: ReadingSettings) -> Atom
     if kind == "espresso-in":
         _espresso_masses(atoms, _text(source))
     if kind == "eon" and atoms.cell.rank == 3:  # the format has no other crystals
-        atoms.pbc = True
+        atoms.set_pbc(True)
     if kind == "lammps-dump-binary":
         return _numbered(atoms, given)
     return atoms

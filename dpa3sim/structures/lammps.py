@@ -341,8 +341,8 @@ def _plausible(
     if style in ("molecular", "full") and not all(_is_whole(row[1]) for row in rows):
         return False
     # Formal charges cancel; types that were taken for them do not.
-    whole = style == "charge" and all(_is_whole(row[2]) for row in rows)
-    if whole and sum(int(row[2]) for row in rows):
+    charges = [row[2] for row in rows] if style == "charge" else []
+    if charges and all(map(_is_whole, charges)) and sum(map(int, charges)) != 0:
         return False
     try:
         inside = (found[1] - origin) @ np.linalg.inv(cell)
