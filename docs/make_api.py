@@ -163,9 +163,11 @@ def options() -> str:
         "# Options of the commands\n",
         "The same on the command line, in a config file, and in the `Settings` of Python, where\n"
         "names have underscores instead of hyphens. Every command that computes also has the\n"
-        "[options of the model](#the-model).\n",
+        "[options of the model](#the-model), and every command that reads structures those of\n"
+        "[reading](#structure-files).\n",
     ]
     from dpa3sim.cli.options import ModelSettings
+    from dpa3sim.structures.given import ReadingSettings
 
     for command in COMMANDS:
         module, _, _ = find([command])
@@ -178,6 +180,7 @@ def options() -> str:
             if hasattr(sub, "InputSettings"):
                 parts += [f"## `dpa3sim {command} {name}`\n", _table(sub.InputSettings)]
     parts += ["## The model\n", _table(ModelSettings)]
+    parts += ["## Structure files\n", _table(ReadingSettings)]
     return "\n".join(parts)
 
 

@@ -50,7 +50,6 @@ from dpa3sim.files import atomic_write
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.structures.given import ReadingSettings
-from dpa3sim.structures.isotopes import as_elements, with_symbols
 from dpa3sim.structures.reading import Source, read_structures
 
 if TYPE_CHECKING:
@@ -626,6 +625,8 @@ def write_structure(folder: Path, name: str, atoms: Atoms) -> None:
     The latter has its species grouped; a molecule gets a box, which the format demands.
     """
     from ase.io import write
+
+    from dpa3sim.structures.isotopes import as_elements, with_symbols
 
     write(folder / f"{name}.extxyz", atoms, format="extxyz")
     atoms = with_symbols(atoms).copy()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import vesin
 
 from dpa3sim.errors import InputError
 
@@ -102,7 +101,7 @@ def _images(heights: np.ndarray) -> float:
     return float(np.prod(2.0 * np.ceil(MAX_IMAGES_RADIUS / heights) + 1.0))
 
 
-def _check_crowd(positions: np.ndarray) -> None:
+def check_crowd(positions: np.ndarray) -> None:
     """Raise InputError for so many atoms in a place that their pairs would fill the memory."""
     boxes = np.floor(positions / CROWD_BOX).astype(np.int64)
     keys = boxes @ np.array([73_856_093, 19_349_663, 83_492_791])
@@ -160,8 +159,10 @@ def candidates(
     Raises:
         InputError: more atoms in a place than any material has.
     """
+    import vesin  # with torch, which commands that only read files do without
+
     box = complete_cell(cell, pbc)
-    _check_crowd(positions)
+    check_crowd(positions)
     _check_boxes(positions, box, pbc, radius)
     finder = vesin.NeighborList(cutoff=radius * (1 + 1e-9) + 1e-9, full_list=True)
     i, j, shifts = finder.compute(

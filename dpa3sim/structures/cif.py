@@ -17,6 +17,7 @@ from dpa3sim.errors import InputError
 from dpa3sim.structures.cif_elements import Formula, Site, formulas_of, group_error, resolve
 from dpa3sim.structures.cif_symmetry import Operations, readings
 from dpa3sim.structures.given import ISOTOPES, Frame
+from dpa3sim.structures.inspection import pairs
 
 if TYPE_CHECKING:
     import gemmi
@@ -119,7 +120,8 @@ def _blocks(text: str) -> Any:
     """
     from gemmi import cif
 
-    attempts = [text, _mended(text)]
+    plain = text.encode("ascii", "replace").decode()  # other letters are in comments and names
+    attempts = [plain, _mended(plain)]
     for attempt in attempts:
         try:
             return cif.read_string(attempt, check_level=0)
@@ -402,14 +404,9 @@ def _without_repetitions(
     Raises:
         InputError: different atoms are on top of each other.
     """
-    from dpa3sim.graph.candidates import candidates
-
-    i, j, shifts = candidates(fractional @ cell, cell, np.ones(3, dtype=bool), TOO_NEAR)
     keep, repeated = np.ones(len(fractional), dtype=bool), set()
-    if not len(i):
-        return keep, []
-    vectors = (fractional[j] + shifts - fractional[i]) @ cell
-    for a, b, distance in zip(i, j, np.linalg.norm(vectors, axis=1), strict=True):
+    periodic = np.ones(3, dtype=bool)
+    for a, b, distance in zip(*pairs(fractional @ cell, cell, periodic, TOO_NEAR), strict=True):
         first, again = int(owner[a]), int(owner[b])
         if first > again or a == b:
             continue

@@ -288,24 +288,52 @@ def _from_hall(symbol: str) -> list[Operations]:
     return [Operations(*_arrays(group))]
 
 
+def _divided(name: str) -> tuple[str, str]:
+    """A Hermann-Mauguin symbol without its remarks, and the setting that these name.
+
+    The setting is 1 or 2 (origins), H or R (axes), or empty: ``F d -3 m:2``, ``R -3 m H``, ICSD's S
+    and Z, ``{origin @ centre 2}``.
+    """
+    symbol = re.sub(r"[_'\"]", "", name).strip()
+    symbol = re.sub(r"\((\d)\)", r"\1", symbol)  # P2(1)/c
+    symbol = re.sub(r"\s*\([^()]*\)$", "", symbol)  # P 21/c (14)
+    if remark := re.search(r"\s*\{(.*)\}$", symbol):
+        codes = {"1": "1", "2": "2", "hex": "H", "rhom": "R"}
+        code = next((c for word, c in codes.items() if word in remark.group(1).lower()), "")
+        return symbol[: remark.start()], code
+    if ending := re.search(r"\s*:\s*([12HRhr])$|\s+(S|Z|R|H|RS|HR)$", symbol):
+        letters = {"S": "1", "Z": "2", "RS": "R", "HR": "H"}
+        code = (ending.group(1) or ending.group(2)).upper()
+        return symbol[: ending.start()], letters.get(code, code)
+    return symbol, ""
+
+
 def _by_name(name: str, cell: np.ndarray) -> Any:
-    """The space group with a Hermann-Mauguin symbol as people write them; None if unknown."""
+    """The space group with a symbol as people write it, in any of its settings; None if unknown."""
     import gemmi
 
-    if not name:
+    symbol, _ = _divided(name)
+    if not symbol:
         return None
     alpha, _, gamma = _angles(cell)
-    bare = re.sub(r"[_'\"]", "", name).strip()
-    bare = re.sub(r"\((\d)\)", r"\1", bare)  # P2(1)/c
-    bare = re.sub(r"\s*\(.*\)\s*$", "", bare)
-    # ICSD writes origins and axes after the symbol: S and Z, and HR, RS ...
-    origins = {"S": ":1", "Z": ":2", "RS": ":R", "R": ":R", "HR": ":H", "H": ":H"}
-    short = re.sub(r"\s+(S|Z|RS|R|HR|H)$", lambda m: origins[m.group(1)], bare)
-    for text in (bare, short, short.split(":")[0]):
-        found = gemmi.find_spacegroup_by_name(text, alpha, gamma)
-        if found is not None:
-            return found
-    return None
+    if found := gemmi.find_spacegroup_by_name(symbol, alpha, gamma):
+        return found
+    hall = _full_symbols().get(re.sub(r"\s", "", symbol).lower())
+    return hall and gemmi.find_spacegroup_by_ops(gemmi.symops_from_hall(hall))
+
+
+@cache
+def _full_symbols() -> dict[str, str]:
+    """Hall symbols by full Hermann-Mauguin symbols, such as ``f4/m-32/m``."""
+    import spglib
+
+    found: dict[str, str] = {}
+    for number in range(530, 0, -1):  # the standard settings come first, and so last here
+        kind = spglib.get_spacegroup_type(number)
+        if kind is not None:
+            full = re.sub(r"[\s_]|=.*", "", kind.international_full).lower()
+            found[full] = kind.hall_symbol
+    return found
 
 
 def _angles(cell: np.ndarray) -> tuple[float, float, float]:
@@ -338,11 +366,7 @@ def _named(name: str, number: str, code: str, cell: np.ndarray) -> list[Operatio
             f"the file names space group {name}, which has number {group.number}, and the number "
             f"{number}; it must list its operations"
         )
-    explicit = re.search(r"[:\s](1|2|H|R|S|Z|HR|RS)\s*$", name) is not None
-    if group is not None and explicit and group.ext not in ("", "\0"):
-        settings = [group]
-    else:
-        settings = _settings(group, by_number, code)
+    settings = _settings(group or by_number, _divided(name)[1] or code.strip()[-1:].upper())
     fitting = _fitting(settings, cell)
     if not fitting and group is None:  # unusual axes, such as a monoclinic one along c
         table = gemmi.spacegroup_table()
@@ -358,16 +382,9 @@ def _fitting(settings: Sequence[Any], cell: np.ndarray) -> list[Operations]:
     return [operations for operations in found if operations.fits(cell)]
 
 
-def _settings(group: Any, by_number: Any, code: str) -> list[Any]:
-    """Settings that differ in what a name does not tell; of a number, the standard ones first."""
+def _settings(group: Any, code: str) -> list[Any]:
+    """The settings of a group that have the same symbol, or the one of them that is named."""
     import gemmi
 
-    if group is not None:
-        same = [s for s in gemmi.spacegroup_table() if s.hm == group.hm]
-    else:
-        same = [s for s in gemmi.spacegroup_table() if s.number == by_number.number]
-        # Origins and axes are open then, other settings of the axes are unusual.
-        same = [s for s in same if s.hm == by_number.hm]
-    wanted = code.strip().upper()
-    chosen = [s for s in same if wanted and s.ext.upper() == wanted[-1]]
-    return chosen or same
+    same = [s for s in gemmi.spacegroup_table() if s.hm == group.hm]
+    return [s for s in same if code and s.ext == code] or same

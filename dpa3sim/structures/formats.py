@@ -14,9 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dpa3sim.errors import InputError
 from dpa3sim.files import usual_recursion
-from dpa3sim.structures import hazards
 from dpa3sim.structures.given import Frame, ReadingSettings
-from dpa3sim.structures.isotopes import as_elements, resolved
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -155,6 +153,9 @@ def _by_ase(
     """Frames by ASE's reader."""
     from ase.io import iread
     from ase.io.formats import ioformats
+
+    from dpa3sim.structures import hazards
+    from dpa3sim.structures.isotopes import as_elements, resolved
 
     form = ioformats[kind]
     options: dict[str, Any] = {"do_not_split_by_at_sign": True}

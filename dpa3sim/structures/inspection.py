@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dpa3sim.errors import InputError
-from dpa3sim.graph.candidates import candidates, check_geometry
+from dpa3sim.graph.candidates import check_crowd, check_geometry, complete_cell
 from dpa3sim.structures.isotopes import as_elements, with_symbols
 
 if TYPE_CHECKING:
@@ -49,12 +50,11 @@ def inspect(atoms: Atoms) -> Inspection:
         check_geometry(atoms.positions, np.asarray(atoms.cell[:]), np.asarray(atoms.pbc))
         if len(periodic) == 3:
             parts.append(f"{atoms.get_volume() / len(atoms):.2f} Å^3/atom")
-        shortest, warnings = _distances(atoms)
+        shortest, found = _distances(atoms)
     except InputError:  # says why when the structure is to be computed
         return Inspection(", ".join(parts), ())
     parts += shortest
-    warnings += _density_and_vacuum(atoms)
-    return Inspection(", ".join(parts), tuple(warnings))
+    return Inspection(", ".join(parts), (*found, *_density_and_vacuum(atoms)))
 
 
 def describe(atoms: Atoms) -> str:
@@ -66,15 +66,12 @@ def _distances(atoms: Atoms) -> tuple[list[str], list[str]]:
     """The shortest distance with its pair, and a warning where atoms overlap."""
     from ase.data import chemical_symbols, covalent_radii
 
-    cell, pbc = np.asarray(atoms.cell[:]), np.asarray(atoms.pbc)
     for radius in SEARCH:
-        i, j, shifts = candidates(atoms.positions, cell, pbc, radius)
+        i, j, lengths = pairs(atoms.positions, atoms.cell[:], atoms.pbc, radius)
         if len(i):
             break
     else:
         return [], []
-    vectors = atoms.positions[j] - atoms.positions[i] + shifts @ cell
-    lengths = np.linalg.norm(vectors, axis=1)
     known = np.minimum(atoms.numbers, len(covalent_radii) - 1)
     sums = covalent_radii[known[i]] + covalent_radii[known[j]]
 
@@ -85,16 +82,45 @@ def _distances(atoms: Atoms) -> tuple[list[str], list[str]]:
     # Equal ones are told alike, whatever rounding makes of them.
     nearest = int(np.argmin(lengths.round(6)))
     worst = int(np.argmin(lengths / sums))
-    warnings = []
+    found = []
     if lengths[worst] < OVERLAP * sums[worst]:
         count = int(np.count_nonzero(lengths < OVERLAP * sums)) // 2
         others = f" ({count} such pairs)" if count > 1 else ""
-        warnings.append(
+        found.append(
             f"atoms {min(i[worst], j[worst])} and {max(i[worst], j[worst])} ({pair(worst)}) are "
             f"{lengths[worst]:.3f} Å apart, less than half of the sum of their covalent radii "
             f"({sums[worst]:.2f} Å){others}: the file may have been misread, or has atoms twice"
         )
-    return [f"shortest distance {lengths[nearest]:.2f} Å ({pair(nearest)})"], warnings
+    return [f"shortest distance {lengths[nearest]:.2f} Å ({pair(nearest)})"], found
+
+
+def pairs(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All ordered pairs of atoms within a radius, and how far they are apart.
+
+    Args:
+        positions: ``(n, 3)``, Å. cell: ``(3, 3)``, rows, Å. pbc: ``(3,)``. radius: Å.
+
+    Returns:
+        i, j, distance: ``(n_pairs,)`` each, Å.
+
+    Raises:
+        InputError: more atoms in a place than any material has.
+    """
+    from matscipy.neighbours import neighbour_list
+
+    check_crowd(positions)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of cells that are much larger
+        i, j, distances = neighbour_list(
+            "ijd",
+            positions=np.asarray(positions, dtype=float),
+            cell=complete_cell(np.asarray(cell, dtype=float), np.asarray(pbc)),
+            pbc=np.asarray(pbc),
+            cutoff=radius,
+        )
+    return i, j, distances
 
 
 def _density_and_vacuum(atoms: Atoms) -> list[str]:
@@ -131,8 +157,6 @@ def _usual_volumes(numbers: np.ndarray) -> np.ndarray:
 
 def _gaps(atoms: Atoms) -> list[tuple[str, float]]:
     """The widest space without atoms across each periodic axis, Å, where it is a vacuum."""
-    from dpa3sim.graph.candidates import complete_cell
-
     cell = complete_cell(np.asarray(atoms.cell[:]), np.asarray(atoms.pbc))
     inverse = np.linalg.inv(cell)
     found = []

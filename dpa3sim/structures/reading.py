@@ -11,17 +11,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dpa3sim.elements import SYMBOLS
 from dpa3sim.errors import InputError
 from dpa3sim.structures.formats import COMPRESSED, IN_MEMORY, frames, short
 from dpa3sim.structures.given import Frame, ReadingSettings
-from dpa3sim.structures.inspection import Inspection, inspect
-from dpa3sim.structures.isotopes import SAME_MASS
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from dpa3sim.structures.inspection import Inspection
 
 # A compressed file may grow so many times, or to so many bytes: text shrinks to a tenth.
 _MAX_GROWTH, _ALWAYS_FINE = 100, IN_MEMORY
@@ -59,6 +57,8 @@ class Source:
     @cached_property
     def inspection(self) -> Inspection:
         """A line that a person can check, and what is suspicious."""
+        from dpa3sim.structures.inspection import inspect
+
         return inspect(self.atoms)
 
     @property
@@ -74,7 +74,10 @@ class Source:
 
 def _unusual_masses(atoms: Atoms) -> list[float]:
     """All masses, u, if an atom is heavier or lighter than its element; else none."""
+    import numpy as np
     from ase.data import atomic_masses
+
+    from dpa3sim.structures.isotopes import SAME_MASS
 
     masses = atoms.get_masses()
     usual = atomic_masses[np.clip(atoms.numbers, 0, len(atomic_masses) - 1)]
@@ -225,6 +228,8 @@ def check_atoms(argument: str, atoms: Atoms) -> None:
         if not _fits(constraint, len(atoms)):
             raise InputError(f"{argument}: a constraint holds atoms that are not there")
     if atoms.has("masses"):
+        import numpy as np
+
         masses = atoms.get_masses()
         wrong = np.flatnonzero(~(np.isfinite(masses) & (masses > 0)))
         if len(wrong):

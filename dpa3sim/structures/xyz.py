@@ -6,6 +6,7 @@ import io
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
@@ -202,12 +203,12 @@ def _angstrom(unit: str) -> float:
     from ipi.utils.units import unit_to_internal
 
     try:
-        # By i-PI's own table, so that its rounding of a bohr does not matter.
-        return float(
-            unit_to_internal("length", unit, 1.0) / unit_to_internal("length", "angstrom", 1.0)
-        )
+        with redirect_stdout(io.StringIO()):  # of unknown units it prints a table
+            # By i-PI's own table, so that its rounding of a bohr does not matter.
+            scale, angstrom = (unit_to_internal("length", u, 1.0) for u in (unit, "angstrom"))
     except Exception:  # i-PI raises several kinds
         raise InputError(f"the comment has the unknown unit of length {unit!r}") from None
+    return float(scale / angstrom)
 
 
 def _ipi_cell(kind: str, text: str) -> np.ndarray:

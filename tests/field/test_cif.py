@@ -115,6 +115,11 @@ def test_every_setting_of_every_space_group(how):
         ("R -3 m HR", 166, CELLS["trigonal"]),
         ("R-3m:H", 166, CELLS["trigonal"]),
         ("R-3mR", 166, RHOMBOHEDRAL),
+        ("R -3 m {hexagonal axes}", 166, CELLS["trigonal"]),
+        ("F 4/m -3 2/m", 225, CELLS["cubic"]),
+        ("P 63/m 2/m 2/c", 194, CELLS["hexagonal"]),
+        ("P 21/n 21/m 21/a", 62, CELLS["orthorhombic"]),
+        ("F 41/d -3 2/m {origin @ centre 2}", 227, CELLS["cubic"]),
     ],
 )
 def test_names_as_people_write_them(name, number, cell):
@@ -560,6 +565,12 @@ def test_faults_of_text():
     content = content.replace("'F m -3 m'", "F m -3 m").replace("5.64\n", "5.640(3)\n")
     atoms = one("_chemical_name_common Table salt of the sea\n" + content).atoms
     assert str(atoms.symbols) == "Na4Cl4"
+
+
+def test_other_letters():
+    content = text(NACL, ROCK_SALT, tags=[*FM3M, "_publ_author 'Müller, Å. ‑ 2'"])
+    content = content.replace("data_x", "data_Na₁Cl")
+    assert str(one(content).atoms.symbols) == "Na4Cl4"
 
 
 def test_sites_without_coordinates_are_told():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import re
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -14,12 +15,22 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms, FixScaled
 from ase.io import write
-from fuzz_support import assert_clear, edits, long, mutate, refused_or_fine, short, slow
+from fuzz_support import (
+    LONGEST_MESSAGE,
+    assert_clear,
+    edits,
+    long,
+    mutate,
+    refused_or_fine,
+    short,
+    slow,
+)
 from hypothesis import strategies as st
 
 from dpa3sim import Potential
 from dpa3sim.cli.protocol import write_structure
 from dpa3sim.errors import InputError
+from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.inspection import describe
 from dpa3sim.structures.reading import Source, read_structures
 
@@ -124,7 +135,139 @@ def use(source: Source) -> None:
         write_structure(FOLDER, "out", atoms)
 
 
+# -- readers of our own ---------------------------------------------------------------------------
+
+FIELD = Path(__file__).resolve().parents[1] / "field"
+DUMP = b"""ITEM: TIMESTEP
+0
+ITEM: NUMBER OF ATOMS
+3
+ITEM: BOX BOUNDS xy xz yz pp pp ff
+-0.5 7.5 1.5
+0 7.25 -0.5
+0 8 0.25
+ITEM: ATOMS id type element mass xs ys zs
+3 2 H 1.008 0.1 0.2 0.3
+1 1 O 15.999 0.2 0.2 0.3
+2 2 H 1.008 0.3 0.2 0.3
+"""
+MAGNETIC = b"""data_mno
+_cell_length_a 8.89(2)
+_cell_length_b 8.89
+_cell_length_c 8.89
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_chemical_formula_sum 'Mn O'
+loop_
+_space_group_symop_magn_operation.xyz
+x,y,z,+1
+-x,-y,-z,+1
+loop_
+_space_group_symop_magn_centering.xyz
+x,y,z,+1
+x+1/2,y+1/2,z,+1
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+Mn1 Mn2+ 0 0 0 1.0
+O1 O2- 1/2 .5 0.5(1) .
+"""
+NAMED = b"""data_x
+_cell_length_a 3.567
+_cell_length_b 3.567
+_cell_length_c 3.567
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'F d -3 m'
+_symmetry_Int_Tables_number 227
+_space_group_name_Hall 'F 4d 2 3 -1d'
+_chemical_formula_sum C
+_cell_formula_units_Z 8
+loop_
+_atom_site_label
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+C1 0 0 0
+"""
+POSCAR = b"""CaF2
+-162.0
+0.0 2.73 2.73
+2.73 0.0 2.73
+2.73 2.73 0.0
+Ca_sv/12 F
+1 2
+Selective dynamics
+Cartesian
+0.00 0.00 0.00 T T T Ca
+0.26 0.25 0.25 .FALSE. T T F
+0.75 0.74 0.75 f f t F
+
+0.1 0.2 0.3
+0.1 0.2 0.3
+0.1 0.2 0.3
+"""
+HOSTILE = (
+    "nan inf -1 0 1e308 1e-308 99999999999 1_0 ٣ 1/0 ? . '' D T Xx 119 -x x,y x+1/999 F .TRUE. "
+    "4 d0 1d3 Lattice= CELL(H): cell{parsec} # loop_ data_ ; _atom_site_label"
+).split()
+
+
+@cache
+def own_corpus() -> list[tuple[str, bytes]]:
+    """Files of people, and what exercises the rest of our readers."""
+    found = [(p.name, p.read_bytes()) for p in sorted(FIELD.glob("*/*")) if p.is_file()]
+    found += [("x.dump", DUMP), ("x.mcif", MAGNETIC), ("x.cif", NAMED), ("POSCAR", POSCAR)]
+    return found
+
+
+@st.composite
+def words(draw: Any) -> tuple[str, bytes, str | None, str | None]:
+    """Name, content with some words replaced, elements and format as options."""
+    name, content = draw(st.sampled_from(own_corpus()))
+    parts = re.split(rb"(\s+)", content)
+    for _ in range(draw(st.integers(0, 4))):
+        where = draw(st.integers(0, len(parts) - 1))
+        other = draw(st.sampled_from(HOSTILE)).encode()
+        parts[where] = draw(st.sampled_from([other, b"", parts[draw(st.integers(0, where))]]))
+    content = b"".join(parts)
+    if draw(st.integers(0, 2)) == 0:
+        content = mutate(content, draw(edits))
+    elements = draw(st.sampled_from([None, None, "O,H", "O H D", "Si"]))
+    kind = draw(st.sampled_from([None, None, None, "cif", "vasp", "extxyz", "lammps-data", "dump"]))
+    return name, content, elements, kind
+
+
+def check_readers(example: tuple[str, bytes, str | None, str | None]) -> None:
+    name, content, elements, kind = example
+    path = FOLDER / name
+    path.write_bytes(content)
+    try:
+        for argument in (str(path), f"{path}@:"):
+            given = ReadingSettings(elements=elements, format=kind)
+            for source in read_structures([argument], given)[:MOST_USED]:
+                if isinstance(source, InputError):
+                    assert_clear(source)
+                else:
+                    assert all(len(warning) < LONGEST_MESSAGE for warning in source.warnings)
+                    use(source)
+    finally:
+        path.unlink()
+
+
 test_structures = short(files(), 300)(check_structures)
+test_readers = short(words(), 300)(check_readers)
+
+
+@slow
+def test_readers_for_long():
+    long(check_readers, words())
 
 
 @slow
