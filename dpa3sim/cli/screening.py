@@ -161,6 +161,7 @@ class Screening:
         Raises:
             InputError: there is none, or one has changed.
         """
+        from dpa3sim.cli.protocol import introduction
         from dpa3sim.structures.sources import Entry, entries
 
         part, count = self.settings.part()
@@ -172,7 +173,12 @@ class Screening:
                 if int.from_bytes(digest[:8]) % count == part - 1:
                     yield position, entry
 
-        self.database.register(mine())
+        def described(entry: Entry) -> None:
+            if not isinstance(entry.atoms, InputError):
+                for line in introduction([entry.source]):
+                    self.directory.log(line)
+
+        self.database.register(mine(), described)
         if self.calculation.continues:
             # More steps continue what ran out of them.
             self.database.requeue([NOT_CONVERGED], steps_below=self.calculation.settings.steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,8 +128,13 @@ class Database:
 
     # -- structures in ----------------------------------------------------------------------------
 
-    def register(self, found: Iterable[tuple[int, Entry]]) -> int:
+    def register(
+        self, found: Iterable[tuple[int, Entry]], new: Callable[[Entry], None] | None = None
+    ) -> int:
         """Add structures, given with their positions, unless they are there; returns how many came.
+
+        Args:
+            found: the structures. new: told of each that is added.
 
         Raises:
             InputError: the structure of a known origin has changed.
@@ -138,13 +143,15 @@ class Database:
         with self._lock, self._errors(), self._transaction():
             for position, entry in found:
                 count += 1
-                self._register(position, entry)
+                if self._register(position, entry) and new is not None:
+                    new(entry)
                 if count % CHUNK == 0:
                     self._connection.execute("COMMIT")
                     self._connection.execute("BEGIN")
         return count
 
-    def _register(self, position: int, entry: Entry) -> None:
+    def _register(self, position: int, entry: Entry) -> bool:
+        """Add a structure; False if it is there."""
         key = _key(entry)
         known = self._connection.execute(
             "SELECT key, input IS NULL FROM structures WHERE origin = ?", (entry.origin,)
@@ -154,7 +161,7 @@ class Database:
                 "UPDATE structures SET position = ? WHERE key = ? AND position != ?",
                 (position, key, position),
             )
-            return
+            return False
         if known is not None:
             if not known[1]:
                 raise InputError(
@@ -181,6 +188,7 @@ class Database:
         self._connection.execute(
             f"INSERT INTO structures ({names}) VALUES ({places})", list(columns.values())
         )
+        return True
 
     def waiting(self) -> list[int]:
         """Ids of what is still to do, the costliest first: no long one is left at the end."""

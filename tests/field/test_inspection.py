@@ -120,6 +120,9 @@ def test_warnings_in_screenings(tmp_path, monkeypatch):
     assert main(["sp", "all.extxyz", "--screen", "run"]) == 0
     from dpa3sim.screen.database import Database
 
+    log = Path("run/run.log").read_text()
+    assert "all.extxyz@1: Cu, 1 atom, periodic along abc" in log
+    assert log.count("warning:") == 1
     with Database(Path("run/results.sqlite")) as database:
         first, second = (row.result["warnings"] for row in database.rows())
         assert any("vacuum" in warning for warning in first)
