@@ -48,9 +48,9 @@ class Settings:
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim bench``."""
     parser.add_argument("structures", nargs="+", metavar="STRUCTURE", help="file, or FILE@INDEX")
-    add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "measurement", Settings)
     add_settings(parser, "model", ModelSettings)
+    add_settings(parser, "what structure files do not say", ReadingSettings)
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="print only the results, as JSON")
 

@@ -99,9 +99,9 @@ class Command:
             metavar="STRUCTURE",
             help="file of any format that ASE reads; FILE@INDEX for a frame; - for standard input",
         )
-        add_settings(parser, "what structure files do not say", ReadingSettings)
         add_settings(parser, self.title, self.settings)
         add_settings(parser, "model", ModelSettings)
+        add_settings(parser, "what structure files do not say", ReadingSettings)
         if self.screens:
             add_settings(parser, "screening: many structures, one database", ScreenSettings)
         add_config(parser)
