@@ -9,6 +9,7 @@ molecules alike; atoms that are fixed in both structures stay so.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
 from dpa3sim.protocols import guards, prepare, relax
 from dpa3sim.protocols.planning import Stage, relaxation
 from dpa3sim.protocols.prepare import Event, Progress
+from dpa3sim.protocols.superposition import (
+    SAME_PLACE,
+    brought_near,
+    is_free_molecule,
+    matched,
+)
 from dpa3sim.settings import option
 
 if TYPE_CHECKING:
@@ -27,10 +34,16 @@ if TYPE_CHECKING:
     from dpa3sim.potential import BatchPotential, Evaluation
 
 OPTIMIZERS = ("auto", "FIRE", "LBFGS", "BFGS", "MDMin")
-# Structures whose atoms are all nearer than this to each other's are the same, Å.
-SAME_PLACE = 0.1
 # Cell vectors of the two structures may differ by this, Å.
 SAME_CELL = 1e-4
+# Pairs of atoms collide on a path if they come closer than this part of the sum of their covalent
+# radii, and than this part of what they are apart at both ends.
+COLLISION, CLOSER = 0.7, 0.85
+# Points of a straight path that are looked at between the ends, and how often it is bent anew.
+SAMPLES, BENDS = 39, 4
+# A band diverges if in so many steps its force has not come below so many times its least one, nor
+# below what may be large at the beginning of a reaction, eV/Å.
+DIVERGED, PATIENCE, LARGE_FORCE = 2.0, 25, 5.0
 # An image between higher ones by more than this is a minimum on the way, eV.
 MINIMUM = 0.01
 
@@ -247,15 +260,15 @@ def run(
     steps = None
     if settings.relax:
         ends, steps = _relaxed(ends, potential, settings, progress)
-    ends[1] = _brought_near(ends[0], ends[1])
-    _check_apart(ends[0], ends[1], settings)
+    ends[1] = brought_near(ends[0], ends[1])
+    check_apart(ends[0], ends[1], settings)
     evaluations = potential.evaluate(ends)
     for atoms, evaluation in zip(ends, evaluations, strict=True):
         _attach(atoms, evaluation)
     warnings += guards.domain(ends[0], potential, evaluations[0])
 
-    images = _start(ends[0], ends[1], settings)
-    fmax, n_steps = _optimize(images, potential, settings, progress)
+    images, notes = start(ends[0], ends[1], settings)
+    fmax, n_steps, diverged = _optimize(images, potential, settings, progress)
     converged = fmax <= settings.fmax
     reason = f"largest force of the band {fmax:.3g} > {settings.fmax:g} eV/Å in {n_steps} steps"
     result = Result(
@@ -266,39 +279,13 @@ def run(
         steps=n_steps,
         endpoints=steps,
         converged=converged,
-        reasons=("the forces of the band are below the threshold" if converged else reason,),
+        reasons=(
+            "the forces of the band are below the threshold" if converged else diverged or reason,
+        ),
         warnings=(),
     )
-    return replace(result, warnings=(*warnings, *_path_warnings(result)))
-
-
-def matched(initial: Atoms, final: Atoms) -> tuple[Atoms, int]:
-    """``final`` with its atoms in the order that moves them least, and how many changed place.
-
-    The order is kept if another is no shorter, and if it is all that makes the structures differ,
-    as when two equal atoms change places.
-    """
-    from ase.geometry import get_distances
-    from scipy.optimize import linear_sum_assignment
-
-    order = np.arange(len(initial))
-    _, distances = get_distances(
-        initial.positions, final.positions, cell=initial.cell, pbc=initial.pbc
-    )
-    for number in np.unique(initial.numbers):
-        here = np.flatnonzero(initial.numbers == number)
-        there = np.flatnonzero(final.numbers == number)
-        rows, columns = linear_sum_assignment(distances[np.ix_(here, there)] ** 2)
-        order[here[rows]] = there[columns]
-    reordered = final[order]
-    changed = int(np.count_nonzero(order != np.arange(len(order))))
-    if (initial.numbers == final.numbers).all():
-        before = np.diag(distances)
-        after = distances[np.arange(len(order)), order]
-        exchange = after.max() < SAME_PLACE < before.max()
-        if exchange or (after**2).sum() > 0.99 * (before**2).sum():
-            return final, 0
-    return reordered, changed
+    warnings += [*notes, *guards.afterwards(_path_warnings, result)]
+    return replace(result, warnings=tuple(warnings))
 
 
 def _check_fixed(initial: Atoms, final: Atoms) -> None:
@@ -331,25 +318,8 @@ def _relaxed(
     return [result.atoms for result in results], (first, last)
 
 
-def _brought_near(initial: Atoms, final: Atoms) -> Atoms:
-    """``final`` with every atom in its periodic image nearest to where it starts.
-
-    A molecule is shifted and rotated onto the first structure instead.
-    """
-    from ase.build import minimize_rotation_and_translation
-    from ase.geometry import find_mic
-
-    near = final.copy()
-    if not near.pbc.any() and not near.constraints:
-        minimize_rotation_and_translation(initial, near)
-        return near
-    vectors = find_mic(final.positions - initial.positions, initial.cell, initial.pbc)[0]
-    near.set_cell(initial.cell)
-    near.positions = initial.positions + vectors
-    return near
-
-
-def _check_apart(initial: Atoms, final: Atoms, settings: Settings) -> None:
+def check_apart(initial: Atoms, final: Atoms, settings: Settings) -> None:
+    """Raise InputError for ends that are the same, one laid on the other."""
     apart = float(np.linalg.norm(final.positions - initial.positions, axis=1).max())
     if apart < SAME_PLACE:
         what = "both structures relax to the same minimum" if settings.relax else "no path"
@@ -366,20 +336,123 @@ def _attach(atoms: Atoms, evaluation: Evaluation) -> None:
     )
 
 
-def _start(initial: Atoms, final: Atoms, settings: Settings) -> list[Atoms]:
-    """The images before anything of the model is known about them."""
+def start(initial: Atoms, final: Atoms, settings: Settings) -> tuple[list[Atoms], tuple[str, ...]]:
+    """The images before anything of the model is known about them, and warnings.
+
+    A straight path may lead one atom through another, and the image dependent pair potential cannot
+    leave a line that symmetry holds it on. Such a path is bent first.
+    """
     from ase.mep import NEB
+    from ase.mep.neb import idpp_interpolate
 
     images = [initial, *(initial.copy() for _ in range(settings.images)), final]
-    NEB(images, method="improvedtangent").interpolate(
-        method=settings.interpolation, mic=True, apply_constraint=False
+    band = NEB(images, method="improvedtangent")
+    pairs = collisions(initial, final)
+    if not pairs:
+        band.interpolate(method=settings.interpolation, mic=True, apply_constraint=False)
+        return images, ()
+    band.interpolate(method="linear", mic=True, apply_constraint=False)
+    bend = _bend(initial, final)
+    for image, s in zip(images[1:-1], np.linspace(0, 1, len(images))[1:-1], strict=True):
+        image.positions += np.sin(np.pi * s) * bend
+    if settings.interpolation == "idpp":
+        idpp_interpolate(images=band, traj=None, log=None, mic=True)
+    i, j = pairs[0]
+    names = f"{initial.symbols[i]} {i} and {initial.symbols[j]} {j}"
+    return images, (
+        f"on the straight path atoms {names} collide; the path was bent around it, in one of "
+        "several directions: look at the images, or give a structure on the way as an end",
     )
-    return images
+
+
+def collisions(initial: Atoms, final: Atoms, bend: np.ndarray | None = None) -> list[Any]:
+    """Pairs ``(i, j)`` of atoms that collide on the straight path, the worst first.
+
+    Args:
+        initial, final: the ends, in images nearest to each other.
+        bend: ``(n, 3)``, how far the middle of the path is from a straight one, Å.
+    """
+    from ase.data import covalent_radii
+
+    radii = covalent_radii[initial.numbers]
+    sums = radii[:, None] + radii[None, :]
+    at_ends = np.minimum(*(_distances(end, end.positions) for end in (initial, final)))
+    least = np.full(sums.shape, np.inf)
+    for s in np.linspace(0, 1, SAMPLES + 2)[1:-1]:
+        positions = (1 - s) * initial.positions + s * final.positions
+        if bend is not None:
+            positions = positions + np.sin(np.pi * s) * bend
+        least = np.minimum(least, _distances(initial, positions))
+    close = least < np.minimum(COLLISION * sums, CLOSER * at_ends)
+    found = [(i, j) for i, j in zip(*np.nonzero(np.triu(close, 1)), strict=True)]
+    return sorted(found, key=lambda pair: float(least[pair] / sums[pair]))
+
+
+def _distances(cell: Atoms, positions: np.ndarray) -> np.ndarray:
+    """Distances of all pairs, ``(n, n)`` Å, nearest images."""
+    from ase.geometry import get_distances
+
+    found = get_distances(positions, cell=cell.cell, pbc=cell.pbc)[1]
+    return np.asarray(found)
+
+
+def _bend(initial: Atoms, final: Atoms) -> np.ndarray:
+    """How the middle of the path has to move, ``(n, 3)`` Å, so that no atoms collide.
+
+    Atoms that collide go around each other, perpendicular to their relative motion, the one that
+    moves more by more; fixed atoms stay. The direction is the one that they already deviate in,
+    else an arbitrary one, which is the same for all pairs and in every run.
+    """
+    from ase.constraints import FixAtoms
+    from ase.data import covalent_radii
+
+    moves = final.positions - initial.positions
+    lengths = np.linalg.norm(moves, axis=1)
+    for constraint in initial.constraints:
+        if isinstance(constraint, FixAtoms):
+            lengths[constraint.index] = 0.0
+    radii, bend = covalent_radii[initial.numbers], np.zeros_like(moves)
+    rng = np.random.default_rng(0)
+    arbitrary = np.array([0.36, 0.48, 0.8])
+    for _ in range(BENDS):
+        pairs = collisions(initial, final, bend if bend.any() else None)
+        if not pairs:
+            break
+        for i, j in pairs:
+            if lengths[i] + lengths[j] == 0:
+                continue
+            side = _sideways(
+                initial.positions[j] - initial.positions[i], moves[j] - moves[i], arbitrary
+            )
+            share = lengths[j] / (lengths[i] + lengths[j])
+            wanted = 1.1 * (radii[i] + radii[j])
+            for atom, amount in ((j, share * wanted), (i, -(1 - share) * wanted)):
+                along = float(bend[atom] @ side) * np.sign(amount or 1.0)
+                bend[atom] += np.sign(amount) * max(0.0, abs(amount) - along) * side
+        arbitrary = rng.normal(size=3)
+    return bend
+
+
+def _sideways(apart: np.ndarray, motion: np.ndarray, arbitrary: np.ndarray) -> np.ndarray:
+    """The unit vector perpendicular to a relative motion, to where a pair already deviates.
+
+    Args:
+        apart: ``(3,)`` from one atom to the other at the start. motion: ``(3,)``, of the other one.
+        arbitrary: used where they meet exactly.
+    """
+    along = motion / np.linalg.norm(motion)
+    for vector in (apart, arbitrary, np.array([1.0, 0, 0]), np.array([0, 1.0, 0])):
+        across = vector - (vector @ along) * along
+        if np.linalg.norm(across) > 0.05:
+            return np.asarray(across / np.linalg.norm(across))
+    raise AssertionError("no vector is perpendicular")
 
 
 def _batched(images: list[Atoms], potential: BatchPotential, settings: Settings) -> Any:
     """ASE's NEB with all images that have moved evaluated at once."""
     from ase.mep import NEB
+
+    free = is_free_molecule(images[0])
 
     class BatchedNEB(NEB):
         def get_forces(self) -> np.ndarray:
@@ -391,9 +464,34 @@ def _batched(images: list[Atoms], potential: BatchPotential, settings: Settings)
             if moved:
                 for image, evaluation in zip(moved, potential.evaluate(moved), strict=True):
                     _attach(image, evaluation)
-            return super().get_forces()
+            forces = np.asarray(super().get_forces())
+            if free:
+                images = self.images[1:-1]
+                parts = np.split(forces, len(images))
+                forces = np.concatenate(
+                    [
+                        without_rigid_motion(image.positions, part)
+                        for image, part in zip(images, parts, strict=True)
+                    ]
+                )
+            return forces
 
     return BatchedNEB(images, k=settings.spring, method="improvedtangent")
+
+
+def without_rigid_motion(positions: np.ndarray, forces: np.ndarray) -> np.ndarray:
+    """Forces ``(n, 3)`` without what would shift or turn a molecule as a whole.
+
+    The energy has no such part, but springs and tangents have: they would make images turn against
+    each other, and the band would not come to rest.
+    """
+    arms = positions - positions.mean(axis=0)
+    turns = [np.cross(axis, arms).ravel() for axis in np.eye(3)]
+    shifts = [np.tile(axis, len(positions)) for axis in np.eye(3)]
+    u, values, _ = np.linalg.svd(np.array([*shifts, *turns]).T, full_matrices=False)
+    rigid = u[:, values > 1e-6 * values.max()]  # a linear molecule turns in two ways
+    flat = forces.ravel()
+    return np.asarray(flat - rigid @ (rigid.T @ flat)).reshape(-1, 3)
 
 
 def _optimize(
@@ -401,13 +499,13 @@ def _optimize(
     potential: BatchPotential,
     settings: Settings,
     progress: Progress | None,
-) -> tuple[float, int]:
+) -> tuple[float, int, str | None]:
     """Relax the band in place: first without, then with a climbing image.
 
-    Returns the largest force of the band, eV/Å, and the number of steps.
+    Returns the largest force of the band, eV/Å, the number of steps, and why it was given up.
     """
     neb = _batched(images, potential, settings)
-    step = 0
+    step, forces = 0, []
     try:
         fmax = _report(neb, step, progress)
         for climbing in (False, True) if settings.climb else (False,):
@@ -422,11 +520,31 @@ def _optimize(
             for _ in relax.optimize(neb, settings.optimizer, reached, settings.steps - step):
                 step += 1
                 fmax = _report(neb, step, progress)
+                forces.append(fmax)
+                if reason := diverges(forces):
+                    return fmax, step, reason
     except Dpa3simError as error:
         if step == 0:
             raise
         raise NonFiniteError(f"the band went astray after step {step}: {error}") from None
-    return fmax, step
+    return fmax, step, None
+
+
+def diverges(forces: Sequence[float]) -> str | None:
+    """Why a band with these largest forces, eV/Å, step after step, will not converge; else None.
+
+    Forces of a healthy band rise where it enters a stiff region, or where an image begins to climb,
+    and fall again within a few steps.
+    """
+    if len(forces) <= PATIENCE:
+        return None
+    least, recent = min(forces[:-PATIENCE]), min(forces[-PATIENCE:])
+    if recent < max(LARGE_FORCE, DIVERGED * least):
+        return None
+    return (
+        f"the band diverges: its largest force grew from {least:.3g} to {forces[-1]:.3g} eV/Å and "
+        f"did not fall in {PATIENCE} steps; more images, or a structure on the way as an end, help"
+    )
 
 
 def _top_is_between(neb: Any) -> bool:

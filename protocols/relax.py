@@ -40,6 +40,8 @@ OPTIMIZERS = (
 GPA = 1.0 / 160.21766208  # eV/Å^3 per GPa
 # "auto" uses the robust FIRE above this force (eV/Å) and the faster L-BFGS below it.
 FIRE_UNTIL = 1.0
+# A force of this size in the hands of LBFGS shows that it has gone astray, eV/Å.
+FIRE_AGAIN = 2.0
 # Moves of the cell, Å, are strains times this times the root of its volume (Å^3), and the enthalpy
 # is as stiff along them for a cell of any size: a few times less than the 70 eV/Å^2 that L-BFGS
 # begins with. With the number of atoms, which ASE takes, it has to find how soft large cells are.
@@ -265,7 +267,7 @@ def optimize(target: Any, name: str, done: Callable[[], bool], steps: int) -> It
     Args:
         target: what ASE's optimizers move.
         name: of the optimizer; ``"auto"`` is FIRE while a force exceeds :data:`FIRE_UNTIL`, then
-            LBFGS.
+            LBFGS, and FIRE again if that makes one exceed :data:`FIRE_AGAIN`.
         done: asked before the first step and after each one.
         steps: at most so many.
     """
@@ -281,6 +283,8 @@ def optimize(target: Any, name: str, done: Callable[[], bool], steps: int) -> It
             if done():
                 return
             if switching and largest_force(target) <= FIRE_UNTIL:
+                break
+            if chosen == "LBFGS" != name and largest_force(target) > FIRE_AGAIN:
                 break
         if steps == before:
             return  # no force at all, and yet not done: a constraint holds it
