@@ -20,6 +20,8 @@ from dpa3sim.errors import InputError
 if TYPE_CHECKING:
     from ase import Atoms
 
+# Beyond all atomic numbers: what tells kinds of atoms of one element apart.
+ISOTOPE = 1000
 # Atoms up to this far apart (Å) hold a crystal together, or further if their radii are large:
 # dispersion-bound layers and molecules are 3 to 4.5 Å apart, a vacuum is wider.
 CONTACT, RADII_FACTOR, LONGEST_CONTACT = 5.0, 1.35, 6.0
@@ -278,8 +280,24 @@ def connected_dimension(atoms: Atoms) -> int:
 
 
 def spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
-    """Lattice, scaled positions and numbers: a crystal for spglib and seekpath."""
-    return atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers
+    """Lattice, scaled positions and kinds of atoms: a crystal for spglib and seekpath."""
+    return atoms.cell[:], atoms.get_scaled_positions(), kinds(atoms)
+
+
+def kinds(atoms: Atoms) -> np.ndarray:
+    """Numbers ``(n,)`` that are equal for atoms of the same element and mass.
+
+    They are the atomic numbers where each element has one mass; the further masses of an element
+    add :data:`ISOTOPE` to it, each once more, so that atoms that move otherwise are not equivalent.
+    """
+    found = np.array(atoms.numbers, dtype=np.int64)
+    if not atoms.has("masses"):
+        return found
+    masses = atoms.get_masses().round(3)
+    for number in np.unique(found):
+        which = found == number
+        found[which] += ISOTOPE * np.unique(masses[which], return_inverse=True)[1]
+    return found
 
 
 def _standard(atoms: Atoms, symprec: float, to_primitive: bool) -> tuple[Any, Any, Any]:
@@ -314,6 +332,7 @@ def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:
     # Exactly commensurate with the input, whatever the noise of spglib's lattice.
     lattice = matrix @ atoms.cell[:]
     scaled = atoms.positions @ np.linalg.inv(lattice)
+    kind = kinds(atoms)
     representatives: list[int] = []
     index = np.empty(len(atoms), dtype=int)
     for atom in range(len(atoms)):
@@ -321,7 +340,7 @@ def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:
             difference = scaled[atom] - scaled[other]
             difference -= np.rint(difference)
             near = np.linalg.norm(difference @ lattice) < 3 * symprec
-            if near and atoms.numbers[atom] == atoms.numbers[other]:
+            if near and kind[atom] == kind[other]:
                 index[atom] = place
                 break
         else:
@@ -349,7 +368,12 @@ def _conventional(atoms: Atoms, symprec: float, dataset: Any) -> ConventionalCel
 
     lattice, scaled, numbers = _standard(atoms, symprec, to_primitive=False)
     matrix = _clean(lattice @ np.linalg.inv(atoms.cell[:]))
-    cell = Atoms(numbers, cell=matrix @ atoms.cell[:], scaled_positions=scaled, pbc=True)
+    kind = np.asarray(numbers)
+    cell = Atoms(kind % ISOTOPE, cell=matrix @ atoms.cell[:], scaled_positions=scaled, pbc=True)
+    if atoms.has("masses"):
+        given, first = np.unique(kinds(atoms), return_index=True)
+        mass = dict(zip(given.tolist(), atoms.get_masses()[first].tolist(), strict=True))
+        cell.set_masses([mass[int(k)] for k in kind])
     return ConventionalCell(cell, matrix, _orthogonal(dataset.std_rotation_matrix))
 
 

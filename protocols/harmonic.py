@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.errors import InputError
+from dpa3sim.protocols.cells import ISOTOPE, kinds
 from dpa3sim.protocols.hessians import analytic_force_constants, hessian_sizes
 from dpa3sim.protocols.planning import HESSIAN, Stage
 from dpa3sim.protocols.prepare import Event, Progress
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from phonopy import Phonopy
 
     from dpa3sim.potential import BatchPotential, Evaluation
+    from dpa3sim.protocols.born import Born
 
 # Translation and permutation symmetry are imposed in turn, so often.
 SYMMETRIZE_ROUNDS = 10
@@ -112,7 +113,7 @@ def harmonic(
     method: str,
     distance: float,
     symprec: float,
-    born: str | None = None,
+    born: Born | None = None,
     progress: Progress | None = None,
 ) -> list[Harmonic]:
     """Force constants of primitive cells.
@@ -124,11 +125,8 @@ def harmonic(
         method: ``"fd"``, finite displacements, or ``"analytic"``, second derivatives.
         distance: of the displacements, Å.
         symprec: tolerance of symmetry, Å.
-        born: file with Born charges and dielectric tensor in phonopy's format.
+        born: charges and dielectric tensor for the non-analytical correction, of all cells.
         progress: called with what is going to be computed.
-
-    Raises:
-        InputError: the file of Born charges does not fit.
     """
     phonons = [new_phonopy(atoms, matrix, symprec) for atoms in structures]
     if method == "analytic":
@@ -137,7 +135,7 @@ def harmonic(
         results = _finite(phonons, structures, potential, distance, progress)
     for result in results:
         if born is not None:
-            result.phonon.nac_params = read_born(born, result.phonon.primitive, symprec)
+            result.phonon.nac_params = born.parameters()
     return results
 
 
@@ -147,7 +145,7 @@ def new_phonopy(atoms: Atoms, matrix: np.ndarray, symprec: float) -> Phonopy:
     from phonopy.structure.atoms import PhonopyAtoms
 
     cell = PhonopyAtoms(
-        numbers=atoms.numbers,
+        symbols=_species(atoms),
         masses=atoms.get_masses() if atoms.has("masses") else None,
         cell=atoms.cell[:],
         scaled_positions=atoms.get_scaled_positions(wrap=False),
@@ -163,7 +161,19 @@ def new_phonopy(atoms: Atoms, matrix: np.ndarray, symprec: float) -> Phonopy:
             primitive_matrix="P",
             symprec=symprec,
             hermitianize_dynamical_matrix=False,
+            distinguish_symbol_index=True,
         )
+
+
+def _species(atoms: Atoms) -> list[str]:
+    """Symbols for phonopy, where a number behind one tells isotopes apart: H and H1."""
+    from ase.data import chemical_symbols
+
+    def name(kind: int) -> str:
+        other, number = divmod(kind, ISOTOPE)
+        return chemical_symbols[number] + (str(other) if other else "")
+
+    return [name(int(kind)) for kind in kinds(atoms)]
 
 
 def commensurate_points(phonon: Phonopy) -> np.ndarray:
@@ -177,32 +187,10 @@ def as_atoms(cell: Any) -> Atoms:
     """ASE atoms of phonopy's."""
     from ase import Atoms
 
-    return Atoms(cell.symbols, cell=cell.cell, scaled_positions=cell.scaled_positions, pbc=True)
-
-
-def read_born(file: str, primitive: Any, symprec: float) -> Any:
-    """Born charges and dielectric tensor, symmetrized, for phonopy's ``nac_params``.
-
-    Raises:
-        InputError: the file cannot be read, or does not fit the crystal.
-    """
-    from phonopy.file_IO import parse_BORN
-    from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
-
-    try:
-        params = parse_BORN(primitive, symprec=symprec, filename=file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    # phonopy's parser raises whatever a malformed line runs into.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{file}: no BORN file that fits this crystal ({reason})") from None
-    if not all(np.isfinite(params[key]).all() for key in ("born", "dielectric")):
-        raise InputError(f"{file}: contains NaN or infinity")
-    params["born"], params["dielectric"] = symmetrize_borns_and_epsilon(
-        params["born"], params["dielectric"], primitive, symprec=symprec
-    )
-    return params
+    atoms = Atoms(cell.numbers, cell=cell.cell, scaled_positions=cell.scaled_positions, pbc=True)
+    if np.abs(cell.masses - atoms.get_masses()).max(initial=0.0) > 1e-3:
+        atoms.set_masses(cell.masses)
+    return atoms
 
 
 def _finite(

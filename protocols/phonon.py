@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim import settings as options_of
-from dpa3sim.protocols import guards, imaginary, prepare, volumes
+from dpa3sim.protocols import born, guards, imaginary, prepare, volumes
 from dpa3sim.protocols.bands import BandPath
 from dpa3sim.protocols.cells import Cells, Extensive
-from dpa3sim.protocols.harmonic import Harmonic, force_stages, harmonic, new_phonopy, read_born
+from dpa3sim.protocols.harmonic import Harmonic, force_stages, harmonic, new_phonopy
 from dpa3sim.protocols.imaginary import Child, Verdict
 from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
@@ -271,9 +271,7 @@ def check(atoms: Atoms, settings: HarmonicSettings) -> None:
     """Raise InputError if there are no phonons of ``atoms``; cheap."""
     cells = prepare.check(atoms, settings, WHAT)
     choose(cells, parse(settings.supercell), 0.0)
-    if settings.born is not None:
-        unit = new_phonopy(cells.primitive.atoms, np.eye(3, dtype=int), settings.symprec)
-        read_born(settings.born, unit.primitive, settings.symprec)
+    _born(cells, settings)
 
 
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
@@ -351,6 +349,8 @@ def preflight(
     warnings += guards.check(
         cells.primitive.atoms, potential, strain=strain, displacement=displacement
     )
+    if charges := _born(cells, settings):
+        warnings += charges.warnings
     symbols = set(cells.primitive.atoms.get_chemical_symbols())
     if settings.born is None and len(symbols) > 1 and symbols & set(ANIONS):
         warnings.append(
@@ -358,6 +358,18 @@ def preflight(
             "insulator are not split at Γ; --born FILE adds that"
         )
     return matrix, warnings
+
+
+def _born(cells: Cells, settings: HarmonicSettings) -> born.Born | None:
+    """The Born charges of the crystal, if a file of them was given.
+
+    Raises:
+        InputError: it does not fit the crystal.
+    """
+    if settings.born is None:
+        return None
+    unit = new_phonopy(cells.primitive.atoms, np.eye(3, dtype=int), settings.symprec)
+    return born.read(settings.born, cells.primitive, unit.primitive, settings.symprec)
 
 
 def force_constants(
@@ -377,7 +389,7 @@ def force_constants(
         method=settings.method,
         distance=settings.distance,
         symprec=settings.symprec,
-        born=settings.born,
+        born=_born(prepared.cells, settings),
         progress=progress,
     )
     return crystals, potential.batches - before
@@ -509,7 +521,7 @@ def _tight_symmetry(phonon: Phonopy) -> Symmetry:
     count = len(found.symmetry_operations["rotations"])
     for tolerance in (1e-5, 1e-4, 1e-3):
         if tolerance < found.tolerance:
-            tight = Symmetry(phonon.primitive, symprec=tolerance)
+            tight = Symmetry(phonon.primitive, symprec=tolerance, distinguish_symbol_index=True)
             if len(tight.symmetry_operations["rotations"]) == count:
                 return tight
     return found

@@ -1,0 +1,182 @@
+"""Born charges: every form of phonopy's file, whole and reduced, and what is wrong with some."""
+
+from pathlib import Path
+
+import numpy as np
+import phonopy
+import pytest
+from ase.build import bulk
+from ase.io import read
+from scipy.spatial.transform import Rotation
+
+from dpa3sim.cli.main import main
+from dpa3sim.errors import InputError
+from dpa3sim.protocols import born, phonon
+from dpa3sim.protocols.cells import Cells
+from dpa3sim.protocols.harmonic import new_phonopy
+
+FIELD = Path(__file__).parents[1] / "field/born-factor"
+MGO = bulk("MgO", "rocksalt", a=4.255)
+CHARGE, EPSILON = 1.98, 3.1
+ROWS = [np.eye(3) * CHARGE, -np.eye(3) * CHARGE]
+
+
+def write(path, tensors, epsilon=EPSILON, head="14.400"):
+    epsilon = np.eye(3) * epsilon if np.isscalar(epsilon) else epsilon
+    lines = [" ".join(f"{v:.10f}" for v in np.ravel(t)) for t in (epsilon, *tensors)]
+    path.write_text("\n".join([head, *lines]) + "\n")
+    return str(path)
+
+
+def read_for(atoms, file):
+    cells = Cells.of(atoms, 0.01)
+    unit = new_phonopy(cells.primitive.atoms, np.eye(3, dtype=int), 0.01)
+    return born.read(file, cells.primitive, unit.primitive, 0.01), cells
+
+
+@pytest.mark.parametrize(
+    ("head", "factor"),
+    [
+        ("14.400", 14.4),
+        ("14.4 1.0 0.2", 14.4),
+        ("# epsilon and Z* of atoms 1 2", None),
+        ("default value", None),
+        ("default", None),
+        ("", None),
+        ("Z* by hand", None),
+        ("2.0", 2.0),
+    ],
+)
+def test_first_lines(tmp_path, head, factor):
+    """As phonopy reads them."""
+    file = write(tmp_path / "BORN", ROWS, head=head)
+    found, _ = read_for(MGO, file)
+    assert found.factor == pytest.approx(factor or 14.399652, rel=1e-6)
+    assert any("factor" in w for w in found.warnings) == (factor == 2.0)
+    unit = new_phonopy(MGO, np.eye(3, dtype=int), 0.01)
+    if not head:
+        return
+    theirs = phonopy.file_IO.parse_BORN(unit.primitive, filename=file)
+    assert theirs.get("factor", found.factor) == pytest.approx(found.factor)
+    assert theirs.get("G_cutoff") == found.cutoff
+    assert theirs.get("Lambda") == found.damping
+    np.testing.assert_allclose(found.charges, theirs["born"], atol=1e-12)
+    np.testing.assert_allclose(found.dielectric, theirs["dielectric"], atol=1e-12)
+
+
+def wurtzite():
+    return read(FIELD / "POSCAR")
+
+
+def test_all_atoms_give_what_the_independent_ones_give():
+    few, _ = read_for(wurtzite(), str(FIELD / "BORN"))
+    many, _ = read_for(wurtzite(), str(FIELD / "BORN_all"))
+    np.testing.assert_allclose(few.charges, many.charges, atol=1e-12)
+    np.testing.assert_allclose(few.dielectric, many.dielectric, atol=1e-12)
+    assert not few.warnings
+    assert not many.warnings
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_atoms_of_any_cell_in_any_order(tmp_path, seed):
+    """A supercell of the crystal, turned, in another order: the tensors turn with it."""
+    rng = np.random.default_rng(seed)
+    atoms = wurtzite() * (2, 1, 1)
+    per_element = {"Ga": np.diag([2.6, 2.6, 2.75]), "N": -np.diag([2.6, 2.6, 2.75])}
+    turn = Rotation.random(random_state=seed).as_matrix()
+    atoms.set_cell(atoms.cell[:] @ turn.T, scale_atoms=True)
+    atoms = atoms[rng.permutation(len(atoms))]
+    tensors = [turn @ per_element[s] @ turn.T for s in atoms.symbols]
+    epsilon = turn @ np.diag([5.4, 5.4, 5.6]) @ turn.T
+    file = write(tmp_path / "BORN", tensors, epsilon=epsilon)
+    found, cells = read_for(atoms, file)
+    assert not found.warnings
+    assert len(found.charges) == 4
+    for symbol, charge in zip(cells.primitive.atoms.symbols, found.charges, strict=True):
+        np.testing.assert_allclose(charge, turn @ per_element[symbol] @ turn.T, atol=1e-5)
+
+
+def test_a_conventional_cell(tmp_path):
+    atoms = bulk("MgO", "rocksalt", a=4.255, cubic=True)
+    tensors = [ROWS[0] if s == "Mg" else ROWS[1] for s in atoms.symbols]
+    for listed in (tensors, ROWS):
+        found, _ = read_for(atoms, write(tmp_path / "BORN", listed))
+        np.testing.assert_allclose(found.charges, ROWS, atol=1e-9)
+
+
+@pytest.mark.parametrize(("count", "word"), [(1, "few"), (3, "many"), (7, "many"), (9, "many")])
+def test_numbers_of_tensors_that_fit_nothing(tmp_path, count, word):
+    file = write(tmp_path / "BORN", [ROWS[k % 2] for k in range(count)])
+    with pytest.raises(InputError, match=f"Too {word} atoms: {count} charge tensors"):
+        read_for(bulk("MgO", "rocksalt", a=4.255, cubic=True), file)
+
+
+def test_what_is_told(tmp_path):
+    def warnings(tensors, **options):
+        return read_for(MGO, write(tmp_path / "BORN", tensors, **options))[0].warnings
+
+    assert not warnings(ROWS)
+    assert not warnings([np.eye(3) * 1.99, -np.eye(3) * 1.97])  # rounding
+    (text,) = warnings([np.eye(3) * 2.3, -np.eye(3) * 1.9])
+    assert "acoustic sum rule by 0.2 e" in text
+    (text,) = warnings([np.diag([1.98, 1.98, 2.4]), -np.diag([1.98, 1.98, 2.4])])
+    assert "symmetry of their sites by up to 0.28 e" in text
+    (text,) = warnings(ROWS[::-1])
+    assert "Mg has -1.98 e" in text
+    assert "O has +1.98 e" in text
+    (text,) = warnings(ROWS, epsilon=0.5)
+    assert "no crystal has one below 1" in text
+
+
+def test_charges_become_neutral_and_symmetric(tmp_path):
+    tensors = [np.diag([2.3, 2.3, 2.5]), -np.diag([1.9, 1.9, 1.9])]
+    found, _ = read_for(MGO, write(tmp_path / "BORN", tensors))
+    np.testing.assert_allclose(found.charges.sum(axis=0), 0, atol=1e-12)
+    for tensor in found.charges:
+        np.testing.assert_allclose(tensor, tensor[0, 0] * np.eye(3), atol=1e-9)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -3.0, np.diag([3.0, 3.0, -1.0])])
+def test_dielectric_tensors_that_are_none(tmp_path, epsilon):
+    with pytest.raises(InputError, match="not positive"):
+        read_for(MGO, write(tmp_path / "BORN", ROWS, epsilon=epsilon))
+
+
+def test_what_follows_a_blank_line_does_not_count(tmp_path):
+    file = Path(write(tmp_path / "BORN", ROWS))
+    file.write_text(file.read_text() + "\nnotes of mine: 1 2 3\n")
+    assert len(read_for(MGO, str(file))[0].charges) == 2
+
+
+def test_splitting_is_that_of_phonopy(tmp_path, monkeypatch, capsys):
+    """Run by itself on our force constants, with its own reading of both files."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--supercell", "2,2,1", "--mesh", "20", "--no-plot", "--no-relax"]
+    for name in ("BORN", "BORN_all"):
+        arguments = ["phonon", str(FIELD / "POSCAR"), "--born", str(FIELD / name), *options]
+        assert main([*arguments, "--out", name]) == 0
+
+    def load(name, is_nac):
+        constants = f"{name}/force_constants.hdf5"
+        return phonopy.load(
+            f"{name}/phonopy.yaml", force_constants_filename=constants, is_nac=is_nac
+        )
+
+    points = [[1e-3, 0, 0], [0, 0, 1e-3], [1e-3, 1e-3, 0], [0.25, 0.1, 0.4], [0.5, 0, 0]]
+    alone, plain = load("BORN", False), load("BORN", False)
+    params = phonopy.file_IO.parse_BORN(alone.primitive, filename=str(FIELD / "BORN"))
+    # The first line of the second file names a factor, that of the first one does not.
+    for name, factor in (("BORN", 14.399652), ("BORN_all", 14.4)):
+        alone.nac_params = {**params, "factor": factor}
+        expected = alone.run_qpoints(points).frequencies
+        mine = load(name, True).run_qpoints(points).frequencies
+        np.testing.assert_allclose(mine, expected, atol=1e-6)
+    split = expected[:2, -1] - plain.run_qpoints(points).frequencies[:2, -1]
+    assert np.abs(split).max() > 0.5  # THz
+
+
+def test_the_warnings_are_those_of_the_result(embedded64, tmp_path):
+    file = write(tmp_path / "BORN", ROWS[::-1])
+    settings = phonon.Settings(supercell="2,2,2", mesh=20.0, born=file, relax=False)
+    result = phonon.run(MGO, embedded64, settings)
+    assert any("electronegativities" in w for w in result.to_dict()["warnings"])
