@@ -60,6 +60,9 @@ def mended(kind: str, atoms: Atoms, source: Any, given: ReadingSettings) -> Atom
         _espresso_masses(atoms, _text(source))
     if kind == "eon" and atoms.cell.rank == 3:  # the format has no other crystals
         atoms.set_pbc(True)
+    if kind == "proteindatabank" and np.allclose(atoms.cell.lengths(), 1.0):
+        atoms.set_cell(None)  # which the format writes for what is no crystal
+        atoms.set_pbc(False)
     if kind == "lammps-dump-binary":
         return _numbered(atoms, given)
     return atoms

@@ -31,7 +31,7 @@ IPI_PLACES = ("positions", "x_centroid", "positions_ase")
 # A comment that names a cell in some other way.
 CELL_WORDS = re.compile(
     r"\b(lattice|unit_?cell|cell\w*|box\w*|pbc|boundary|abc|vec\d|[abc]|alpha|beta|gamma)\b\s*[=:({\[]"
-    r"|\b(lattice|unit ?cell|cell|box|pbc|abc|crystal)\b",
+    r"|\b(lattice|unit_? ?cell|cell(?!ul)|box|pbc|abc|cryst|tv\b)\w*",
     re.IGNORECASE,
 )
 NUMBER = re.compile(r"(?<![\w.])[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?(?![\w.])")

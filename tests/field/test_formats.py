@@ -105,6 +105,15 @@ def test_pdb_files_with_a_space_group_are_refused(group, good):
         read_text("y.pdb", "\n".join(lines) + "\n")
 
 
+def test_a_cell_of_one_angstrom_in_a_pdb_file_is_none():
+    """What programs write for molecules, since the format wants a cell."""
+    write("x.pdb", molecule("H2O"), format="proteindatabank")
+    line = "CRYST1    1.000    1.000    1.000  90.00  90.00  90.00 P 1           1\n"
+    atoms = read_text("y.pdb", line + Path("x.pdb").read_text())
+    assert not atoms.pbc.any()
+    assert atoms.get_chemical_formula() == "H2O"
+
+
 def test_a_periodic_molecule_of_turbomole_is_refused():
     write("coord", molecule("H2O"), format="turbomole")
     assert len(read_structure("coord").atoms) == 3
