@@ -23,6 +23,7 @@ from dpa3sim.protocols.prepare import Event, Progress
 from dpa3sim.protocols.superposition import (
     SAME_PLACE,
     brought_near,
+    displacements,
     is_free_molecule,
     matched,
 )
@@ -44,6 +45,8 @@ SAMPLES, BENDS = 39, 4
 # A band diverges if in so many steps its force has not come below so many times its least one, nor
 # below what may be large at the beginning of a reaction, eV/Å.
 DIVERGED, PATIENCE, LARGE_FORCE = 2.0, 25, 5.0
+# Structures that are so near to each other need no relaxation to be the same, Å.
+IDENTICAL = 1e-3
 # An image between higher ones by more than this is a minimum on the way, eV.
 MINIMUM = 0.01
 
@@ -210,7 +213,10 @@ def check(initial: Atoms, final: Atoms, settings: Settings) -> None:
             f"the order of the elements differs from atom {first} on; match=true reorders the "
             "atoms of the last structure"
         )
-    _check_fixed(initial, matched(initial, final)[0] if settings.match else final)
+    final = matched(initial, final)[0] if settings.match else final
+    _check_fixed(initial, final)
+    if (moved := float(displacements(initial, final).max(initial=0.0))) < IDENTICAL:
+        raise InputError(_same(moved))
 
 
 def stages(initial: Atoms, final: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
@@ -320,12 +326,16 @@ def _relaxed(
 
 def check_apart(initial: Atoms, final: Atoms, settings: Settings) -> None:
     """Raise InputError for ends that are the same, one laid on the other."""
-    apart = float(np.linalg.norm(final.positions - initial.positions, axis=1).max())
-    if apart < SAME_PLACE:
-        what = "both structures relax to the same minimum" if settings.relax else "no path"
-        raise InputError(
-            f"{what}: no atom has moved by more than {apart:.3g} Å from one to the other"
-        )
+    moved = float(np.linalg.norm(final.positions - initial.positions, axis=1).max())
+    if moved < SAME_PLACE:
+        raise InputError(_same(moved, " relax to" if settings.relax else " are"))
+
+
+def _same(moved: float, how: str = " are") -> str:
+    return (
+        f"both structures{how} the same minimum: rigid motions aside, no atom has moved by more "
+        f"than {moved:.3g} Å from one to the other"
+    )
 
 
 def _attach(atoms: Atoms, evaluation: Evaluation) -> None:

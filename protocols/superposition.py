@@ -52,7 +52,7 @@ def matched(initial: Atoms, final: Atoms) -> tuple[Atoms, int]:
         order = _shifted_order(initial, final, in_place)
     changed = int(np.count_nonzero(order != np.arange(len(order))))
     if same_elements and changed:
-        kept, other = apart(initial, final), apart(initial, final[order])
+        kept, other = displacements(initial, final), displacements(initial, final[order])
         if other.max() < SAME_PLACE:
             if kept.max() < EXCHANGE:
                 return final, 0
@@ -61,7 +61,7 @@ def matched(initial: Atoms, final: Atoms) -> tuple[Atoms, int]:
     return final[order], changed
 
 
-def apart(initial: Atoms, final: Atoms) -> np.ndarray:
+def displacements(initial: Atoms, final: Atoms) -> np.ndarray:
     """How far each atom has moved, ``(n,)`` Å, rigid motions aside; the order is the same."""
     near = brought_near(initial, final)
     return np.linalg.norm(near.positions - initial.positions, axis=1)
