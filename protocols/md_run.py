@@ -237,6 +237,7 @@ class Simulation:
         Raises:
             UnphysicalError: a replica exploded.
         """
+        self._heed()  # of what came while the first structure was evaluated
         if len(self.replicas) == 1:
             while self._goes_on():
                 self._move(0)
@@ -342,14 +343,17 @@ class Simulation:
         if self._goes_on():
             self.tell(self._event)
 
+    def _heed(self) -> None:
+        """Go no further where the caller wants to stop."""
+        steps = self.plan.settings.steps
+        if self.step < steps and self.wants_to_stop():
+            self.interrupted = True
+            self._reason = f"interrupted after {self.step} of {steps} steps"
+
     def _decide(self) -> None:
         settings = self.plan.settings
-        if self.step >= settings.steps:
-            return
-        if self.wants_to_stop():
-            self.interrupted = True
-            self._reason = f"interrupted after {self.step} of {settings.steps} steps"
-        elif settings.max_hours is not None:
+        self._heed()
+        if self._goes_on() and settings.max_hours is not None:
             limit = 3600 * settings.max_hours
             now, done = time.monotonic(), self.step - self._first_step
             step = (now - self._first_time) / done

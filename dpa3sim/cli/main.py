@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,9 +11,11 @@ from typing import Any, TextIO
 
 from dpa3sim import settings
 from dpa3sim.cli.options import Parser, unknown_flags
+from dpa3sim.cli.signals import interrupted, interruptible
 from dpa3sim.errors import (
+    BAD_INPUT,
+    DONE,
     EXIT_CODES,
-    INTERRUPTED,
     Dpa3simError,
     Dpa3simWarning,
     InputError,
@@ -76,10 +76,18 @@ dpa3sim model list                         # the public DPA3 models
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", Dpa3simWarning)
-        warnings.showwarning = _show_warning
-        return _run(arguments)
+    with interruptible() as signals:
+        try:
+            code = _run(arguments)
+            signals.end()
+        except BaseException as error:
+            signals.close()
+            # Whatever came of an interrupt on its way: a failed import, a file that seems damaged.
+            if signals.raised or isinstance(error, KeyboardInterrupt):
+                code = interrupted()
+            else:
+                code = _ended_by(error)
+        return code
 
 
 def _run(arguments: list[str]) -> int:
@@ -87,37 +95,40 @@ def _run(arguments: list[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _interrupt)
-        if not arguments or arguments[0].startswith("-"):
-            _without_command(arguments)
-            return 0
-        module, parser, rest = find(arguments)
-        args, unknown = parser.parse_known_intermixed_args(rest)
-        if unknown:
-            parser.error(unknown_flags(parser, unknown))
-        args.command_line = ["dpa3sim", *arguments]
-        return int(module.run(args))
-    except Dpa3simError as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        print("dpa3sim: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone, as in `dpa3sim ... | head`
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Dpa3simWarning)
+        warnings.showwarning = _show_warning
+        code = _command(arguments)
+    if sys.stdout is not None:
+        sys.stdout.flush()  # while a signal can still end it, should nobody read
+    return code
+
+
+def _command(arguments: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        _without_command(arguments)
+        return DONE
+    module, parser, rest = find(arguments)
+    args, unknown = parser.parse_known_intermixed_args(rest)
+    if unknown:
+        parser.error(unknown_flags(parser, unknown))
+    args.command_line = ["dpa3sim", *arguments]
+    return int(module.run(args))
+
+
+def _ended_by(error: BaseException) -> int:
+    """The exit code of what ended a command, told in a line; raises it if it is a fault of ours."""
+    if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as `head` does
         sys.stderr.close()
-        return 0
-    except OSError as error:
-        return _fail(StorageError.of(error))
-    except (MemoryError, RuntimeError) as error:
-        if not memory_ran_out(error):
-            raise
-        return _fail(OutOfMemoryError("the memory of this machine is not enough"))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-
-
-def _fail(error: Dpa3simError) -> int:
+        return DONE
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else BAD_INPUT
+    if isinstance(error, OSError) and not isinstance(error, Dpa3simError):
+        error = StorageError.of(error)
+    elif memory_ran_out(error):
+        error = OutOfMemoryError("the memory of this machine is not enough")
+    if not isinstance(error, Dpa3simError):
+        raise error
     print(f"dpa3sim: error: {error}", file=sys.stderr)
     return error.exit_code
 
@@ -209,10 +220,6 @@ def _show_warning(
     """Our own warnings are for the user, in a line; those of libraries are for developers."""
     if issubclass(category, Dpa3simWarning):
         print(f"dpa3sim: warning: {message}", file=sys.stderr)
-
-
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

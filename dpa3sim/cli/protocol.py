@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli import screening
+from dpa3sim.cli import screening, signals
 from dpa3sim.cli.live import LINE_SECONDS, LiveLine
 from dpa3sim.cli.options import (
     ModelSettings,
@@ -165,6 +165,7 @@ class Command:
                 codes.append(group.exit_code)
                 continue
             path = _out(args, self.name, group, len(groups))
+            signals.check()
             try:
                 with _told(path), warnings.catch_warnings():
                     # What limits a result stands in the result, and is printed with it.
@@ -172,6 +173,7 @@ class Command:
                     job = self.job(self, group, potential, settings, args, path, console)
                     result, code = do(job)
             except Dpa3simError as error:
+                signals.check(put_off=False)  # which may be what went wrong
                 print(f"dpa3sim: error: {_origin(group)}: {error}", file=sys.stderr)
                 codes.append(error.exit_code)
                 continue
@@ -399,18 +401,20 @@ class Job:
         from dpa3sim.run.provenance import session
 
         directory.write_provenance(session(self.potential, self.args.command_line), self.summary)
-        directory.write_config(config(self.potential, self.settings))
-        for line in introduction(self.read(), str(directory.path)):
-            self.say(line)
         code = INTERRUPTED
         try:
+            directory.write_config(config(self.potential, self.settings))
+            for line in introduction(self.read(), str(directory.path)):
+                self.say(line)
             with self._live.shown():
                 result = self.compute()
             stored = self._finish(result)
             code = self.exit_code(stored)
             return stored
         except KeyboardInterrupt:
-            self.say(f"interrupted; the same command continues (state in {directory.path})")
+            # Whoever reads us, and rich makes an exit of that, may be gone by the same Ctrl-C.
+            with suppress(OSError, SystemExit):
+                self.say(f"interrupted; the same command continues (state in {directory.path})")
             raise
         except Dpa3simError as error:
             code = error.exit_code

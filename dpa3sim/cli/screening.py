@@ -9,6 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,7 +200,8 @@ class Screening:
                 self._compute(counts[WAITING])
             code = self._end()
         except KeyboardInterrupt:
-            self.say(f"interrupted; the same command continues (state in {self.folder})")
+            with suppress(OSError, SystemExit):  # as in `Job`
+                self.say(f"interrupted; the same command continues (state in {self.folder})")
             raise
         except Dpa3simError as error:
             code = error.exit_code

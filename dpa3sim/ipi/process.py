@@ -59,11 +59,12 @@ class Server:
         self._folder, self._prefix, self._steps = folder, prefix, steps
         root = str(Path(dpa3sim.__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        arguments = prefix, str(steps), str(os.getpid())
         self._log = folder / log_file(prefix)
         with self._log.open("ab") as log:
             self._offset = log.tell()
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "dpa3sim.ipi.simulate", prefix, str(steps)],
+                [sys.executable, "-m", "dpa3sim.ipi.simulate", *arguments],
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
                 stdin=subprocess.DEVNULL,

@@ -1,9 +1,10 @@
 """i-PI in a process of its own that can be stopped, killed and continued without a trace.
 
-``python -m dpa3sim.ipi.simulate PREFIX STEPS`` runs ``PREFIX.xml`` in the current folder up to
-STEPS steps. Every few seconds, and at the end, ``PREFIX.RESTART`` is replaced as a whole: i-PI's
-own checkpoint, headed by a comment with what it lacks. Started again, outputs are cut to where
-they were at that moment, and the trajectory goes on bit for bit as if nothing had happened.
+``python -m dpa3sim.ipi.simulate PREFIX STEPS [STARTER]`` runs ``PREFIX.xml`` in the current folder
+up to STEPS steps, unless the process STARTER is gone already. Every few seconds, and at the end,
+``PREFIX.RESTART`` is replaced as a whole: i-PI's own checkpoint, headed by a comment with what it
+lacks. Started again, outputs are cut to where they were at that moment, and the trajectory goes on
+bit for bit as if nothing had happened.
 
 i-PI alone does that to about 1e-16 only: it keeps positions as normal modes between steps but saves
 beads, removes the motion of the centre of mass once more when it starts, and divides the heat of
@@ -81,18 +82,18 @@ class Simulation:
     """i-PI's simulation, from the input or from the checkpoint, in the current folder.
 
     Args:
-        prefix: of all files. steps: total number of them.
+        prefix: of all files. steps: total number of them. parent: without it, the run ends.
 
     Raises:
         InputError: a damaged checkpoint.
     """
 
-    def __init__(self, prefix: str, steps: int) -> None:
+    def __init__(self, prefix: str, steps: int, parent: int) -> None:
         from ipi.engine.simulation import Simulation as IPISimulation
 
         self.prefix, self.steps = prefix, steps
         self.stopping = False
-        self._parent = os.getppid()
+        self._parent = parent
         self._saved = self._flushed = time.monotonic()
         self._pause = CHECKPOINT_SECONDS
         header, text = self._restore()
@@ -245,12 +246,27 @@ def wait_for_folder() -> None:
             time.sleep(0.1)
 
 
+def _is_alive(process: int) -> bool:
+    """Whether there is a process of this number, as far as one can ask."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
+
+
 def main(arguments: list[str]) -> int:
     """Run, and say in the last line what was wrong."""
-    prefix, steps = arguments
+    prefix, steps, *starter = arguments
+    parent = os.getppid()
+    # It may have been gone before we could ask, and must not leave us behind; then it is another.
+    if starter and not _is_alive(int(starter[0])):
+        return INTERRUPTED
     try:
         wait_for_folder()
-        done = Simulation(prefix, int(steps)).run()
+        done = Simulation(prefix, int(steps), parent).run()
     except Dpa3simError as error:
         print(f"{ERROR}{error}", file=sys.stderr)
         return error.exit_code

@@ -1,16 +1,14 @@
-"""Unlucky circumstances: full disks, closed folders, other processes, signals, no memory."""
+"""Unlucky circumstances: full disks, closed folders, other processes, no memory."""
 
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
@@ -172,55 +170,6 @@ def test_two_processes_at_once():
         assert any("water.relax: another process" in err for err, _ in ends)
     frames = read("water.relax/trajectory.extxyz", index=":")
     assert [f.info["index"] for f in frames] == list(range(len(frames)))
-
-
-# -- signals ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def at_rest():
-    """A molecule that stays together."""
-    assert main(["relax", "water.xyz", "--model", MODEL, "--quiet", "--fmax", "1e-4"]) == 0
-    Path("water.relax/structure_relaxed.extxyz").replace("water.xyz")
-
-
-def interrupted(kind, delay):
-    """Exit code and error output of a command that gets a signal after some time."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpa3sim", *MD, "--steps", "1000000", "--timestep", "0.1"],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    time.sleep(delay)
-    process.send_signal(kind)
-    _, err = process.communicate(timeout=60)
-    return process.returncode, err
-
-
-def check_interrupted(kind, delay):
-    code, err = interrupted(kind, delay)
-    if code == -kind and not err:  # before Python has begun
-        return
-    assert "Traceback" not in err, f"after {delay:.3f} s: {err}"
-    assert code == 130, (code, err)
-    assert err in ("", "dpa3sim: interrupted\n")
-
-
-@pytest.mark.parametrize("delay", [0.4, 1.2, 2.5])
-def test_a_signal_before_the_first_step(delay, at_rest):
-    check_interrupted(signal.SIGINT, delay)
-    check_interrupted(signal.SIGTERM, delay)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_any_time(kind, at_rest):
-    for delay in np.linspace(0.2, 5.0, 15):
-        check_interrupted(kind, delay)
-    with np.load("water.md/checkpoint.npz") as data:
-        assert json.loads(data["_"].tobytes())["step"] > 0
 
 
 # -- memory ----------------------------------------------------------------------------------------

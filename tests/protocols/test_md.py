@@ -407,9 +407,26 @@ def test_asked_to_stop_it_saves_and_goes_on_the_same(copper):
 
     with pytest.raises(KeyboardInterrupt):
         md.run(copper, EMTPotential(), settings("langevin"), recorder=recorder, stop=stop)
-    assert recorder.state.step == 17
+    assert recorder.state.step == 16  # asked before the first step, and after each
     rest = md.run(copper, EMTPotential(), settings("langevin"), recorder=recorder)
     whole = md.run(copper, EMTPotential(), settings("langevin"))
+    for a, b in zip(final_state(whole), final_state(rest), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_asked_to_stop_before_its_first_step_it_takes_none(copper, replicas):
+    recorder, potential = MemoryRecorder(), EMTPotential()
+    chosen = settings("langevin", replicas=replicas)
+    with pytest.raises(KeyboardInterrupt):
+        md.run(copper, potential, chosen, recorder=recorder, stop=lambda: True)
+    assert recorder.state.step == 0
+    assert len(potential.requests) == 1  # of the start
+    with pytest.raises(KeyboardInterrupt):
+        md.run(copper, potential, chosen, recorder=recorder, stop=lambda: True)
+    assert len(potential.requests) == 1
+    rest = md.run(copper, EMTPotential(), chosen, recorder=recorder)
+    whole = md.run(copper, EMTPotential(), chosen)
     for a, b in zip(final_state(whole), final_state(rest), strict=True):
         np.testing.assert_array_equal(a, b)
 
