@@ -43,7 +43,7 @@ def test_batches_from_the_command_line(ipi, capsys):
     assert server.wait() == 0
     out = capsys.readouterr().out
     for text in (
-        "H16O8, 24 atoms, periodic along abc; hartree and bohr on the wire",
+        "hartree and bohr on the wire",
         "warm for batches of 1 and 8",
         f"serving i-PI at {server.address}",
         "call 3: 8 structures of 8",
