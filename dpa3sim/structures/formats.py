@@ -49,17 +49,17 @@ _NAMES = (
 )
 # By the first bytes; of files whose names say little or something else.
 _CONTENTS = (
-    (r"(?mi)^\s*&(control|system)\b", "espresso-in"),
+    (r"(?mi)^[ \t]*&(control|system)\b", "espresso-in"),
     (r"(?m)^ITEM: (TIMESTEP|UNITS)", "lammps-dump-text"),
-    (r"(?mi)^\s*\d+\s+atoms\s*(#.*)?$(?=[\s\S]*^.*\b(xlo\s+xhi|avec)\b)", "lammps-data"),
-    (r"(?mi)^\s*data_\S*\s*$(?=[\s\S]*^\s*(_|loop_))|^_cell_length_a\s", "cif"),
+    (r"(?mi)^[ \t]*\d+[ \t]+atoms[ \t]*(#.*)?$(?=[\s\S]*\b(xlo[ \t]+xhi|avec)\b)", "lammps-data"),
+    (r"(?mi)^[ \t]*data_\S*[ \t]*$(?=[\s\S]*\n[ \t]*(_|loop_))|^_cell_length_a\s", "cif"),
     (
-        r"(?m)^\s*(CRYSTAL|SLAB|POLYMER|MOLECULE|ATOMS|ANIMSTEPS\b.*)\s*$(?=\s*(PRIMVEC|PRIMCOORD|"
-        r"CONVVEC|CRYSTAL|[A-Z]?[a-z]?\d*\s+[-\d.]))",
+        r"(?m)^[ \t]*(CRYSTAL|SLAB|POLYMER|MOLECULE|ATOMS|ANIMSTEPS\b.*)[ \t]*$"
+        r"(?=\s*(PRIMVEC|PRIMCOORD|CONVVEC|CRYSTAL|[A-Z]?[a-z]?\d*[ \t]+[-\d.]))",
         "xsf",
     ),
 )
-_PEEK = 20_000
+_PEEK = 8_000
 # Formats whose names alone identify them, whatever their content seems to be.
 _NAMED_BY_ASE = re.compile(r"POSCAR|CONTCAR|CENTCAR|OUTCAR|XDATCAR|vasp.*\.xml$", re.IGNORECASE)
 
