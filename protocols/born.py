@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ class Born:
     """What the non-analytical correction needs.
 
     Attributes:
-        charges: ``(n, 3, 3)``, e, of the atoms of the primitive cell, field first.
+        charges: ``(n, 3, 3)``, e, of the atoms of the cell that was given, field first.
         dielectric: ``(3, 3)``, relative, of clamped ions.
         factor: e^2 / (4 pi eps0) in the units of the force constants, eV Å.
         cutoff, damping: phonopy's G_cutoff and Lambda of the Ewald sum, None for its own.
@@ -69,9 +69,19 @@ class Born:
     damping: float | None = None
     warnings: tuple[str, ...] = ()
 
-    def parameters(self) -> dict[str, Any]:
-        """As phonopy's ``nac_params``."""
-        found: dict[str, Any] = {"born": self.charges, "dielectric": self.dielectric}
+    def parameters(self, unit: PrimitiveCell, primitive: Any, symprec: float) -> dict[str, Any]:
+        """As phonopy's ``nac_params``, symmetric, for a primitive cell of the given one.
+
+        It may be smaller, and more symmetric, than the one that the file was read for: crystals
+        become so when they are relaxed.
+
+        Args:
+            unit: the primitive cell. primitive: the same for phonopy. symprec: tolerance, Å.
+        """
+        charges, dielectric = _symmetrized(
+            _averaged(self.charges, unit), self.dielectric, primitive, symprec
+        )
+        found: dict[str, Any] = {"born": charges, "dielectric": dielectric}
         found["factor"] = self.factor
         found |= {"G_cutoff": self.cutoff} if self.cutoff is not None else {}
         return found | ({"Lambda": self.damping} if self.damping is not None else {})
@@ -94,14 +104,12 @@ def read(file: str, unit: PrimitiveCell, primitive: Any, symprec: float) -> Born
     if not np.isfinite(tensors).all():
         raise InputError(f"{file}: contains NaN or infinity")
     factor, cutoff, damping = _first_line(head)
-    found = Born(
-        _on_primitive(file, tensors[1:], unit, primitive, symprec),
-        tensors[0],
-        _default_factor() if factor is None else factor,
-        cutoff,
-        damping,
-    )
-    return _symmetric(file, found, primitive, symprec)
+    charges = _on_primitive(file, tensors[1:], unit, primitive, symprec)
+    if factor is None:
+        factor = _default_factor()
+    notes = _checked(file, charges, tensors[0], factor, primitive, symprec)
+    neutral = charges - charges.mean(axis=0)
+    return Born(neutral[unit.index], tensors[0], factor, cutoff, damping, tuple(notes))
 
 
 def _rows(file: str) -> tuple[str, list[list[float]]]:
@@ -167,16 +175,20 @@ def _on_primitive(
     if len(tensors) == n_primitive:
         return tensors
     if len(tensors) == n_input:
-        counts = np.bincount(unit.index, minlength=n_primitive)
-        sums = np.zeros((n_primitive, 3, 3))
-        np.add.at(sums, unit.index, tensors)
-        return sums / counts[:, None, None]
+        return _averaged(tensors, unit)
     few = "few" if len(tensors) < len(independent) else "many"
     raise InputError(
         f"{file}: no BORN file that fits this crystal (Too {few} atoms: {len(tensors)} charge "
         f"tensors; symmetry leaves {len(independent)} atoms, the primitive cell has {n_primitive}, "
         f"the given one {n_input})"
     )
+
+
+def _averaged(tensors: np.ndarray, unit: PrimitiveCell) -> np.ndarray:
+    """Tensors of the primitive cell: the means of those of its copies in the given cell."""
+    sums = np.zeros((len(unit.atoms), 3, 3))
+    np.add.at(sums, unit.index, tensors)
+    return sums / np.bincount(unit.index)[:, None, None]
 
 
 def _spread(
@@ -195,32 +207,45 @@ def _spread(
     return charges
 
 
-def _symmetric(file: str, found: Born, primitive: Any, symprec: float) -> Born:
-    """With the symmetry of the crystal and neutral, and warnings of what broke that.
+def _symmetrized(
+    charges: np.ndarray, dielectric: np.ndarray, primitive: Any, symprec: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tensors with the symmetry of the crystal."""
+    from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # told of by ourselves
+        found = symmetrize_borns_and_epsilon(charges, dielectric, primitive, symprec=symprec)
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
+def _checked(
+    file: str,
+    charges: np.ndarray,
+    dielectric: np.ndarray,
+    factor: float,
+    primitive: Any,
+    symprec: float,
+) -> list[str]:
+    """Warnings of what charges, ``(n, 3, 3)`` in the primitive cell, and the rest break.
 
     Raises:
         InputError: the dielectric tensor is none.
     """
-    from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
-
-    eigenvalues = np.linalg.eigvalsh((found.dielectric + found.dielectric.T) / 2)
+    eigenvalues = np.linalg.eigvalsh((dielectric + dielectric.T) / 2)
     if eigenvalues[0] <= 0:
         raise InputError(f"{file}: the dielectric tensor is not positive ({eigenvalues.round(3)})")
-    notes = list(found.warnings)
-    neutral = found.charges - found.charges.mean(axis=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # told below
-        charges, dielectric = symmetrize_borns_and_epsilon(
-            neutral, found.dielectric, primitive, symprec=symprec
-        )
-    allowed = max(WORTH_A_WORD, RELATIVE * float(np.abs(found.charges).max(initial=0.0)))
-    excess = float(np.abs(found.charges.mean(axis=0)).max(initial=0.0))
+    notes = []
+    neutral = charges - charges.mean(axis=0)
+    symmetric, _ = _symmetrized(neutral, dielectric, primitive, symprec)
+    allowed = max(WORTH_A_WORD, RELATIVE * float(np.abs(charges).max(initial=0.0)))
+    excess = float(np.abs(charges.mean(axis=0)).max(initial=0.0))
     if excess > allowed:
         notes.append(
             f"the Born charges of {file} break the acoustic sum rule by {excess:.3g} e for each "
             "atom; they were shifted to be neutral"
         )
-    broken = float(np.abs(charges - neutral).max(initial=0.0))
+    broken = float(np.abs(symmetric - neutral).max(initial=0.0))
     if broken > allowed:
         notes.append(
             f"the Born charges of {file} break the symmetry of their sites by up to {broken:.3g} "
@@ -232,15 +257,12 @@ def _symmetric(file: str, found: Born, primitive: Any, symprec: float) -> Born:
             "crystal has one below 1"
         )
     usual = _default_factor()
-    if abs(found.factor - usual) > FACTOR_ERROR * usual:
+    if abs(factor - usual) > FACTOR_ERROR * usual:
         notes.append(
-            f"the first line of {file} gives the factor {found.factor:g} instead of {usual:.4f}, "
+            f"the first line of {file} gives the factor {factor:g} instead of {usual:.4f}, "
             "that of charges in e and lengths in Å; it was used"
         )
-    notes += _signs(file, charges, list(primitive.symbols))
-    return replace(
-        found, charges=np.asarray(charges), dielectric=np.asarray(dielectric), warnings=tuple(notes)
-    )
+    return notes + _signs(file, symmetric, list(primitive.symbols))
 
 
 def _signs(file: str, charges: np.ndarray, symbols: list[str]) -> list[str]:

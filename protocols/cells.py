@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim.errors import InputError
+from dpa3sim.protocols.isotopes import STEP, species
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Beyond all atomic numbers: what tells kinds of atoms of one element apart.
-ISOTOPE = 1000
 # Atoms up to this far apart (Å) hold a crystal together, or further if their radii are large:
 # dispersion-bound layers and molecules are 3 to 4.5 Å apart, a vacuum is wider.
 CONTACT, RADII_FACTOR, LONGEST_CONTACT = 5.0, 1.35, 6.0
@@ -281,23 +280,7 @@ def connected_dimension(atoms: Atoms) -> int:
 
 def spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
     """Lattice, scaled positions and kinds of atoms: a crystal for spglib and seekpath."""
-    return atoms.cell[:], atoms.get_scaled_positions(), kinds(atoms)
-
-
-def kinds(atoms: Atoms) -> np.ndarray:
-    """Numbers ``(n,)`` that are equal for atoms of the same element and mass.
-
-    They are the atomic numbers where each element has one mass; the further masses of an element
-    add :data:`ISOTOPE` to it, each once more, so that atoms that move otherwise are not equivalent.
-    """
-    found = np.array(atoms.numbers, dtype=np.int64)
-    if not atoms.has("masses"):
-        return found
-    masses = atoms.get_masses().round(3)
-    for number in np.unique(found):
-        which = found == number
-        found[which] += ISOTOPE * np.unique(masses[which], return_inverse=True)[1]
-    return found
+    return atoms.cell[:], atoms.get_scaled_positions(), species(atoms)
 
 
 def _standard(atoms: Atoms, symprec: float, to_primitive: bool) -> tuple[Any, Any, Any]:
@@ -332,7 +315,7 @@ def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:
     # Exactly commensurate with the input, whatever the noise of spglib's lattice.
     lattice = matrix @ atoms.cell[:]
     scaled = atoms.positions @ np.linalg.inv(lattice)
-    kind = kinds(atoms)
+    kind = species(atoms)
     representatives: list[int] = []
     index = np.empty(len(atoms), dtype=int)
     for atom in range(len(atoms)):
@@ -369,9 +352,9 @@ def _conventional(atoms: Atoms, symprec: float, dataset: Any) -> ConventionalCel
     lattice, scaled, numbers = _standard(atoms, symprec, to_primitive=False)
     matrix = _clean(lattice @ np.linalg.inv(atoms.cell[:]))
     kind = np.asarray(numbers)
-    cell = Atoms(kind % ISOTOPE, cell=matrix @ atoms.cell[:], scaled_positions=scaled, pbc=True)
+    cell = Atoms(kind % STEP, cell=matrix @ atoms.cell[:], scaled_positions=scaled, pbc=True)
     if atoms.has("masses"):
-        given, first = np.unique(kinds(atoms), return_index=True)
+        given, first = np.unique(species(atoms), return_index=True)
         mass = dict(zip(given.tolist(), atoms.get_masses()[first].tolist(), strict=True))
         cell.set_masses([mass[int(k)] for k in kind])
     return ConventionalCell(cell, matrix, _orthogonal(dataset.std_rotation_matrix))

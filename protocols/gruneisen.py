@@ -133,11 +133,12 @@ def run(
     """
     settings = settings or Settings()
     check(atoms, settings)
+    charges = phonon.born_charges(atoms, settings)
     prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
-    matrix, warnings = phonon.preflight(prepared, settings, strain=settings.strain / 3)
+    matrix, warnings = phonon.preflight(prepared, settings, charges, strain=settings.strain / 3)
     strained, _ = at_volumes(prepared, (-settings.strain, settings.strain), settings, progress)
     crystals, n_batches = phonon.force_constants(
-        [prepared.cells.primitive.atoms, *strained], matrix, prepared, settings, progress
+        [prepared.cells.primitive.atoms, *strained], matrix, prepared, settings, charges, progress
     )
     verdicts = []
     for crystal, name in zip(crystals, ("relaxed", "smaller", "larger"), strict=True):

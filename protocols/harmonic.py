@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.protocols.cells import ISOTOPE, kinds
 from dpa3sim.protocols.hessians import analytic_force_constants, hessian_sizes
+from dpa3sim.protocols.isotopes import symbols
 from dpa3sim.protocols.planning import HESSIAN, Stage
 from dpa3sim.protocols.prepare import Event, Progress
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from phonopy import Phonopy
 
     from dpa3sim.potential import BatchPotential, Evaluation
-    from dpa3sim.protocols.born import Born
 
 # Translation and permutation symmetry are imposed in turn, so often.
 SYMMETRIZE_ROUNDS = 10
@@ -113,7 +112,7 @@ def harmonic(
     method: str,
     distance: float,
     symprec: float,
-    born: Born | None = None,
+    nac: Sequence[Any] = (),
     progress: Progress | None = None,
 ) -> list[Harmonic]:
     """Force constants of primitive cells.
@@ -125,7 +124,7 @@ def harmonic(
         method: ``"fd"``, finite displacements, or ``"analytic"``, second derivatives.
         distance: of the displacements, Å.
         symprec: tolerance of symmetry, Å.
-        born: charges and dielectric tensor for the non-analytical correction, of all cells.
+        nac: phonopy's parameters of the non-analytical correction, for each cell; none without.
         progress: called with what is going to be computed.
     """
     phonons = [new_phonopy(atoms, matrix, symprec) for atoms in structures]
@@ -133,9 +132,8 @@ def harmonic(
         results = _analytic(phonons, structures, potential, progress)
     else:
         results = _finite(phonons, structures, potential, distance, progress)
-    for result in results:
-        if born is not None:
-            result.phonon.nac_params = born.parameters()
+    for result, parameters in zip(results, nac, strict=bool(nac)):
+        result.phonon.nac_params = parameters
     return results
 
 
@@ -145,7 +143,7 @@ def new_phonopy(atoms: Atoms, matrix: np.ndarray, symprec: float) -> Phonopy:
     from phonopy.structure.atoms import PhonopyAtoms
 
     cell = PhonopyAtoms(
-        symbols=_species(atoms),
+        symbols=symbols(atoms),
         masses=atoms.get_masses() if atoms.has("masses") else None,
         cell=atoms.cell[:],
         scaled_positions=atoms.get_scaled_positions(wrap=False),
@@ -163,17 +161,6 @@ def new_phonopy(atoms: Atoms, matrix: np.ndarray, symprec: float) -> Phonopy:
             hermitianize_dynamical_matrix=False,
             distinguish_symbol_index=True,
         )
-
-
-def _species(atoms: Atoms) -> list[str]:
-    """Symbols for phonopy, where a number behind one tells isotopes apart: H and H1."""
-    from ase.data import chemical_symbols
-
-    def name(kind: int) -> str:
-        other, number = divmod(kind, ISOTOPE)
-        return chemical_symbols[number] + (str(other) if other else "")
-
-    return [name(int(kind)) for kind in kinds(atoms)]
 
 
 def commensurate_points(phonon: Phonopy) -> np.ndarray:

@@ -203,9 +203,11 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
         InputError: the settings cannot be applied to the structure.
     """
     from dpa3sim.protocols.integrators import degrees_of_freedom
+    from dpa3sim.protocols.isotopes import check_masses
 
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
+    check_masses(atoms)
     _check_constraints(atoms, settings)
     if settings.ensemble == "npt" and not atoms.pbc.all():
         kind = "a molecule" if not atoms.pbc.any() else "not periodic along all three axes"

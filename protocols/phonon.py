@@ -6,6 +6,8 @@ depend on that, and are given for the input cell, an atom and a formula unit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -302,10 +304,11 @@ def run(
     """
     settings = settings or Settings()
     check(atoms, settings)
+    charges = born_charges(atoms, settings)
     prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
-    matrix, warnings = preflight(prepared, settings)
+    matrix, warnings = preflight(prepared, settings, charges)
     (crystal,), n_batches = force_constants(
-        [prepared.cells.primitive.atoms], matrix, prepared, settings, progress
+        [prepared.cells.primitive.atoms], matrix, prepared, settings, charges, progress
     )
     if progress:
         progress(Event("phonons", "bands, densities of states, thermal properties"))
@@ -339,7 +342,10 @@ def run(
 
 
 def preflight(
-    prepared: Prepared, settings: HarmonicSettings, strain: float = 0.0
+    prepared: Prepared,
+    settings: HarmonicSettings,
+    charges: born.Born | None,
+    strain: float = 0.0,
 ) -> tuple[np.ndarray, list[str]]:
     """The supercell ``(3, 3)`` in vectors of the primitive cell, and warnings before any work."""
     cells, potential = prepared.cells, prepared.potential
@@ -349,8 +355,7 @@ def preflight(
     warnings += guards.check(
         cells.primitive.atoms, potential, strain=strain, displacement=displacement
     )
-    if charges := _born(cells, settings):
-        warnings += charges.warnings
+    warnings += charges.warnings if charges else ()
     symbols = set(cells.primitive.atoms.get_chemical_symbols())
     if settings.born is None and len(symbols) > 1 and symbols & set(ANIONS):
         warnings.append(
@@ -360,12 +365,18 @@ def preflight(
     return matrix, warnings
 
 
-def _born(cells: Cells, settings: HarmonicSettings) -> born.Born | None:
-    """The Born charges of the crystal, if a file of them was given.
+def born_charges(atoms: Atoms, settings: HarmonicSettings) -> born.Born | None:
+    """The Born charges of the crystal as it was given, if there is a file of them.
 
     Raises:
         InputError: it does not fit the crystal.
     """
+    if settings.born is None:
+        return None
+    return _born(Cells.of(atoms, settings.symprec), settings)
+
+
+def _born(cells: Cells, settings: HarmonicSettings) -> born.Born | None:
     if settings.born is None:
         return None
     unit = new_phonopy(cells.primitive.atoms, np.eye(3, dtype=int), settings.symprec)
@@ -377,10 +388,15 @@ def force_constants(
     matrix: np.ndarray,
     prepared: Prepared,
     settings: HarmonicSettings,
+    charges: born.Born | None,
     progress: Progress | None,
 ) -> tuple[list[Harmonic], int]:
     """Force constants of primitive cells, with the options of a protocol, and the batches."""
-    potential = prepared.potential
+    potential, unit = prepared.potential, prepared.cells.primitive
+    nac = []
+    if charges is not None:
+        cell = new_phonopy(unit.atoms, np.eye(3, dtype=int), settings.symprec).primitive
+        nac = [charges.parameters(unit, cell, settings.symprec)] * len(structures)
     before = potential.batches
     crystals = harmonic(
         structures,
@@ -389,7 +405,7 @@ def force_constants(
         method=settings.method,
         distance=settings.distance,
         symprec=settings.symprec,
-        born=_born(prepared.cells, settings),
+        nac=nac,
         progress=progress,
     )
     return crystals, potential.batches - before
@@ -509,11 +525,12 @@ def _spectrum(crystal: Harmonic, settings: Settings) -> tuple[BandPath, Dos, The
     return path, dos, Thermal.of(phonon, temperatures(settings))
 
 
-def _tight_symmetry(phonon: Phonopy) -> Symmetry:
-    """All operations of the primitive cell, with a tolerance no larger than they need.
+def _symmetries(phonon: Phonopy) -> Iterator[Symmetry]:
+    """All operations of the primitive cell, with tolerances from the least that they need.
 
     phonopy sets translations of 1 - tolerance (of a cell vector, not Å) and more to 0 in place, and
-    then misses atoms of cells whose origin is a little off.
+    then misses atoms of cells whose origin is a little off. Where they are a little off symmetry, a
+    tolerance that finds the operations may be too tight to find the atoms that these exchange.
     """
     from phonopy.structure.symmetry import Symmetry
 
@@ -523,22 +540,34 @@ def _tight_symmetry(phonon: Phonopy) -> Symmetry:
         if tolerance < found.tolerance:
             tight = Symmetry(phonon.primitive, symprec=tolerance, distinguish_symbol_index=True)
             if len(tight.symmetry_operations["rotations"]) == count:
-                return tight
-    return found
+                yield tight
+    yield found
 
 
-def _gamma_modes(phonon: Phonopy) -> tuple[Mode, ...]:
-    """Degenerate sets at Γ with their irreducible representations."""
+def _representations(phonon: Phonopy) -> Any:
+    """The irreducible representations at Γ that phonopy finds; None where it finds none."""
     from phonopy.phonon.irreps import IrReps
 
     assert phonon.dynamical_matrix is not None
-    found = IrReps(
-        phonon.dynamical_matrix,
-        [0, 0, 0],
-        _tight_symmetry(phonon),
-        factor=phonon.unit_conversion_factor,
-        symmetry_adapted=True,
-    )
+    for symmetry in _symmetries(phonon):
+        with suppress(RuntimeError, AssertionError, ValueError):
+            return IrReps(
+                phonon.dynamical_matrix,
+                [0, 0, 0],
+                symmetry,
+                factor=phonon.unit_conversion_factor,
+                symmetry_adapted=True,
+            )
+    return None
+
+
+def _gamma_modes(phonon: Phonopy) -> tuple[Mode, ...]:
+    """Degenerate sets at Γ with their irreducible representations, where these are known."""
+    found = _representations(phonon)
+    if found is None:
+        frequencies = gamma_frequencies(phonon)
+        acoustic = set(np.argsort(np.abs(frequencies))[:3].tolist())
+        return tuple(Mode(float(f), 1, None, k in acoustic) for k, f in enumerate(frequencies))
     # phonopy shows the labels and has no public name for them; None where it knows none.
     labels = getattr(found, "_ir_labels", None) or [None] * len(found.band_indices)
     acoustic = set(np.argsort(np.abs(found.frequencies))[:3].tolist())

@@ -39,8 +39,9 @@ QUANTUM, CLASSICAL = "pimd", "classical"
 LIGHT_MASS, LIGHT_TIMESTEP, TIMESTEP = 2.5, 0.25, 0.5
 FRAME_TIME = 10.0  # fs between frames
 # A ring polymer resolves vibrations up to about this times the temperature (K): beads * T should
-# be above h nu / k of the fastest one, 3600 cm^-1 with hydrogen.
-HYDROGEN_TEMPERATURE = 5200.0
+# be above h nu / k of the fastest one: 3600 cm^-1 with hydrogen of this mass (u), and as much less
+# with a heavier isotope as the root of the masses says.
+HYDROGEN_TEMPERATURE, HYDROGEN_FREQUENCY, HYDROGEN_MASS = 5200.0, 3600.0, 1.008
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,9 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
         InputError: they cannot be applied to the structure.
     """
     from dpa3sim.ipi.inputs import fixed_atoms
+    from dpa3sim.protocols.isotopes import check_masses
 
+    check_masses(atoms)
     fixed = fixed_atoms(atoms, settings.constrain)
     if settings.ensemble == "npt":
         if not atoms.pbc.all():

@@ -18,7 +18,14 @@ from dpa3sim.ipi.tables import read_table
 from dpa3sim.protocols import guards
 from dpa3sim.protocols.correlation import Estimate, estimate
 from dpa3sim.protocols.md_result import U_PER_A3
-from dpa3sim.protocols.pimd import HYDROGEN_TEMPERATURE, QUANTUM, Plan, runs
+from dpa3sim.protocols.pimd import (
+    HYDROGEN_FREQUENCY,
+    HYDROGEN_MASS,
+    HYDROGEN_TEMPERATURE,
+    QUANTUM,
+    Plan,
+    runs,
+)
 from dpa3sim.protocols.trajectories import RDF_FRAMES, Frame, RadialDistribution
 
 if TYPE_CHECKING:
@@ -323,13 +330,16 @@ def _few_beads(atoms: Atoms, beads: int, plan: Plan) -> Sequence[str]:
     """Too few beads for the vibrations of hydrogen."""
     settings = plan.settings
     hydrogen = np.flatnonzero(atoms.numbers == 1)
-    moving = set(hydrogen.tolist()) - set(plan.fixed)
-    needed = math.ceil(HYDROGEN_TEMPERATURE / settings.temperature)
-    if settings.method == "piglet" or beads == 1 or not moving or beads >= needed:
+    moving = sorted(set(hydrogen.tolist()) - set(plan.fixed))
+    if settings.method == "piglet" or beads == 1 or not moving:
+        return []
+    slower = math.sqrt(HYDROGEN_MASS / float(atoms.get_masses()[moving].min()))
+    needed = math.ceil(slower * HYDROGEN_TEMPERATURE / settings.temperature)
+    if beads >= needed:
         return []
     return [
         f"{beads} beads at {settings.temperature:g} K are few for vibrations of hydrogen: about "
-        f"{needed} resolve 3600 cm^-1; compare more beads"
+        f"{needed} resolve {slower * HYDROGEN_FREQUENCY:.0f} cm^-1; compare more beads"
     ]
 
 

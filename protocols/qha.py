@@ -178,12 +178,15 @@ def run(
     """
     settings = settings or Settings()
     check(atoms, settings)
+    charges = phonon.born_charges(atoms, settings)
     prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
     reach = max(abs(settings.smallest), abs(settings.largest))
-    matrix, warnings = phonon.preflight(prepared, settings, strain=reach / 3)
+    matrix, warnings = phonon.preflight(prepared, settings, charges, strain=reach / 3)
     strains = np.linspace(settings.smallest, settings.largest, settings.volumes).tolist()
     cells, energies = at_volumes(prepared, strains, settings, progress)
-    crystals, n_batches = phonon.force_constants(cells, matrix, prepared, settings, progress)
+    crystals, n_batches = phonon.force_constants(
+        cells, matrix, prepared, settings, charges, progress
+    )
     for crystal, strain in zip(crystals, strains, strict=True):
         crystal.phonon.run_mesh(settings.mesh)
         verdict = phonon.verdict_of(crystal)

@@ -305,7 +305,8 @@ class Velocities:
     """Velocity autocorrelation by segments, by way of their power spectra (Wiener, Khinchin).
 
     A segment is twice as long as the longest correlation time; zeros are appended, so that the
-    correlation does not wrap around.
+    correlation does not wrap around. Isotopes of an element share its correlation, where each atom
+    counts alike, and its density of states, where each counts with its mass.
     """
 
     def __init__(
@@ -320,6 +321,7 @@ class Velocities:
         wanted = 2 * math.ceil(VACF_TIME / interval)
         self.length = max(1, min(n_frames, wanted, room))
         self._sums = np.zeros((len(groups), max(1, self.length // 2)))
+        self._weighted = np.zeros_like(self._sums)
         self._n_segments = 0
         self.restart()
 
@@ -349,7 +351,9 @@ class Velocities:
             for atom in members:  # one at a time, so that the spectra need no memory
                 spectrum = rfft(self._segment[:, atom], n=size, axis=0)
                 power = (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
-                self._sums[k] += irfft(power, n=size)[:lags] / pairs / len(members)
+                correlation = irfft(power, n=size)[:lags] / pairs / len(members)
+                self._sums[k] += correlation
+                self._weighted[k] += self._masses[atom] * correlation
         self._n_segments += 1
 
     def result(
@@ -360,23 +364,23 @@ class Velocities:
         if not self._n_segments or self.length < MIN_VACF_FRAMES or not self._sums[:, 0].any():
             return np.zeros(0), {}, np.zeros(0), {}
         correlation = self._sums / self._n_segments  # Å^2/ps^2
+        weighted = self._weighted / self._n_segments  # u Å^2/ps^2
         time = np.arange(lags) * self._interval
         window = np.cos(0.5 * np.pi * np.arange(lags) / lags) ** 2
-        masses = np.array([self._masses[m].mean() for m in self._groups.values()])
         sizes = np.array([len(m) for m in self._groups.values()])
         # Both signs of time; the spectrum of an even function is real.
         size = next_fast_len(4 * lags, real=True)
         even = np.zeros((len(sizes), size))
-        even[:, :lags] = correlation * window
+        even[:, :lags] = weighted * window
         even[:, size - lags + 1 :] = even[:, lags - 1 : 0 : -1]
         spectrum = rfft(even, axis=1).real * self._interval * 2
         frequency = np.arange(spectrum.shape[1]) / (size * self._interval)
-        # sum_i m_i <v_i v_i> = (degrees of freedom) k_B T; weights of the elements per atom.
-        weights = masses * sizes / sizes.sum()
-        thermal = float(weights @ correlation[:, 0]) / 3
+        # sum_i m_i <v_i v_i> = (degrees of freedom) k_B T; shares of the elements per atom.
+        shares = sizes / sizes.sum()
+        thermal = float(shares @ weighted[:, 0]) / 3
         vdos = {
-            name: values * weight / thermal
-            for name, values, weight in zip(self._groups, spectrum, weights, strict=True)
+            name: values * share / thermal
+            for name, values, share in zip(self._groups, spectrum, shares, strict=True)
         }
         vacf = dict(zip(self._groups, correlation / correlation[:, :1], strict=True))
         return time, vacf, frequency, {"total": np.sum(list(vdos.values()), axis=0), **vdos}

@@ -242,7 +242,7 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("info", STRANGE, ids=str)
+@pytest.mark.parametrize("info", STRANGE, ids=range(len(STRANGE)))
 def test_metadata_of_any_kind(info, embedded):
     """Is of no consequence for a model that takes none of it."""
     from dpa3sim.protocols import md, relax
@@ -258,7 +258,7 @@ def test_metadata_of_any_kind(info, embedded):
     Source("x", "x", atoms).sha256  # noqa: B018 - it must be possible
 
 
-@pytest.mark.parametrize("info", STRANGE, ids=str)
+@pytest.mark.parametrize("info", STRANGE, ids=range(len(STRANGE)))
 def test_metadata_for_a_model_that_takes_charges(info):
     """One line, or a result."""
     from tests_support import DATA

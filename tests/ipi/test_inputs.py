@@ -60,6 +60,19 @@ def test_masses_and_extra_inputs_travel():
     assert not standardized(read(WATER)).has("masses")
 
 
+def test_i_pi_reads_the_masses(tmp_path):
+    from ipi.utils.io.backends.io_ase import read_ase
+    from ipi.utils.units import Constants
+
+    atoms = read(WATER)
+    heavy = np.where(atoms.numbers == 1, 2.014, 15.999)
+    atoms.set_masses(heavy)
+    write_inputs(tmp_path, atoms, InputSettings(motion="nvt"), {})
+    with (tmp_path / "init.extxyz").open() as file:
+        masses = read_ase(file)[-1]
+    np.testing.assert_allclose(masses / Constants.amu, heavy, rtol=1e-12)
+
+
 def test_i_pi_does_not_rotate_it_again(tmp_path):
     atoms = bulk("Cu", cubic=False)
     write_inputs(tmp_path, atoms, InputSettings(motion="nvt"), {})

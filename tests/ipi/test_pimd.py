@@ -1,5 +1,6 @@
 """Path integrals: exact averages, exact continuation, and what is said when something is wrong."""
 
+import dataclasses
 import fcntl
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ MODEL = DATA / "models" / "dynamic" / "model.pt"
 HARMONIC = TESTS / "ipi" / "harmonic_pes.py"
 PAIRS = TESTS / "ipi" / "toy_pes.py"
 WAVENUMBER = 2000.0
+AMU = 1822.888486  # electron masses
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,22 @@ def exact_modes(beads, temperature):
     omega_p = beads * units.kB * temperature
     modes = 2 * omega_p * np.sin(np.arange(beads) * np.pi / beads)
     return omega**2 / (omega**2 + modes**2)
+
+
+def test_masses_of_the_structure_move(tmp_path):
+    """The state that i-PI saves, and goes on from, has them; so has the last structure."""
+    atoms = read(WATER)
+    masses = np.where(atoms.numbers == 1, 2.014, 15.999)
+    atoms.set_masses(masses)
+    settings = pimd.Settings(beads=2, steps=2, timestep=0.1, interval=1)
+    for steps in (2, 3):
+        plan = simulate(tmp_path / "w", atoms, dataclasses.replace(settings, steps=steps))
+        saved = ET.parse(tmp_path / "w" / "pimd.RESTART").find(".//beads/m")
+        found = np.array([float(x) for x in saved.text.strip(" []\n").split(",")])
+        np.testing.assert_allclose(found / AMU, masses, rtol=1e-6)
+    last = pimd_result._centroids(tmp_path / "w", atoms)
+    np.testing.assert_array_equal(last.get_masses(), masses)
+    assert plan.timestep == 0.1
 
 
 def harmonic_run(folder, steps, beads=8, **options):

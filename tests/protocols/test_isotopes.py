@@ -5,8 +5,9 @@ import pytest
 from ase.build import bulk, molecule
 
 from dpa3sim.protocols import elastic, md, phonon
-from dpa3sim.protocols.cells import Cells, kinds
+from dpa3sim.protocols.cells import Cells
 from dpa3sim.protocols.harmonic import new_phonopy
+from dpa3sim.protocols.isotopes import species
 
 OPTIONS = {"supercell": "2,2,2", "mesh": 20.0, "relax": False}
 
@@ -72,7 +73,7 @@ def test_isotopes_of_one_element_are_not_equivalent(embedded64):
 
 def test_without_masses_nothing_is_told_apart():
     atoms = hydride(cubic=True)
-    assert (kinds(atoms) == atoms.numbers).all()
+    assert (species(atoms) == atoms.numbers).all()
     assert len(Cells.of(atoms, 0.01).primitive.atoms) == 2
     unit = new_phonopy(hydride(2.014), np.eye(3, dtype=int), 0.01)
     assert list(unit.primitive.symbols) == ["Li", "H"]

@@ -149,6 +149,22 @@ def test_density_of_states_of_oscillators():
     assert shares[1] / shares[0] == pytest.approx(22.98976928 / 6.94, rel=0.02)
 
 
+def test_isotopes_count_with_their_mass():
+    """Half of the hydrogen is heavy: it has its share of the kinetic energy, not of the atoms."""
+    dt, n = 0.01, 2000
+    atoms = Atoms("H60", cell=[20] * 3, pbc=True)
+    masses = np.repeat([1.008, 2.014], 30)
+    vacf = Velocities(groups_of(atoms), masses, n, dt)
+    for x in oscillators(n, dt, [12.5, 8.0]):
+        vacf.add(Frame(x, x, atoms.cell[:]))
+    _, _, frequency, vdos = vacf.result()
+    width = frequency[1] - frequency[0]
+    assert vdos["total"].sum() * width == pytest.approx(3.0, rel=0.01)
+    slow = vdos["H"][np.abs(frequency - 8.0) < 2].sum()
+    fast = vdos["H"][np.abs(frequency - 12.5) < 2].sum()
+    assert slow / fast == pytest.approx(2.014 / 1.008, rel=0.02)
+
+
 def test_correlation_equals_the_plain_definition():
     atoms = Atoms("Li3", cell=[9] * 3)
     v = np.random.default_rng(6).normal(size=(40, 3, 3))
