@@ -152,8 +152,14 @@ def _flat(docstring: str | None) -> str:
 
 def _markdown(text: str) -> str:
     text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text)
-    text = re.sub(r" \(spec[^)]*\)", "", text)  # for those who read the source
+    text = re.sub(r"\bdocs/([\w-]+\.md)#([\w-]+)", _link, text)
     return text.replace("``", "`")
+
+
+def _link(citation: re.Match[str]) -> str:
+    """What cites a section of these pages, as a link between them."""
+    page, anchor = citation.groups()
+    return f"[{anchor.replace('-', ' ')}]({page}#{anchor})"
 
 
 def options() -> str:

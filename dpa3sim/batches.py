@@ -43,7 +43,8 @@ HOST_BATCH_ATOMS, DEVICE_BATCH_ATOMS = 2**10, 2**14
 # Structures of so many atoms keep a host busy alone; in one batch they would be slower, for memory
 # that is touched first (measured: four of 432 atoms took 1.14 times as long together).
 HOST_FULL_ATOMS = 128
-# Room beyond the present counts where shapes have to stay (spec/engine.md 1.6).
+# Room beyond the present counts where shapes have to stay:
+# docs/methods.md#candidates-edges-angles.
 DEVICE_MARGIN = 0.08
 # There, rooms and candidates of an atom come in multiples of these.
 ROOM_BUCKET, CANDIDATE_BUCKET = 4, 16

@@ -160,7 +160,7 @@ class DPA3Calculator(Calculator):
 
 
 def virial_stress(virial: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
-    """Stress ``(3, 3)`` in eV/Å^3, positive = tensile, from the virial in eV (spec 1.7).
+    """Stress ``(3, 3)`` in eV/Å^3, positive = tensile, from the virial in eV.
 
     Along non-periodic axes the cell vector only sets the reference volume (a slab with its
     vacuum); a missing one counts as 1 Å.

@@ -1,8 +1,8 @@
 """How much memory an evaluation needs: a linear model, fitted to small probes.
 
 ``bytes = c . (1, atoms, edges, angles, edges and angles of the largest block)`` in the slots of
-a layout (spec/engine.md 4.2). It is fitted once for each model, precision, device and policy,
-and kept on disk, so that batches are sized without ever running out of memory on purpose.
+a layout (docs/methods.md#memory-model). It is fitted once for each model, precision, device and
+policy, and kept on disk, so that batches are sized without ever running out of memory on purpose.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Evaluation:
         energy: total energy, eV.
         energies: ``(n,)`` atomic energies, eV; they add up to ``energy``.
         forces: ``(n, 3)``, eV/Å.
-        virial: ``(3, 3)``, -dE/dstrain, eV (spec 1.7).
+        virial: ``(3, 3)``, -dE/dstrain, eV (docs/model.md#energy-forces-and-virial).
         n_edges, n_angles: size of the graph.
         n_cut_edges, n_cut_angle_edges: neighbours dropped by the model's selection limits.
         warnings: what limits this result.
@@ -148,8 +148,9 @@ class Potential:
             ``"none"`` keeps every neighbour inside the cutoffs.
         smooth_cutoff: for models whose energy jumps when a pair of atoms crosses the cutoff of
             angles: width over which the step is smoothed, Å, such as 0.3. Another potential,
-            which conserves energy (spec/dpa3.md 7); neighbours that the limits cut still make it
-            jump, so use it with ``truncate="none"``. None is as the model is, 0 is off.
+            which conserves energy (docs/model.md#smooth-cutoff); neighbours that the limits cut
+            still make it jump, so use it with ``truncate="none"``. None is as the model is, 0 is
+            off.
         skin: how much further than the cutoff neighbours are searched, Å; 0 searches every time.
         max_memory: GiB that evaluations may use; None is what is free, with some margin.
         matmul: how the products of edges and angles round their inputs, on GPUs with the Triton
@@ -376,8 +377,8 @@ class Potential:
         """Second derivatives d2E/dx_i dx_j, ``(3n, 3n)``, eV/Å^2, always in float64.
 
         Analytic: the readable network is differentiated twice, once per coordinate, so that
-        time and memory limit this to some tens of atoms. Where the energy is not smooth (spec
-        traps T1 and T2) it is the curvature on this side of the step.
+        time and memory limit this to some tens of atoms. Where the energy is not smooth
+        (docs/model.md#traps) it is the curvature on this side of the step.
 
         Args:
             structure: any structure.

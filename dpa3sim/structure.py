@@ -136,7 +136,7 @@ def extra_inputs(
     fitting, descriptor, n = config.fitting, config.descriptor, len(structure.numbers)
     given_fparam, given_charge_spin = structure.fparam, structure.charge_spin
     if descriptor.add_chg_spin_ebd and descriptor.default_chg_spin is None:
-        # Models of deepmd-kit 3.1.3 have one input for both (spec trap T8).
+        # One input for both in deepmd-kit 3.1.3: docs/model.md#charge-and-spin-inputs.
         if given_charge_spin is None:
             given_charge_spin = given_fparam
         if given_charge_spin is None:

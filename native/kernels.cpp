@@ -1,5 +1,5 @@
-// A repflow layer (spec/dpa3.md 1.5), forward and backward, centre by centre, and the matrix products
-// of the nodes, which the caller puts between.
+// A repflow layer (docs/model.md#the-repflow-layer), forward and backward, centre by centre, and the
+// matrix products of the nodes, which the caller puts between.
 //
 // What kernels.py does with a dozen passes over memory happens here for one centre at a time, with
 // everything in between in registers and in the cache: the accumulators of a small matrix product

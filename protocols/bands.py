@@ -2,7 +2,7 @@
 
 Special points and path are seekpath's (Hinuma et al., Comput. Mater. Sci. 128, 140 (2017)).
 Their coordinates belong to a cell: here they are kept Cartesian, and expressed in the cell that
-is asked for (spec/protocols.md 2.1, P1).
+is asked for (docs/methods.md#paths-of-band-structures).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The primitive cell is strained along Voigt components in the standard orientatio
 symmetrically about the minimum: ``cell' = cell (1 + eps)``, ``eps`` symmetric, Cauchy stress.
 Components that follow from others by the symmetry of the crystal are left out. The central
 differences of all strains together give the constants of the most general tensor that the
-symmetry allows, by least squares; what they leave is reported (spec/protocols.md 2.2).
+symmetry allows, by least squares; what they leave is reported (docs/methods.md#elastic-constants).
 
 Voigt order xx, yy, zz, yz, xz, xy; shear strains are engineering ones (twice the tensor's).
 """
@@ -274,7 +274,8 @@ def _relaxed_stresses(
 ) -> tuple[np.ndarray, list[str]]:
     """Voigt stresses ``(n, 6)`` of strained cells, their ions relaxed, and what did not converge.
 
-    A minimum that lies on a step of the energy (spec trap T2) has forces on both sides of it.
+    A minimum that lies on a step of the energy (docs/model.md#step-at-the-angle-cutoff) has
+    forces on both sides of it.
     """
     from dataclasses import replace
 

@@ -1,6 +1,6 @@
 """Equation of state: energy against volume, ions and shape relaxed at each volume.
 
-Volumes, not lengths, are spaced evenly around the relaxed one (spec/protocols.md 2.4). The fits
+Volumes, not lengths, are spaced evenly around the relaxed one (docs/methods.md#volumes). The fits
 are ASE's equations; a minimum outside the volumes that were computed is no result.
 """
 

@@ -1,9 +1,10 @@
 """What of this model family can spoil small differences of energies, found and measured.
 
 DPA3 models without ``smooth_edge_update`` have a step in the energy where two atoms are as far
-apart as the cutoff of angles (spec/dpa3.md, T2), and selection limits that cut a shell of equal
-distances make the energy depend on rounding (T1). A property is a difference of energies or
-forces: one that a shell crosses the cutoff in contains the step.
+apart as the cutoff of angles (docs/model.md#step-at-the-angle-cutoff), and selection limits that
+cut a shell of equal distances make the energy depend on rounding
+(docs/model.md#ties-at-the-selection-limit). A property is a difference of energies or forces: one
+that a shell crosses the cutoff in contains the step.
 """
 
 from __future__ import annotations

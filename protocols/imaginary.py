@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dpa3sim.potential import BatchPotential
     from dpa3sim.protocols.harmonic import Harmonic
 
-# Imaginary frequencies beyond this (THz) matter (spec/protocols.md 2.1, P8).
+# Imaginary frequencies beyond this (THz) matter (docs/methods.md#imaginary-modes).
 SIGNIFICANT = 0.1
 STABLE, UNSTABLE, UNDECIDED = "stable", "unstable", "undecided"
 # Largest displacements along a mode that are tried, Å, and how many of the starts are relaxed.

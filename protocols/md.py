@@ -1,8 +1,9 @@
-"""Molecular dynamics: trajectories in an ensemble, and what they say (spec/protocols.md 2.5).
+"""Molecular dynamics: trajectories in an ensemble, and what they say.
 
 :func:`run` moves one or several replicas in lockstep, all evaluations of a step in one batch. What
 comes out of it streams into a recorder; a run that continues from the recorder's state
-does the same as one that was never stopped, to the last bit.
+does the same as one that was never stopped, to the last bit. The reasons of the choices are in
+docs/methods.md#molecular-dynamics.
 """
 
 from __future__ import annotations

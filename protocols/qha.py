@@ -2,7 +2,7 @@
 
 Free energies at several volumes, ions and shape relaxed at each, are fitted to an equation of
 state at every temperature. Nothing is extrapolated: temperatures whose volume leaves the grid
-have no result (spec/protocols.md 2.4).
+have no result (docs/methods.md#volumes).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Relax atoms and cell to a minimum of energy (or of enthalpy, under pressure).
 
 A relaxation has converged when the largest force and the largest stress that the cell could
-still give way to are both below their thresholds (spec/protocols.md 2.3).
+still give way to are both below their thresholds (docs/methods.md#relaxation).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 for a slab of n atoms with two equal faces of area A. Slabs are whole numbers of primitive cells,
 so that they have the composition of the crystal and e_bulk is that of the same relaxed crystal
-(spec/protocols.md 2.6). That the reference is consistent is tested by the fit
+(docs/methods.md#vacancies-and-surfaces). That the reference is consistent is tested by the fit
 E_slab(n) = n e_bulk + 2 gamma A of Fiorentini and Methfessel, J. Phys.: Condens. Matter 8, 6525
 (1996), which needs no bulk energy.
 

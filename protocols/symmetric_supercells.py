@@ -17,7 +17,7 @@ from dpa3sim.errors import InputError
 from dpa3sim.protocols.cells import Cells
 from dpa3sim.protocols.supercells import Request, in_primitive, right_handed, widths
 
-# "auto" is as wide as this (Å), and as twice the cutoff (spec/protocols.md 2.1, P4).
+# "auto" is as wide as this (Å), and as twice the cutoff: docs/methods.md#supercells-for-phonons.
 AUTO_WIDTH = 15.0
 # More atoms than these are told.
 MANY_ATOMS = 300

@@ -4,7 +4,7 @@
 
 with the cell of the perfect crystal kept and the ions relaxed; mu is the energy of an atom of the
 missing element in its reference, which for an element is the crystal itself (Zhang and Northrup,
-Phys. Rev. Lett. 67, 2339 (1991); spec/protocols.md 2.6).
+Phys. Rev. Lett. 67, 2339 (1991); docs/methods.md#vacancies-and-surfaces).
 """
 
 from __future__ import annotations

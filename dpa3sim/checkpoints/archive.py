@@ -1,4 +1,4 @@
-"""Read the zip archives that torch writes, executing nothing from them (spec/dpa3.md 2.2).
+"""Read torch's zip archives, executing nothing (docs/model.md#reading-without-running).
 
 Both ``.pt`` (torch.save) and ``.pth`` (TorchScript) files are zip archives with a pickle that
 describes a tree of objects, and one raw file per tensor storage. The unpickler here is the pure

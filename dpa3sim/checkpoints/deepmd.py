@@ -2,7 +2,7 @@
 
 Every option is either used, known not to change the energy, or accepted only at the value at
 which it does nothing; an option outside these tables makes the file unsupported rather than
-silently wrong (spec/dpa3.md 1.1).
+silently wrong (docs/model.md#translation-of-options).
 """
 
 from __future__ import annotations
@@ -215,7 +215,8 @@ def _read_fitting(params: Mapping[str, Any]) -> FittingConfig:
 def take_weights(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rename and reduce the tensors of a checkpoint to those of :func:`weight_shapes`.
 
-    ``tensors`` have the key tails of spec 2.1. Unknown ones stay, for the caller's strict check.
+    ``tensors`` are named as in docs/model.md#names-of-tensors, ``atomic_model.`` before it.
+    Unknown ones stay, for the caller's strict check.
     """
     weights = {}
     for name, array in tensors.items():
@@ -232,7 +233,7 @@ def take_weights(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict
 
 
 def _one_slot(name: str, array: np.ndarray) -> np.ndarray:
-    """Normalisation statistics are stored per slot but equal in all of them (trap T5)."""
+    """Statistics are equal in all slots (docs/model.md#normalisation-by-slot)."""
     if array.ndim != 3 or array.shape[1] < 1:
         raise CheckpointError(f"tensor {name} has shape {array.shape}, not (types, slots, 4)")
     if (array != array[:, :1]).any():
@@ -247,7 +248,7 @@ def _check_econf(config: ModelConfig, array: np.ndarray) -> None:
 
 
 def select_head(heads: Mapping[str, Any], head: str | None, aliases: Mapping[str, str]) -> str:
-    """Find a head by name or alias, whatever the case (spec trap T9).
+    """Find a head by name or alias, whatever the case (docs/model.md#names-of-heads).
 
     Raises:
         CheckpointError: no head given where there are several, or no such head.

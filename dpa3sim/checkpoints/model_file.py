@@ -56,9 +56,10 @@ class ModelFile:
 
     @property
     def untrained_types(self) -> tuple[str, ...]:
-        """Types of the map that the training data had no atom of (spec trap T10).
+        """Types of the map that the training data had no atom of.
 
         Their energy bias, fitted to the data, stayed at zero. Empty when no type has a bias.
+        See docs/model.md#elements-without-training-data.
         """
         bias = np.abs(self.weights["out_bias"][0, :, 0])
         if not bias.any():
@@ -77,7 +78,7 @@ class ModelFile:
         return replace(self, config=self.config.smoothed(width))
 
     def traps(self) -> list[str]:
-        """Known limits of this model that its user should know (spec 1.9)."""
+        """Known limits of this model that its user should know (docs/model.md#traps)."""
         descriptor, found = self.config.descriptor, []
         if descriptor.has_step:
             found.append(

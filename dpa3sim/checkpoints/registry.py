@@ -1,6 +1,7 @@
 """The public DPA3 models: names, files and checksums; where they are kept; how they are fetched.
 
-Sources of the table: spec/dpa3.md section 3 (deepmd-kit's model registry, Matbench Discovery).
+Sources of the table: deepmd-kit's model registry, Matbench Discovery
+(docs/model.md#public-models).
 """
 
 from __future__ import annotations

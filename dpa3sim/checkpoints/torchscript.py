@@ -1,4 +1,4 @@
-"""Read frozen deepmd-kit models (``.pth``, TorchScript) without running them (spec 2.2)."""
+"""Read frozen deepmd-kit models (``.pth``, TorchScript): docs/model.md#frozen-models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read deepmd-kit training checkpoints (``.pt``): one head or many, with or without EMA (2.1)."""
+"""Read deepmd-kit training checkpoints (``.pt``): docs/model.md#training-checkpoints."""
 
 from __future__ import annotations
 

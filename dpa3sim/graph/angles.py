@@ -9,9 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Angles:
-    """All ordered pairs (q, k) of angle-edges of a centre, q == k included (spec 1.2).
+    """All ordered pairs (q, k) of angle-edges of a centre, q == k included.
 
-    The m_i^2 angles of centre i are contiguous, q-major: block i is an (m_i, m_i) matrix.
+    See docs/model.md#neighbours-edges-and-angles. The m_i^2 angles of centre i are contiguous,
+    q-major: block i is an (m_i, m_i) matrix.
 
     Attributes:
         edges: ``(n_angle_edges,)`` index of every angle-edge in the edge list.

@@ -4,7 +4,7 @@ The line graph of a centre is dense: every pair of its angle-edges is an angle. 
 same room for edges (``k_room``) and angle-edges (``m_room``) form a block, in which edge arrays
 are ``(count, k_room, ...)`` and angle arrays ``(count, m_room, m_room, ...)``; nothing has to be
 gathered to angles, and sums over neighbours are sums over an axis. Rooms that a centre does not
-fill are masked. A block also bounds the temporaries of the layers (spec/engine.md 3.3).
+fill are masked. A block also bounds the temporaries of the layers (docs/methods.md#blocks).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Edges: the neighbours that the model sees, sorted by centre and distance (spec/dpa3.md 1.2)."""
+"""Edges: the neighbours that the model sees, sorted by centre and distance.
+
+The rules are those of docs/model.md#neighbours-edges-and-angles.
+"""
 
 from __future__ import annotations
 
@@ -80,9 +83,10 @@ def find_edges(
 ) -> Edges:
     """Find the edges of one structure.
 
-    Equal distances are ranked by neighbour index, then by shift, the stable order of the spec
-    (trap T1). Distances that differ by a rounding error only count as different, here as in
-    deepmd-kit. Excluded pairs are dropped after ranking, so they still use up the limits.
+    Equal distances are ranked by neighbour index, then by shift. Distances that differ by a
+    rounding error only count as different, here as in deepmd-kit
+    (docs/model.md#ties-at-the-selection-limit). Excluded pairs are dropped after ranking, so
+    they still use up the limits.
 
     Args:
         positions: ``(n_atoms, 3)``, Å, wrapped or not.

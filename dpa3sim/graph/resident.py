@@ -1,10 +1,11 @@
 """The graph of a batch on its device: updated in place from new positions and cells.
 
-Three levels (spec/engine.md 1.6). Candidates with a skin are searched on the host and stay on
-the device as padded rows. At every step their distances decide which are edges and which
-angle-edges, exactly; nothing of the skin reaches the model. Rows are then compacted into the
-slots of the layout's blocks, with angle-edges first and otherwise in the order of the candidates,
-so that the result depends on the structure alone and not on the history of the lists.
+There are three levels (docs/methods.md#candidates-edges-angles). Candidates with a skin are
+searched on the host and stay on the device as padded rows. At every step their distances decide
+which are edges and which angle-edges, exactly; nothing of the skin reaches the model. Rows are
+then compacted into the slots of the layout's blocks, with angle-edges first and otherwise in the
+order of the candidates, so that the result depends on the structure alone and not on the history
+of the lists.
 """
 
 from __future__ import annotations

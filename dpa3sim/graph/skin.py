@@ -5,8 +5,9 @@ A list made at positions x0 in cell H0 with radius rc + s serves positions x in 
     u(1) + u(2) <= sigma_min(F) (rc + s) - rc,    F = H0^-1 H,    u_i = |x_i - x0_i F|
 
 where u(1) and u(2) are the two largest displacements left after removing the homogeneous strain
-and sigma_min the smallest singular value (spec/engine.md 1.5). This is exact, does not depend on
-the size of the cell, and lets displaced or strained copies of a structure share one list.
+and sigma_min the smallest singular value. This is exact, does not depend on the size of the cell,
+and lets displaced or strained copies of a structure share one list. The derivation stands in
+docs/methods.md#neighbour-lists-with-a-skin.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Whether what i-PI gets is what the model says: frames sent through a real server and back.
 
 Energies, forces and virials of known frames come out of i-PI as they went in, or units, the order
-of atoms, the cell or the sign of the virial are wrong somewhere on the way (spec/ipi.md 5.3, T0).
+of atoms, the cell or the sign of the virial are wrong somewhere on the way
+(docs/ipi.md#units-and-layout).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Only the transport; what computes is any function of cells and positions
 (:data:`dpa3sim.ipi.wire.Evaluate`), ready and warm before the client connects, since a client that
-is connected but silent holds up all others of the same i-PI (spec/ipi.md 1.6).
+is connected but silent holds up all others of the same i-PI
+(docs/ipi.md#what-i-pi-expects-of-a-client).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The socket client, the PES file for ``<ffdirect>`` and the tests share this one function of cells
 and positions. The virial is -dE/dstrain, that is ``-V`` times ASE's stress, the potential part
-only; i-PI adds the kinetic part (spec/ipi.md 1.4).
+only; i-PI adds the kinetic part (docs/ipi.md#units-and-layout).
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class BatchEvaluator:
         """Extras of structure ``k`` as JSON; empty if nothing was asked for."""
         values: dict[str, Any] = {name: EXTRAS[name](members[0]) for name in self._extras}
         if committee is not None:
-            # A list for each member, the layout that ffcommittee expects (spec/ipi.md 4).
+            # A list for each member, as ffcommittee expects (docs/ipi.md#units-and-layout).
             for name, array in zip(("pot", "force", "virial"), committee, strict=True):
                 flat = array[:, k].reshape(len(members), -1).tolist()
                 values[f"committee_{name}"] = [x[0] for x in flat] if name == "pot" else flat

@@ -1,6 +1,6 @@
 """Input files of i-PI: which atoms, which motion, and where the forces come from.
 
-Everything is XML that i-PI documents (spec/ipi.md 5.1 and 6.3). Floats of all files that i-PI
+Everything is XML that i-PI documents. Floats of all files that i-PI
 writes have 17 digits, which is what a float64 needs to come back from a checkpoint as it was.
 """
 
@@ -34,7 +34,7 @@ MOTIONS = ("nve", "nvt", "pimd", "trpmd", "npt", "minimize", "phonons")
 ONE_BEAD = ("nvt", "minimize", "phonons")
 
 # i-PI's poll loop takes what has arrived; with much to send it must wait for all beads, or a
-# batch falls apart (spec/ipi.md 1.8, measured there).
+# batch falls apart (docs/ipi.md#batches).
 LATENCY, LONG_LATENCY, LARGE_BATCH = 1e-4, 5e-3, 2000
 # Space around atoms along axes without periodicity, Å: i-PI wants a cell, which cannot matter.
 MARGIN = 10.0

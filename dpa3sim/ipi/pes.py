@@ -8,8 +8,8 @@
     </ffdirect>
 
 i-PI executes this file and only does ``DPA3PES(**parameters)`` and ``pes(cell, positions)``;
-nothing of i-PI is imported (spec/ipi.md 2). No sockets, no waiting: the fastest way for
-path integrals.
+nothing of i-PI is imported (docs/ipi.md#inside-i-pis-process). No sockets, no waiting: the
+fastest way for path integrals.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 i-PI is the server, whoever provides forces the client. Headers are 12 ASCII bytes; numbers are
 native int32 and float64 in atomic units; cells and virials travel transposed, with lattice vectors
-as columns (spec/ipi.md 1). Nothing here knows of a model, of torch or of i-PI's own code.
+as columns (docs/ipi.md#on-the-wire). Nothing here knows of a model, of torch or of i-PI's own code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def order_hash(numbers: Sequence[int] | np.ndarray) -> str:
     """Hash of atomic numbers in their order, for ``<parameters> { dpa3sim_order: ... }``.
 
     i-PI sends no elements: this is the only way to notice that its atoms have another order than
-    ours (spec/ipi.md 6.3). The leading letter keeps i-PI from taking it for a number.
+    ours (docs/ipi.md#the-client). The leading letter keeps i-PI from taking it for a number.
     """
     text = ",".join(str(int(z)) for z in numbers)
     return "z" + hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -206,8 +206,8 @@ class Connection:
         """Tell the server that nothing more comes, read what it still sends, then close.
 
         A connection that is closed with unread bytes is reset, and a reset at the wrong moment
-        kills the polling thread of i-PI 3.3, which then hangs for ever (spec/ipi.md 1.7). So wait
-        until it has closed as well, at most ``patience`` s.
+        kills the polling thread of i-PI 3.3, which then hangs for ever. So wait until it has
+        closed as well, at most ``patience`` s (docs/ipi.md#when-a-client-fails).
 
         Returns:
             What was still read.
@@ -238,7 +238,7 @@ class Exchange:
     """Reads positions and writes results, in the layout that this connection uses.
 
     Shared memory needs no flag: instead of a cell, the first POSDATA then brings names of
-    segments, which begin with ``ipi_shm_`` (spec/ipi.md 1.9).
+    segments, which begin with ``ipi_shm_`` (docs/ipi.md#shared-memory).
 
     Args:
         connection: the connection.

@@ -1,4 +1,7 @@
-"""Activation functions (spec/dpa3.md 1.6): differentiable ones, and hand-written pairs in place."""
+"""Activation functions, differentiable ones and hand-written pairs in place.
+
+Their definitions are those of docs/model.md#activation-functions.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every option that changes what a DPA3 model computes, as frozen dataclasses.
 
-Names follow the training input of deepmd-kit (spec/dpa3.md 1.1). Options that only matter
+Names follow the training input of deepmd-kit (docs/model.md#options). Options that only matter
 for training have no place here; the checkpoint readers drop them.
 """
 
@@ -36,7 +36,10 @@ MAX_REPEATS, MAX_SIZE, MAX_CUTOFF = 1000, 2**31, 100.0
 
 @dataclass(frozen=True)
 class Activation:
-    """A named activation function; ``threshold`` is used by ``silut`` only (spec 1.6)."""
+    """A named activation function; ``threshold`` is used by ``silut`` only.
+
+    The functions are those of docs/model.md#activation-functions.
+    """
 
     name: str
     threshold: float = DEFAULT_SILUT_THRESHOLD
@@ -70,7 +73,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class DescriptorConfig:
-    """Options of the DPA3 descriptor, the repflow block included (spec 1.1).
+    """Options of the DPA3 descriptor, the repflow block included (docs/model.md#options).
 
     Lengths are in Å; ``*_sel`` are neighbour counts; ``*_dim`` are feature widths.
     ``smooth_cutoff`` is no option of deepmd-kit's: see :meth:`ModelConfig.smoothed`.
@@ -151,24 +154,24 @@ class DescriptorConfig:
 
     @property
     def node_angle_dim(self) -> int:
-        """Width of n' in the angle input (spec 1.0, ``na``)."""
+        """Width of n' (docs/model.md#angle-input)."""
         return self.a_dim // self.a_compress_rate if self.a_compress_rate else self.n_dim
 
     @property
     def edge_angle_dim(self) -> int:
-        """Width of e' in the angle input (spec 1.0, ``ea``)."""
+        """Width of e' (docs/model.md#angle-input)."""
         if not self.a_compress_rate:
             return self.e_dim
         return self.a_dim // (2 * self.a_compress_rate) * self.a_compress_e_rate
 
     @property
     def edge_divisor(self) -> float:
-        """N_e of spec 1.5: the configured, never the actual, number of edges."""
+        """N_e: the configured, never the actual, number (docs/model.md#the-repflow-layer)."""
         return self.e_sel / self.sel_reduce_factor if self.use_dynamic_sel else float(self.e_sel)
 
     @property
     def angle_divisor(self) -> float:
-        """N_a of spec 1.5."""
+        """N_a, the same for angle-edges."""
         return self.a_sel / self.sel_reduce_factor if self.use_dynamic_sel else float(self.a_sel)
 
     @property
@@ -178,13 +181,13 @@ class DescriptorConfig:
 
     @property
     def has_step(self) -> bool:
-        """Whether the energy jumps when an edge crosses ``a_rcut`` (spec trap T2)."""
+        """Whether the energy jumps at ``a_rcut`` (docs/model.md#step-at-the-angle-cutoff)."""
         return self.update_angle and not self.smooth_edge_update and self.smooth_cutoff is None
 
 
 @dataclass(frozen=True)
 class FittingConfig:
-    """Options of the energy fitting net (spec 1.7)."""
+    """Options of the energy fitting net (docs/model.md#fitting-net)."""
 
     neuron: tuple[int, ...]
     activation: Activation = Activation("tanh")
@@ -232,22 +235,22 @@ class ModelConfig:
 
     @property
     def excluded_pairs(self) -> frozenset[tuple[int, int]]:
-        """Ordered type pairs without an edge; both ways of excluding act alike (spec 1.2)."""
+        """Ordered type pairs without an edge; both ways of excluding act alike."""
         pairs = (*self.descriptor.exclude_types, *self.pair_exclude_types)
         return frozenset(p for a, b in pairs for p in ((a, b), (b, a)))
 
     @property
     def input_dim(self) -> int:
-        """Width of the fitting net's input: descriptor, fparam, aparam, case (spec 1.7)."""
+        """Width of the fitting net's input: descriptor, fparam, aparam, case."""
         fitting = self.fitting
         aparam = 0 if fitting.use_aparam_as_mask else fitting.numb_aparam
         return self.descriptor.output_dim + fitting.numb_fparam + aparam + fitting.dim_case_embd
 
     def smoothed(self, width: float) -> Self:
-        """This model without the step at ``a_rcut``: another potential (spec 7).
+        """This model without the step at ``a_rcut``: another potential.
 
         What the edge gives to its own R where it has no angles, e_ij, comes in over the last
-        ``width`` before the cutoff, instead of all at once.
+        ``width`` before the cutoff, instead of all at once (docs/model.md#smooth-cutoff).
 
         Args:
             width: Å; 0 is the model without smoothing.

@@ -1,4 +1,4 @@
-"""The fitting net (spec/dpa3.md 1.7) with a hand-written derivative."""
+"""The fitting net (docs/model.md#fitting-net) with a hand-written derivative."""
 
 from __future__ import annotations
 

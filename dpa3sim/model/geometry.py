@@ -1,4 +1,4 @@
-"""What the layers take from the geometry (spec/dpa3.md 1.3), and its hand-written derivative."""
+"""What the layers take from docs/model.md#geometry, and its hand-written derivative."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ class Weighting:
     """Factors with which the layers sum over edges and angles; or gradients with respect to them.
 
     Attributes:
-        symmetrise: ``(n_edges, 3)`` N_e^(-1/2) s^e h, the factors of Psi (spec 1.5).
+        symmetrise: ``(n_edges, 3)`` N_e^(-1/2) s^e h, the factors of Psi
+            (docs/model.md#node-messages).
         message: ``(n_edges,)`` s^e / N_e, the factors of v3.
         angle: ``(n_angles,)`` N_a^(-1/2) w, the factors of R.
         other: ``(n_edges,)`` the factor of the edge itself in R: 1 for edges that are not
-            angle-edges (trap T2); for these 0 or, with ``smooth_cutoff``, t of spec 7. Its
-            gradient is only computed with ``smooth_cutoff``, and for angle-edges.
+            angle-edges; for these 0 or, with ``smooth_cutoff``, t (docs/model.md#smooth-cutoff).
+            Its gradient is only computed with ``smooth_cutoff``, and for angle-edges.
     """
 
     symmetrise: Tensor
@@ -222,7 +223,7 @@ class GeometryKernel:
 def switch_and_slope(
     r: Tensor, start: float, end: float, exponential: bool, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Switch function of spec 1.3 and its derivative; both are zero where ``mask`` is False."""
+    """Switch function (docs/model.md#switch-functions) and its derivative; 0 without ``mask``."""
     if exponential:
         rate = 20 / start
         inner = torch.exp(rate * (r.clamp(max=end) - start))

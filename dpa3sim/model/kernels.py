@@ -1,7 +1,7 @@
 """A repflow layer, forward and backward by hand: what runs instead of the readable network.
 
 Plain tensor operations without autograd on the blocks of :mod:`dpa3sim.graph.blocks`. Names and
-formulas are those of spec/dpa3.md 1.5; ``d_x`` is dE/dx. Against ``network.py``:
+formulas are those of docs/model.md#the-repflow-layer; ``d_x`` is dE/dx. Against ``network.py``:
 
 - linear maps of one input are one matrix product, and those of nodes and edges are made once
   and broadcast within a centre's block, never repeated per angle;
@@ -52,7 +52,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What of a layer can reach the energy (spec 6.5, item 8).
+    """What of a layer can reach the energy (docs/model.md#what-reaches-the-energy).
 
     In the parallel form the last layer changes nodes only, and the layer before it need not
     update angles, which nobody reads any more.
@@ -743,10 +743,11 @@ class LayerKernel:
         return reduced.view(data.block.count, data.block.m_room, message.shape[1])
 
     def _edge_angle_input(self, data: BlockData, edge: Tensor, reduced: Tensor) -> Tensor:
-        """R of the slots that need it, with what the edge itself adds to it (trap T2, spec 7).
+        """R of the slots that need it, with what the edge itself adds to it.
 
-        In smooth models the edges without angles all have the same u2, so that the input is
-        that of the angle-edge slots.
+        See docs/model.md#edge-messages and docs/model.md#smooth-cutoff. In smooth models the
+        edges without angles all have the same u2, so that the input is that of the angle-edge
+        slots.
         """
         if self._config.smooth_edge_update:
             return reduced.flatten(0, 1)

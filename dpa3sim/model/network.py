@@ -1,8 +1,8 @@
-"""The DPA3 network, written to be read: spec/dpa3.md section 1, line by line.
+"""The DPA3 network, written to be read: docs/model.md line by line.
 
 Everything here is differentiable by autograd, sparse (edges and angles only where they are)
 and batched by concatenation. It is the definition that faster evaluators are tested against.
-Symbols follow the spec: n, e, a are the node, edge and angle features; i, j the centre and the
+Symbols follow that page: n, e, a are the node, edge and angle features; i, j the centre and the
 neighbour of an edge; q, k two angle-edges of one centre, q the one that receives.
 """
 
@@ -44,12 +44,12 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the layers need to know of the edges and angles besides their features (spec 1.3).
+    """What the layers need of edges and angles besides features (docs/model.md#geometry).
 
     Attributes:
         h: ``(n_edges, 3)`` normalised environment vector; switch: ``(n_edges,)`` s^e.
         weight: ``(n_angles,)`` w = s^a_q s^a_k.
-        other: ``(n_edges,)`` t of spec 7, the share of e in R; None without ``smooth_cutoff``.
+        other: ``(n_edges,)`` t, the share of e in R; None without ``smooth_cutoff``.
     """
 
     h: Tensor
@@ -134,7 +134,7 @@ class Network:
             return torch.cat([features.node, types], dim=1)
         return features.node
 
-    # -- embeddings: spec 1.3 and 1.4 -------------------------------------------------------
+    # -- docs/model.md#geometry, docs/model.md#embeddings -----------------------------------
 
     def _embed_geometry(
         self, graph: GraphBatch, vectors: Tensor
@@ -171,7 +171,7 @@ class Network:
         return geometry, edge, angle
 
     def _make_type_rows(self, device: torch.device) -> Tensor:
-        """The type table T, ``(ntypes, n_dim)``, hidden identity included (trap T4)."""
+        """The type table T, ``(ntypes, n_dim)``, identity included (docs/model.md#embeddings)."""
         config = self.config
         if config.descriptor.use_econf_tebd:
             rows = econf_rows(config.type_map)
@@ -197,7 +197,7 @@ class Network:
         return activate(types, config.activation), types
 
     def _charge_spin_rows(self, graph: AnyGraph) -> Tensor:
-        """act(W_cs [C[charge + 100], P[spin]] + b_cs), ``(n_structures, n_dim)`` (spec 1.4)."""
+        """act(W_cs [C[charge + 100], P[spin]] + b_cs), ``(n_structures, n_dim)``."""
         if graph.charge_spin is None:
             raise ValueError("this model needs charge_spin")
         charge, spin = graph.charge_spin.unbind(dim=1)
@@ -207,7 +207,7 @@ class Network:
         mixed = self._linear("descriptor.mix_cs_mlp", torch.cat([charge, spin], dim=1))
         return activate(mixed, self.config.descriptor.activation)
 
-    # -- layers: spec 1.5 -------------------------------------------------------------------
+    # -- docs/model.md#the-repflow-layer ----------------------------------------------------
 
     def _parallel_layer(
         self, layer: int, graph: GraphBatch, geometry: Geometry, features: Features
@@ -339,7 +339,8 @@ class Network:
             others = geometry.other.unsqueeze(1) * edge
             reduced = others.index_add(0, graph.angle_edges, reduced)
         else:
-            # Edges without angles: nothing in smooth models, the edge itself in others (trap T2).
+            # Edges without angles: nothing in smooth models, the edge itself in others, which is
+            # docs/model.md#step-at-the-angle-cutoff.
             others = torch.zeros_like(edge) if config.smooth_edge_update else edge
             reduced = others.index_copy(0, graph.angle_edges, reduced)
         return activate(self._linear(f"{name}.edge_angle_linear2", reduced), config.activation)
@@ -365,7 +366,7 @@ class Network:
             return (x + total) / math.sqrt(len(messages) + 1)
         return x + total / math.sqrt(len(messages))
 
-    # -- fitting net: spec 1.7 --------------------------------------------------------------
+    # -- docs/model.md#fitting-net ----------------------------------------------------------
 
     def _fitting(self, descriptor: Tensor, graph: GraphBatch) -> Tensor:
         """Output of the fitting net, ``(n_atoms,)``."""
@@ -417,7 +418,7 @@ class Network:
 
 
 def switch(r: Tensor, start: float, end: float, exponential: bool) -> Tensor:
-    """The switch functions of spec 1.3: 1 below ``start``, (almost) 0 at ``end``."""
+    """1 below ``start``, (almost) 0 at ``end``: docs/model.md#switch-functions."""
     if exponential:
         return torch.exp(-torch.exp(20 / start * (r.clamp(max=end) - start)))
     u = ((r - start) / (end - start)).clamp(0.0, 1.0)

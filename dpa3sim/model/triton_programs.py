@@ -71,7 +71,7 @@ def _activate(
     ALPHA: tl.constexpr,
     BETA: tl.constexpr,
 ):
-    """The activation of ``x`` and its derivative (spec 1.6)."""
+    """The activation of ``x`` and its derivative (docs/model.md#activation-functions)."""
     if KIND == "silut":
         s = _sigmoid(x)
         y = x * s
@@ -296,7 +296,7 @@ def _edge_angle_pre(
     B_DEPTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The argument of u2: a map of R, what the edge itself adds to it included (trap T2)."""
+    """The argument of u2: a map of R, what the edge itself adds to it included."""
     has_angles = in_r & (slot >= 0)
     share = tl.load(other + r, mask=in_r, other=0)
     pre = tl.zeros([r.shape[0], columns.shape[0]], edge.dtype.element_ty)

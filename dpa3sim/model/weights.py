@@ -1,6 +1,6 @@
 """The tensors of a DPA3 model: which there must be, and the checks that they are there.
 
-Names are the key tails of deepmd-kit (spec/dpa3.md 2.1) without the leading ``atomic_model.``.
+Names are those of deepmd-kit without ``atomic_model.`` (docs/model.md#names-of-tensors).
 Weights are plain numpy arrays, so that reading, checking and converting need no torch.
 """
 
@@ -27,7 +27,7 @@ CHARGE_ROWS, SPIN_ROWS = 200, 100
 def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a model with this configuration has.
 
-    Of the normalisation buffers, stored per neighbour slot, one slot is kept (spec trap T5):
+    Of the normalisation buffers one slot is kept (docs/model.md#normalisation-by-slot):
     ``descriptor.repflows.mean`` and ``stddev`` have shape ``(ntypes, 4)``.
     """
     descriptor, fitting, ntypes = config.descriptor, config.fitting, config.ntypes
@@ -59,7 +59,7 @@ def weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def has_timestep(width_in: int, width_out: int, resnet_dt: bool) -> bool:
-    """Whether a hidden fitting layer scales its output by ``idt`` (spec 1.7)."""
+    """Whether a hidden fitting layer scales its output by ``idt`` (docs/model.md#fitting-net)."""
     return resnet_dt and width_out in (width_in, 2 * width_in)
 
 
@@ -73,7 +73,7 @@ def _linear(
 
 
 def _layer_shapes(config: DescriptorConfig, name: str) -> dict[str, tuple[int, ...]]:
-    """Tensors of one repflow layer (the tables of spec 1.5)."""
+    """Tensors of one repflow layer (docs/model.md#linear-maps-and-residuals)."""
     n, e, a = config.n_dim, config.e_dim, config.a_dim
     chunks = config.n_multi_edge_message
     shapes = _linear(f"{name}.node_self_mlp", n, n)
@@ -97,7 +97,7 @@ def _layer_shapes(config: DescriptorConfig, name: str) -> dict[str, tuple[int, .
 
 
 def _embedding_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Tensors of the type and of the charge/spin embedding (spec 1.4)."""
+    """Tensors of the type and of the charge/spin embedding (docs/model.md#embeddings)."""
     descriptor, n = config.descriptor, config.descriptor.n_dim
     shapes: dict[str, tuple[int, ...]] = {}
     rows = ECONF_DIM if descriptor.use_econf_tebd else config.ntypes

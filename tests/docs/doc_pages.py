@@ -123,3 +123,16 @@ def code_spans(page: Path) -> list[tuple[int, str]]:
         elif not inside:
             spans += [(number, span) for span in re.findall(r"`([^`]+)`", line)]
     return spans
+
+
+def anchors(page: Path) -> set[str]:
+    """What links to sections of a page end in, by GitHub's rules."""
+    found: list[str] = []
+    inside = False
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if _FENCE.match(line):
+            inside = not inside
+        elif not inside and (heading := re.match(r"#+ (.*)$", line)):
+            found.append(re.sub(r"[^\w\- ]", "", heading.group(1).lower()).replace(" ", "-"))
+    # The second of two equal headings has a number.
+    return {f"{a}-{found[:i].count(a)}" if a in found[:i] else a for i, a in enumerate(found)}

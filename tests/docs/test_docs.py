@@ -13,7 +13,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from doc_pages import PAGES, ROOT, RUNNABLE, SHOWN, Block, blocks_of, code_spans, commands
+from doc_pages import (
+    PAGES,
+    ROOT,
+    RUNNABLE,
+    SHOWN,
+    Block,
+    anchors,
+    blocks_of,
+    code_spans,
+    commands,
+)
 from tests_support import ENVIRONMENT, EXAMPLES
 
 from dpa3sim.cli.main import COMMANDS, find, module_of
@@ -130,12 +140,7 @@ def test_links_lead_somewhere(page):
         target = (page.parent / file) if file else page
         assert target.exists(), link
         if anchor:
-            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
-            assert anchor in {github_anchor(heading) for heading in headings}, link
-
-
-def github_anchor(heading):
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+            assert anchor in anchors(target), link
 
 
 def test_every_page_is_in_the_index():

@@ -1,4 +1,4 @@
-"""Failures, with the real i-PI: nothing hangs or is corrupted (T8, T10, T11, T15, T19)."""
+"""Failures, with the real i-PI: nothing hangs or is corrupted."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Physics through the real i-PI, with DPA3 models (T0, T1, T4, T5, T6, T14, T16)."""
+"""Physics through the real i-PI, with DPA3 models."""
 
 import json
 import uuid
@@ -18,7 +18,7 @@ from dpa3sim.ipi.wire import UNIX_PREFIX, Address
 
 TRICLINIC = np.array([[6.21, 0, 0], [0.9, 6.0, 0], [-0.6, 1.1, 6.4]])
 STEP = r"<timestep units='femtosecond'> 0.25"
-# i-PI's own constants (spec/ipi.md 1.4).
+# i-PI's own constants (docs/ipi.md#units-and-layout).
 RELATIVE = 2e-7
 
 
@@ -36,7 +36,7 @@ class Recorder:
 @pytest.mark.parametrize("cell", ["cubic", "triclinic"])
 @pytest.mark.parametrize("far", [False, True])
 def test_replay_of_known_frames(ipi, smooth, cell, far):
-    """T0: energies, forces and virials, whatever the cell and however far the atoms."""
+    """Replay: energies, forces and virials, whatever the cell and however far the atoms."""
     structures = [water(), *read(DATA / "ipi/frames.extxyz", ":")]
     for atoms in structures:
         if cell == "triclinic":
@@ -69,7 +69,7 @@ def test_replay_of_known_frames(ipi, smooth, cell, far):
 
 
 def test_replay_agrees_with_the_calculator(ipi, smooth):
-    """T0 to the letter: i-PI's numbers against those of the files."""
+    """Replay of files: i-PI's numbers against those of the files."""
     structures = [water(), *read(DATA / "ipi/frames.extxyz", ":")]
     server = ipi("t00")
     client = ClientThread(server.address, BatchEvaluator(smooth, water()))
@@ -125,14 +125,14 @@ def energy_errors(ipi, potential, atoms, timesteps, time):
 
 
 def test_energy_conservation_is_of_second_order(ipi, smooth):
-    """T1, with a small model: half the step, a quarter of the error."""
+    """NVE with a small model: half the step, a quarter of the error."""
     (large, small), _ = energy_errors(ipi, smooth, water(), (0.25, 0.125), 25.0)
     assert abs(large / small - 4.0) < 0.5
 
 
 @pytest.mark.slow
 def test_energy_conservation_of_the_embedded_model(ipi, embedded64):
-    """T1 in float64, where no distance comes near the step of the angles at 4.0 Å."""
+    """NVE in float64, where no distance comes near the step of the angles at 4.0 Å."""
     (large, small), server = energy_errors(ipi, embedded64, copper(), (4.0, 2.0), 400.0)
     assert abs(large / small - 4.0) < 0.5
     for frame in read(server.folder / "sim.pos_0.extxyz", "::5"):
@@ -166,7 +166,7 @@ def toy(factor):
 
 @pytest.mark.parametrize("factor", [1.0, 1.1])
 def test_conservation_at_constant_pressure(ipi, factor):
-    """T4: what is conserved with a barostat is so only if the virial is right."""
+    """NPT: what is conserved with a barostat is so only if the virial is right."""
     (large, small), volume = ranges_with_barostat(ipi, toy(factor), 30.0)
     assert volume > 1e-3
     if factor == 1.0:
@@ -177,7 +177,7 @@ def test_conservation_at_constant_pressure(ipi, factor):
 
 @pytest.mark.slow
 def test_conservation_at_constant_pressure_of_a_model(ipi, smooth):
-    """T4 with DPA3."""
+    """NPT with DPA3."""
 
     def make():
         return BatchEvaluator(smooth, water())
@@ -188,7 +188,7 @@ def test_conservation_at_constant_pressure_of_a_model(ipi, smooth):
 
 
 def test_cells_that_shear(ipi, smooth):
-    """T4b: four beads in a cell that becomes triclinic, as one batch and one by one."""
+    """Four beads in a cell that becomes triclinic, as one batch and one by one."""
     outputs = []
     for batch in (4, 1):
         edit = [("<batch_size> 4", f"<batch_size> {batch}"), ("cell_abcABC", "cell_h")]
@@ -208,7 +208,7 @@ def test_cells_that_shear(ipi, smooth):
 
 
 def test_geometry_optimization_and_phonons(ipi, embedded64):
-    """T5 and T6, the latter from the minimum that the former found."""
+    """A geometry optimization, and phonons at the minimum that it found."""
     atoms = copper()
     server = ipi("t05", water=atoms)
     client = ClientThread(server.address, BatchEvaluator(embedded64, atoms), 4)
@@ -245,7 +245,7 @@ def test_geometry_optimization_and_phonons(ipi, embedded64):
 
 
 def test_committee(ipi, smooth):
-    """T14: i-PI finds energies, forces and virials of both members in the extras."""
+    """i-PI finds energies, forces and virials of both members in the extras."""
     atoms = water()
     atoms.info["charge_spin"] = (0, 1)
     other = Potential(DATA / "models/charge_spin/model.pt")
@@ -293,7 +293,7 @@ def test_extras_reach_i_pi(ipi, smooth):
 
 
 def test_ase_as_server(smooth):
-    """T16, with a triclinic cell: stress against the strain derivative."""
+    """ASE as the server, with a triclinic cell: stress against the strain derivative."""
     atoms = water()
     atoms.set_cell(TRICLINIC, scale_atoms=True)
     name = f"dpa3sim_{uuid.uuid4().hex[:12]}"

@@ -1,4 +1,4 @@
-"""The PES file: inside i-PI's process, and behind its own driver (T7)."""
+"""The PES file: inside i-PI's process, and behind its own driver."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""All ways to i-PI give the same trajectory (T2, T3, T7, T9, T12, T13, T15 inputs, T17)."""
+"""All ways to i-PI give the same trajectory."""
 
 import socket
 from collections import Counter
@@ -136,7 +136,7 @@ def test_trpmd_is_one_call_a_step(ipi):
 
 @pytest.mark.slow
 def test_thermostat_gives_the_temperature(ipi):
-    """T2 over 10 ps: <T> is right, and both kinetic energy estimators have the same mean."""
+    """Eight beads over 10 ps: <T> is right, both estimators of the kinetic energy agree."""
     edit = [(r"filename='pos' stride='1'", "filename='pos' stride='1000'")]
     edit += [(r"filename='frc' stride='1'", "filename='frc' stride='1000'")]
     server = ipi("t03", steps=8000, edit=edit)

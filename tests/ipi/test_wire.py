@@ -1,4 +1,4 @@
-"""The protocol byte by byte, against servers that send what they like (T11, T18, T19)."""
+"""The protocol byte by byte, against servers that send what they like."""
 
 import subprocess
 import sys

@@ -65,7 +65,7 @@ def test_known_constants(embedded64, name):
 
 
 def test_ions_on_inversion_centres_do_not_relax(embedded64):
-    """Rock salt: both tensors are the same (spec 2.2, E1)."""
+    """Rock salt: both tensors are the same (docs/methods.md#elastic-constants)."""
     result = elastic.run(bulk("MgO", "rocksalt", a=4.25), embedded64)
     np.testing.assert_allclose(result.relaxed.stiffness, result.clamped.stiffness, atol=1e-6)
 
@@ -226,7 +226,7 @@ def test_ions_that_do_not_converge_are_told(embedded64):
 
 
 def test_diamond_in_spite_of_its_cut_selection(embedded64):
-    """Ties of the selection make forces jump (spec trap T1); symmetry keeps the ions out of it."""
+    """Forces jump at docs/model.md#ties-at-the-selection-limit; symmetry keeps ions out of it."""
     result = elastic.run(bulk("C", a=3.57), embedded64)
     assert result.converged
     assert any("selection limit" in warning for warning in result.warnings)

@@ -160,7 +160,7 @@ def test_every_cell_of_a_crystal_gives_the_same(embedded64, reference, name):
 
 @pytest.mark.parametrize("name", other_cells())
 def test_special_points_are_the_same_physical_points(name):
-    """X of silicon is 1/a along a cubic axis, in whatever basis (spec P1)."""
+    """X of silicon is 1/a along an axis (docs/methods.md#paths-of-band-structures)."""
     atoms = other_cells()[name]
     path = BandPath.of(atoms, 0.01)
     x = path.points["X"]

@@ -77,7 +77,7 @@ def test_constraints_are_ignored_and_told(embedded64):
 
 
 def test_forces_that_symmetry_hides_are_told(embedded64):
-    """The cut selection of diamond breaks its symmetry (spec trap T1); silicon keeps it."""
+    """Diamond (docs/model.md#ties-at-the-selection-limit) loses its symmetry, not silicon."""
     # What is left depends on which of equal distances the cut leaves: 2e-4 eV/Å in this cell.
     settings = PropertySettings(fmax=1e-5)
     diamond = prepare.prepare(bulk("C", a=3.6), embedded64, settings, "x")

@@ -267,7 +267,7 @@ def test_warns_of_unseen_elements_and_of_truncation():
 
 
 def test_truncate_none_keeps_the_symmetry_of_a_perfect_crystal():
-    """deepmd-kit's truncation cuts inside a shell of diamond and breaks it (trap T1)."""
+    """The limits cut inside a shell: docs/model.md#ties-at-the-selection-limit."""
     diamond = bulk("C", cubic=True)
     cut = Potential(dtype="float64").evaluate([diamond])[0]
     whole = Potential(dtype="float64", truncate="none").evaluate([diamond])[0]

@@ -485,7 +485,7 @@ def test_activation_names(text, expected):
 
 
 def test_last_layer_updates_do_not_reach_the_energy(tmp_path, water):
-    """Parallel form: other edge and angle weights in the last layer change nothing (spec 1.5)."""
+    """Edge and angle weights of a last parallel layer: docs/model.md#what-reaches-the-energy."""
     model = read_model(DATA / "variants/linear/model.pt")
     rng = np.random.default_rng(0)
     names = ("edge_self", "edge_angle", "angle_self", "e_residual", "a_residual", "a_compress")

@@ -85,7 +85,7 @@ def test_the_bound_is_tight():
     for each, valid in ((0.49 * SKIN, True), (0.51 * SKIN, False)):
         positions = skin.positions + np.array([[each, 0, 0], [-each, 0, 0]])
         assert skin.deformation(positions, np.zeros((3, 3))).valid is valid
-    # One atom that moves alone has all of it (spec/engine.md 1.5).
+    # One atom that moves alone has all of it.
     alone = skin.positions + np.array([[0.98 * SKIN, 0, 0], [0, 0, 0]])
     assert skin.deformation(alone, np.zeros((3, 3))).valid
 
