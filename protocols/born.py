@@ -31,6 +31,11 @@ WRONG_SIGN = 0.1
 # A factor that differs by more from that of eV, Å and e is of other units.
 FACTOR_ERROR = 0.01
 LARGEST_FILE = 4 << 20
+# No charge (e) or dielectric constant is larger; squares of such numbers do not overflow.
+LARGEST_VALUE = 1e4
+# phonopy's dipole sum has converged if its last terms are smaller than this share of the first;
+# more reciprocal vectors than these take it minutes (it takes 300 by itself).
+LAST_TERM, MOST_VECTORS = 1e-5, 30000
 # Pauling's electronegativities, as revised by Allred, J. Inorg. Nucl. Chem. 17, 215 (1961).
 ELECTRONEGATIVITY = {
     symbol: float(value)
@@ -103,11 +108,16 @@ def read(file: str, unit: PrimitiveCell, primitive: Any, symprec: float) -> Born
     tensors = np.array(rows).reshape(-1, 3, 3)
     if not np.isfinite(tensors).all():
         raise InputError(f"{file}: contains NaN or infinity")
-    factor, cutoff, damping = _first_line(head)
+    if np.abs(tensors).max() > LARGEST_VALUE:
+        raise InputError(f"{file}: {np.abs(tensors).max():g} is no charge or dielectric constant")
+    factor, cutoff, damping = _first_line(file, head)
+    notes = _sum_notes(file, cutoff, damping, tensors[0], abs(unit.atoms.cell.volume))
     charges = _on_primitive(file, tensors[1:], unit, primitive, symprec)
+    if len(tensors) - 1 == len(unit.index):
+        notes += _copies(file, tensors[1:], charges, unit)
     if factor is None:
         factor = _default_factor()
-    notes = _checked(file, charges, tensors[0], factor, primitive, symprec)
+    notes += _checked(file, charges, tensors[0], factor, primitive, symprec)
     neutral = charges - charges.mean(axis=0)
     return Born(neutral[unit.index], tensors[0], factor, cutoff, damping, tuple(notes))
 
@@ -140,13 +150,63 @@ def _rows(file: str) -> tuple[str, list[list[float]]]:
     return lines[0] if lines else "", rows
 
 
-def _first_line(line: str) -> list[float | None]:
-    """Factor, G_cutoff and Lambda, each None where the line says something else, as a comment."""
-    found: list[float | None] = []
-    for word in [*line.split(), "", "", ""][:3]:
-        number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word)
-        found.append(float(word) if number else None)
+def _first_line(file: str, line: str) -> list[float | None]:
+    """Factor, G_cutoff and Lambda, each None where the line says something else, as a comment.
+
+    Unlike phonopy this takes no number out of the middle of a comment for a cutoff: those of
+    ``# 1 3`` make frequencies wrong by many THz, and those of ``GaN 2024`` take hours.
+
+    Raises:
+        InputError: a number that cannot be one of these, or the tensor of line 2.
+    """
+    words = line.split()
+    found = [_number(word) for word in words]
+    if len(words) == 9 and None not in found:
+        raise InputError(
+            f"{file}: line 1 has nine numbers; it is for a comment, such as default, and the "
+            "dielectric tensor stands in line 2"
+        )
+    if not words or (found[0] is None and words[0].lower() != "default"):
+        return [None, None, None]
+    found = [*found[:3], None, None][:3]
+    for name, value in zip(("factor", "G_cutoff", "Lambda"), found, strict=True):
+        if value is not None and not 0 < value < np.inf:
+            raise InputError(
+                f"{file}: the {name} of {value:g} in line 1 must be a positive number; without it "
+                "phonopy's own is taken"
+            )
     return found
+
+
+def _number(word: str) -> float | None:
+    number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word)
+    return float(word) if number else None
+
+
+def _sum_notes(
+    file: str, cutoff: float | None, damping: float | None, dielectric: np.ndarray, volume: float
+) -> list[str]:
+    """A warning of a dipole sum that ends too early.
+
+    Raises:
+        InputError: it would hardly end at all.
+    """
+    if cutoff is None:
+        return []
+    count = 4 / 3 * np.pi * cutoff**3 * volume
+    if count > MOST_VECTORS:
+        raise InputError(
+            f"{file}: the G_cutoff of {cutoff:g} 1/Å in line 1 has {count:.2g} reciprocal vectors, "
+            f"more than {MOST_VECTORS}; without it phonopy takes 300"
+        )
+    square = cutoff**2 * float(np.trace(dielectric)) / 3
+    if damping is None or np.exp(-square / (4 * damping**2)) < LAST_TERM:
+        return []
+    return [
+        f"with G_cutoff = {cutoff:g} and Lambda = {damping:g} in its first line, {file} makes the "
+        "dipole sum end too early: frequencies between wave vectors that fit the supercell are "
+        "wrong; leave both out"
+    ]
 
 
 def _default_factor() -> float:
@@ -168,7 +228,8 @@ def _on_primitive(
     from phonopy.structure.symmetry import Symmetry
 
     n_primitive, n_input = len(unit.atoms), len(unit.index)
-    symmetry = Symmetry(primitive, symprec=symprec, distinguish_symbol_index=True)
+    # Charges of isotopes are alike, and phonopy's own lists tell them not apart.
+    symmetry = Symmetry(primitive, symprec=symprec)
     independent = np.asarray(symmetry.get_independent_atoms())
     if len(tensors) == len(independent):
         return _spread(tensors, independent, symmetry, primitive)
@@ -182,6 +243,17 @@ def _on_primitive(
         f"tensors; symmetry leaves {len(independent)} atoms, the primitive cell has {n_primitive}, "
         f"the given one {n_input})"
     )
+
+
+def _copies(file: str, tensors: np.ndarray, charges: np.ndarray, unit: PrimitiveCell) -> list[str]:
+    """A warning where copies of an atom in the given cell, which are alike, have other charges."""
+    apart = float(np.abs(tensors - charges[unit.index]).max())
+    if apart <= max(WORTH_A_WORD, RELATIVE * float(np.abs(tensors).max())):
+        return []
+    return [
+        f"the Born charges of {file} differ by up to {apart:.3g} e from their mean over atoms that "
+        "a translation of the crystal makes equal: are they in the order of this structure's atoms?"
+    ]
 
 
 def _averaged(tensors: np.ndarray, unit: PrimitiveCell) -> np.ndarray:
@@ -237,7 +309,7 @@ def _checked(
         raise InputError(f"{file}: the dielectric tensor is not positive ({eigenvalues.round(3)})")
     notes = []
     neutral = charges - charges.mean(axis=0)
-    symmetric, _ = _symmetrized(neutral, dielectric, primitive, symprec)
+    symmetric, screening = _symmetrized(neutral, dielectric, primitive, symprec)
     allowed = max(WORTH_A_WORD, RELATIVE * float(np.abs(charges).max(initial=0.0)))
     excess = float(np.abs(charges.mean(axis=0)).max(initial=0.0))
     if excess > allowed:
@@ -250,6 +322,12 @@ def _checked(
         notes.append(
             f"the Born charges of {file} break the symmetry of their sites by up to {broken:.3g} "
             "e: are they in the axes and the order of this structure? They were made symmetric"
+        )
+    apart = float(np.abs(screening - dielectric).max())
+    if apart > max(WORTH_A_WORD, RELATIVE * float(np.abs(dielectric).max())):
+        notes.append(
+            f"the dielectric tensor of {file} breaks the symmetry of the crystal by up to "
+            f"{apart:.3g}: is it in the axes of this structure? It was made symmetric"
         )
     if eigenvalues[0] < 1:
         notes.append(

@@ -19,6 +19,7 @@ from dpa3sim.protocols.bands import BandPath
 from dpa3sim.protocols.cells import Cells, Extensive
 from dpa3sim.protocols.harmonic import Harmonic, force_stages, harmonic, new_phonopy
 from dpa3sim.protocols.imaginary import Child, Verdict
+from dpa3sim.protocols.isotopes import check_masses
 from dpa3sim.protocols.planning import Stage
 from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
 from dpa3sim.protocols.supercells import parse, widths
@@ -271,6 +272,7 @@ class Result:
 
 def check(atoms: Atoms, settings: HarmonicSettings) -> None:
     """Raise InputError if there are no phonons of ``atoms``; cheap."""
+    check_masses(atoms)
     cells = prepare.check(atoms, settings, WHAT)
     choose(cells, parse(settings.supercell), 0.0)
     _born(cells, settings)

@@ -70,6 +70,68 @@ def test_first_lines(tmp_path, head, factor):
     np.testing.assert_allclose(mine, theirs["dielectric"], atol=1e-12)
 
 
+@pytest.mark.parametrize("head", ["# 1 3", "GaN 2024 PBE", "# 0 0", "# 14.4"])
+def test_numbers_in_a_comment_are_no_cutoffs(tmp_path, head):
+    """phonopy takes them for some: those of the first are wrong by many THz."""
+    found, _ = read_for(MGO, write(tmp_path / "BORN", ROWS, head=head))
+    assert (found.cutoff, found.damping) == (None, None)
+    assert not found.warnings
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        ("0", "the factor of 0 in line 1"),
+        ("-14.4", "the factor of -14.4"),
+        ("1e999", "the factor of inf"),
+        ("14.4 0 0", "the G_cutoff of 0"),
+        ("14.4 1 -1", "the Lambda of -1"),
+        ("14.4 2024", "reciprocal vectors"),
+        ("3.1 0 0 0 3.1 0 0 0 3.1", "line 1 has nine numbers"),
+    ],
+)
+def test_first_lines_that_are_none(tmp_path, head, message):
+    with pytest.raises(InputError, match=message) as error:
+        read_for(MGO, write(tmp_path / "BORN", ROWS, head=head))
+    assert "\n" not in str(error.value)
+
+
+def test_cutoffs_that_do_not_suffice_are_told(tmp_path):
+    found, _ = read_for(MGO, write(tmp_path / "BORN", ROWS, head="default 1 3"))
+    assert "end too early" in found.warnings[0]
+    assert not read_for(MGO, write(tmp_path / "BORN", ROWS, head="default 1 0.2"))[0].warnings
+
+
+def test_charges_in_another_order_than_copies_of_an_atom(tmp_path):
+    """Grouped by element, where the structure has them in turn: their means would be zero."""
+    atoms = bulk("MgO", "rocksalt", a=4.255, cubic=True)
+    assert str(atoms.symbols[:2]) == "MgO"
+    found, _ = read_for(atoms, write(tmp_path / "BORN", [*[ROWS[0]] * 4, *[ROWS[1]] * 4]))
+    assert any("differ by up to 1.98 e" in w for w in found.warnings)
+
+
+def test_dielectric_tensors_that_break_the_symmetry_are_told(tmp_path):
+    found, _ = read_for(MGO, write(tmp_path / "BORN", ROWS, epsilon=np.diag([3.1, 3.1, 4.0])))
+    assert "breaks the symmetry of the crystal by up to 0.6" in found.warnings[0]
+
+
+def test_numbers_that_are_no_charges(tmp_path):
+    with pytest.raises(InputError, match="is no charge"):
+        read_for(MGO, write(tmp_path / "BORN", [ROWS[0] * 1e200, ROWS[1]]))
+
+
+def test_isotopes_have_the_charges_of_their_element(tmp_path):
+    atoms = bulk("MgO", "rocksalt", a=4.255, cubic=True)
+    masses = atoms.get_masses()
+    masses[np.flatnonzero(atoms.numbers == 8)[:2]] = 17.999
+    atoms.set_masses(masses)
+    found, cells = read_for(atoms, write(tmp_path / "BORN", ROWS))
+    charges = on_primitive(found, cells)
+    assert len(charges) == 4
+    for symbol, charge in zip(cells.primitive.atoms.symbols, charges, strict=True):
+        np.testing.assert_allclose(charge, ROWS[0 if symbol == "Mg" else 1], atol=1e-9)
+
+
 def wurtzite():
     return read(FIELD / "POSCAR")
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
+from dpa3sim.errors import InputError
 from dpa3sim.protocols import elastic, md, phonon
 from dpa3sim.protocols.cells import Cells
 from dpa3sim.protocols.harmonic import new_phonopy
@@ -106,3 +107,10 @@ def test_molecular_dynamics_moves_heavy_atoms_slower(embedded64):
         np.testing.assert_allclose(result.atoms[0].get_masses(), expected)
     moved = [np.linalg.norm(steps[name][1] - steps[name].mean(axis=0)) for name in steps]
     assert moved[1] < 0.7 * moved[0]
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan])
+def test_masses_that_are_none(bad):
+    for check, options in ((phonon.check, phonon.Settings()), (md.check, md.Settings())):
+        with pytest.raises(InputError, match=r"atom 1 \(H\) has the mass"):
+            check(hydride(bad), options)

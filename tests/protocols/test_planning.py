@@ -129,8 +129,8 @@ def test_analytic_phonons_ask_for_those_cells():
     settings = phonon.Settings(method="analytic", **HARMONIC)
     found = phonon.stages(STRAINED, settings, CUTOFF)[-1]
     ready = prepare.prepare(STRAINED, potential, settings, "phonons")
-    matrix, _ = phonon.preflight(ready, settings)
-    phonon.force_constants([ready.cells.primitive.atoms], matrix, ready, settings, None)
+    matrix, _ = phonon.preflight(ready, settings, None)
+    phonon.force_constants([ready.cells.primitive.atoms], matrix, ready, settings, None, None)
     assert found.kind == HESSIAN
     assert found.exact
     assert list(found.atoms) == potential.cells
