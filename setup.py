@@ -33,9 +33,9 @@ def extensions() -> list[Extension]:
     kinds = X86 if platform.machine() in ("x86_64", "AMD64") else {"base": []}
     return [
         Extension(
-            f"dpa3sim.native._{name}",
-            sources=["native/kernels.cpp"],
-            depends=["native/simd.hpp"],
+            f"dpa3sim.kernels.libraries._{name}",
+            sources=["dpa3sim/kernels/src/kernels.cpp"],
+            depends=["dpa3sim/kernels/src/simd.hpp"],
             extra_compile_args=[*COMMON, *flags, f"-DVECTOR_BYTES={VECTOR_BYTES[name]}"],
             language="c++",
             # Not linked with an OpenMP runtime: that of torch, loaded before, must be the only one.

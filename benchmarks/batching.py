@@ -17,8 +17,8 @@ from ase.build import bulk, molecule
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dpa3sim import Potential
-from dpa3sim.benchmark import DISPLACEMENT
-from dpa3sim.errors import Dpa3simWarning
+from dpa3sim.common.errors import Dpa3simWarning
+from dpa3sim.run.benchmark import DISPLACEMENT
 
 ROUNDS, THREADS = 5, 2
 

@@ -18,7 +18,7 @@ from ase.spacegroup import crystal
 
 from dpa3sim import Engine, Potential
 from dpa3sim.protocols import relax
-from dpa3sim.protocols.cell_filter import CellFilter
+from dpa3sim.protocols.crystals.cell_filter import CellFilter
 
 
 def distorted(atoms: Atoms, seed: int, strain: float = 0.03, displacement: float = 0.05) -> Atoms:
@@ -77,7 +77,7 @@ class AseScale(CellFilter):
 
 def main() -> None:
     """Relax all of them in both ways and print a table."""
-    from dpa3sim.protocols import cell_filter
+    from dpa3sim.protocols.crystals import cell_filter
 
     potential, settings = Potential(), relax.Settings(cell="full", steps=300)
     crystals, steps = structures(), []

@@ -22,7 +22,7 @@ import numpy as np
 from peers import MODELS as MODELS_FOLDER
 from peers import Worker, WorkerDiedError, answer_requests, machine, write_report
 
-from dpa3sim.benchmark import peak_memory, time_calls
+from dpa3sim.run.benchmark import peak_memory, time_calls
 
 SYSTEMS = ("Si8", "Si64", "Si216", "Cu32", "MgO64", "water81")
 TARGETS = ("Si64", "Cu32", "MgO64")
@@ -65,7 +65,8 @@ def work(side: str, model: str, name: str) -> None:
     if side == "dpa3sim":
         import torch
 
-        from dpa3sim import DPA3Calculator, native
+        from dpa3sim import DPA3Calculator
+        from dpa3sim.kernels import libraries as native
 
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         calculator: Any = DPA3Calculator(model)

@@ -85,9 +85,10 @@ def work(side: str, name: str, model: str, beads: int) -> None:
         return
     import torch
 
-    from dpa3sim import Potential, native
-    from dpa3sim.ipi import serve
-    from dpa3sim.ipi.serving import Settings
+    from dpa3sim import Potential
+    from dpa3sim.clients.ipi import serve
+    from dpa3sim.clients.ipi.serving import Settings
+    from dpa3sim.kernels import libraries as native
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     batch = beads if side == "batched" else 1

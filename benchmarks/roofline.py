@@ -19,10 +19,10 @@ from ase import Atoms
 from ase.build import bulk
 
 from dpa3sim import DPA3Calculator
-from dpa3sim.benchmark import time_calls
-from dpa3sim.errors import Dpa3simWarning
+from dpa3sim.common.errors import Dpa3simWarning
+from dpa3sim.kernels.tensor import LayerPlan
 from dpa3sim.model.config import DescriptorConfig
-from dpa3sim.model.kernels import LayerPlan
+from dpa3sim.run.benchmark import time_calls
 
 THREADS, CALLS = 2, 7
 Shape = tuple[int, int, int]

@@ -15,8 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dpa3sim import settings as options_of
 from dpa3sim.cli.main import COMMANDS, find
+from dpa3sim.common import settings as options_of
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = "<!-- Written by docs/make_api.py; change docstrings and settings instead. -->\n"
@@ -82,7 +82,8 @@ def api() -> str:
         for member in ("run", "check"):
             parts += _object(f"{name}.{member}", getattr(module, member))
         if not hasattr(module, "Result"):  # it has a module of its own
-            module = import_module(f"dpa3sim.protocols.{name}_result")
+            home = {"md": "results", "pimd": "path_integrals"}[name]
+            module = import_module(f"dpa3sim.protocols.dynamics.{home}")
         parts += _object(f"{name}.Result", module.Result)
     return "\n".join(parts)
 
@@ -172,7 +173,7 @@ def options() -> str:
         "[options of the model](#the-model), and every command that reads structures those of\n"
         "[reading](#structure-files).\n",
     ]
-    from dpa3sim.cli.options import ModelSettings
+    from dpa3sim.potential.settings import ModelSettings
     from dpa3sim.structures.given import ReadingSettings
 
     for command in COMMANDS:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpa3sim.calculator import DPA3Calculator
     from dpa3sim.checkpoints.registry import load_model
-    from dpa3sim.engine import Engine
+    from dpa3sim.clients.ase import DPA3Calculator
+    from dpa3sim.clients.engine import Engine
     from dpa3sim.potential import Evaluation, Potential
 
 __version__ = "0.1.0"
 __all__ = ["DPA3Calculator", "Engine", "Evaluation", "Potential", "__version__", "load_model"]
 
-# In a source checkout the folder protocols/ stands beside this one instead of inside it; an
-# installed dpa3sim has it inside. This makes `dpa3sim.protocols` the same thing in both.
-_checkout = Path(__file__).resolve().parent.parent
-if not (Path(__path__[0]) / "protocols").is_dir() and (_checkout / "protocols").is_dir():
-    __path__.append(str(_checkout))
-
 _EXPORTS = {
-    "DPA3Calculator": "dpa3sim.calculator",
-    "Engine": "dpa3sim.engine",
-    "Evaluation": "dpa3sim.potential",
-    "Potential": "dpa3sim.potential",
+    "DPA3Calculator": "dpa3sim.clients.ase",
+    "Engine": "dpa3sim.clients.engine",
+    "Evaluation": "dpa3sim.potential.evaluation",
+    "Potential": "dpa3sim.potential.potential",
     "load_model": "dpa3sim.checkpoints.registry",
 }
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from dpa3sim.cli.signals import SIGNALS, Watch, interrupted
-from dpa3sim.errors import INTERRUPTED
+from dpa3sim.common.errors import INTERRUPTED
 
 
 def run() -> NoReturn:

@@ -16,19 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.protocols import guards, prepare
-from dpa3sim.protocols.cells import Cells
-from dpa3sim.protocols.moduli import Moduli, moduli
-from dpa3sim.protocols.planning import Stage, relaxation
-from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
-from dpa3sim.protocols.relax import GPA
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import GPA
+
+from .base import Stage, relaxation
+from .crystals import guards, prepare
+from .crystals.cells import Cells
+from .crystals.moduli import Moduli, moduli
+from .crystals.prepare import Event, Prepared, Progress, PropertySettings
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential
 
 WHAT = "elastic constants"
 # Warn of measured constants that differ from the symmetric tensor by this share of the largest.
@@ -297,7 +298,7 @@ def _relaxed_stresses(
 
 def _stresses(evaluations: list[Any], cells: list[Atoms], frame: np.ndarray) -> np.ndarray:
     """Voigt stresses ``(n, 6)`` in GPa, turned by ``frame``."""
-    from dpa3sim.calculator import virial_stress
+    from dpa3sim.clients.ase import virial_stress
 
     return np.array(
         [

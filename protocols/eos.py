@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import InputError
-from dpa3sim.protocols import guards, prepare
-from dpa3sim.protocols.cells import Extensive
-from dpa3sim.protocols.planning import Stage, relaxation
-from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
-from dpa3sim.protocols.relax import GPA
-from dpa3sim.protocols.volumes import scaled
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import GPA
+
+from .base import Stage, relaxation
+from .crystals import guards, prepare
+from .crystals.cells import Extensive
+from .crystals.prepare import Event, Prepared, Progress, PropertySettings
+from .crystals.volumes import scaled
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential
 
 EQUATIONS = ("vinet", "birch-murnaghan", "murnaghan")
 # Four parameters are fitted, and two more points tell how well.

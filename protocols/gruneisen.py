@@ -11,29 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import UnphysicalError
-from dpa3sim.protocols import imaginary, phonon, prepare
-from dpa3sim.protocols.bands import BandPath
-from dpa3sim.protocols.harmonic import Harmonic
-from dpa3sim.protocols.imaginary import Verdict
-from dpa3sim.protocols.phonon import HarmonicSettings
-from dpa3sim.protocols.planning import Stage
-from dpa3sim.protocols.prepare import Event, Prepared, Progress
-from dpa3sim.protocols.volumes import at_volumes
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import UnphysicalError
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import KELVIN_PER_THZ
+
+from . import phonon
+from .base import Stage
+from .crystals import prepare
+from .crystals.prepare import Event, Prepared, Progress
+from .crystals.volumes import at_volumes
+from .harmonics import imaginary
+from .harmonics.bands import BandPath
+from .harmonics.force_constants import Harmonic
+from .harmonics.imaginary import Verdict
+from .phonon import HarmonicSettings
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential
 
 WHAT = "Grüneisen parameters"
 # Modes below this (THz) are left out: translations, and those near Γ that phonopy takes for
 # degenerate and exchanges.
 LOWEST = 0.2
 # h / k_B, K per THz.
-KELVIN_PER_THZ = 47.99243
 check = phonon.check
 
 
@@ -215,14 +218,10 @@ def _at_gamma(crystals: list[Harmonic]) -> tuple[np.ndarray, np.ndarray]:
     from phonopy.gruneisen.core import GruneisenBase
 
     start, smaller, larger = (crystal.phonon for crystal in crystals)
+    matrices: list[Any] = [phonon.dynamical_matrix for phonon in (start, larger, smaller)]
     gamma = np.zeros((1, 3))
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = GruneisenBase(
-            start.dynamical_matrix,
-            larger.dynamical_matrix,
-            smaller.dynamical_matrix,
-            qpoints=gamma,
-        )
+        found = GruneisenBase(matrices[0], matrices[1], matrices[2], qpoints=gamma)
     squares = np.asarray(found.get_eigenvalues())[0]
     frequencies = np.sign(squares) * np.sqrt(np.abs(squares)) * start.unit_conversion_factor
     optical = np.sort(np.argsort(np.abs(frequencies))[3:])

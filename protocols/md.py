@@ -14,19 +14,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import InputError
-from dpa3sim.protocols.planning import Stage
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.settings import option
+
+from .base import Stage
 
 # ASE takes most of a second to import; `dpa3sim md --help` needs only the settings.
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential
-    from dpa3sim.protocols.md_result import Result
-    from dpa3sim.protocols.prepare import Progress
-    from dpa3sim.protocols.recorders import Recorder
+    from dpa3sim.potential.interface import BatchPotential
+
+    from .crystals.prepare import Progress
+    from .dynamics.recorders import Recorder
+    from .dynamics.results import Result
 
 ENSEMBLES = ("nve", "nvt", "npt")
 THERMOSTATS = ("auto", "langevin", "nose-hoover", "bussi", "berendsen")
@@ -203,8 +205,8 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
     Raises:
         InputError: the settings cannot be applied to the structure.
     """
-    from dpa3sim.protocols.integrators import degrees_of_freedom
-    from dpa3sim.protocols.isotopes import check_masses
+    from .crystals.isotopes import check_masses
+    from .dynamics.integrators import degrees_of_freedom
 
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
@@ -318,9 +320,9 @@ def run(
         UnphysicalError: the simulation exploded; the message names step and quantity.
         KeyboardInterrupt: ``stop`` said so; the state is saved.
     """
-    from dpa3sim.protocols.md_result import summarise
-    from dpa3sim.protocols.md_run import Simulation
-    from dpa3sim.protocols.recorders import MemoryRecorder
+    from .dynamics.recorders import MemoryRecorder
+    from .dynamics.replicas import Simulation
+    from .dynamics.results import summarise
 
     began = time.monotonic() if began is None else began
     settings = settings or Settings()

@@ -15,24 +15,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
-from dpa3sim.protocols import guards, prepare, relax
-from dpa3sim.protocols.planning import Stage, relaxation
-from dpa3sim.protocols.prepare import Event, Progress
-from dpa3sim.protocols.superposition import (
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import Dpa3simError, InputError, NonFiniteError
+from dpa3sim.common.settings import option
+
+from . import relax
+from .base import Stage, relaxation
+from .crystals import guards, prepare
+from .crystals.prepare import Event, Progress
+from .crystals.superposition import (
     SAME_PLACE,
     brought_near,
     displacements,
     is_free_molecule,
     matched,
 )
-from dpa3sim.settings import option
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential, Evaluation
+    from dpa3sim.potential.evaluation import Evaluation
+    from dpa3sim.potential.interface import BatchPotential
 
 OPTIMIZERS = ("auto", "FIRE", "LBFGS", "BFGS", "MDMin")
 # Cell vectors of the two structures may differ by this, Å.

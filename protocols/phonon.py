@@ -13,31 +13,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.protocols import born, guards, imaginary, prepare, volumes
-from dpa3sim.protocols.bands import BandPath
-from dpa3sim.protocols.cells import Cells, Extensive
-from dpa3sim.protocols.harmonic import Harmonic, force_stages, harmonic, new_phonopy
-from dpa3sim.protocols.imaginary import Child, Verdict
-from dpa3sim.protocols.isotopes import check_masses
-from dpa3sim.protocols.planning import Stage
-from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
-from dpa3sim.protocols.supercells import parse, widths
-from dpa3sim.protocols.symmetric_supercells import choose
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import KJ_PER_MOL, KM_PER_S
+
+from .base import Stage
+from .crystals import guards, prepare, volumes
+from .crystals.cells import Cells, Extensive
+from .crystals.isotopes import check_masses
+from .crystals.prepare import Event, Prepared, Progress, PropertySettings
+from .crystals.supercells import parse, widths
+from .crystals.symmetric_supercells import choose
+from .harmonics import born, imaginary
+from .harmonics.bands import BandPath
+from .harmonics.force_constants import Harmonic, force_stages, harmonic, new_phonopy
+from .harmonics.imaginary import Child, Verdict
 
 if TYPE_CHECKING:
     from ase import Atoms
     from phonopy import Phonopy
     from phonopy.structure.symmetry import Symmetry
 
-    from dpa3sim.potential import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential
 
 WHAT = "phonons"
 # Frequencies at which densities of states are given.
 DOS_POINTS = 201
-KJ_PER_MOL = 96.48533212  # of an eV
-KM_PER_S = 0.1  # of THz Å
 # Elements whose compounds are polar: without Born charges the optical modes are not split.
 ANIONS = ("N", "O", "F", "P", "S", "Cl", "As", "Se", "Br", "Te", "I")
 

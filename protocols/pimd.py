@@ -2,7 +2,7 @@
 
 i-PI integrates, in a process of its own with the model inside, all beads of a step in one batch;
 this module says what it is to do, follows it, and averages what it wrote. A run that was stopped or
-killed goes on exactly as if nothing had happened (:mod:`dpa3sim.ipi.simulate`).
+killed goes on exactly as if nothing had happened (:mod:`dpa3sim.clients.ipi.simulate`).
 
 Sources: M. Ceriotti et al., J. Chem. Phys. 133, 124104 (2010) (PILE); M. Ceriotti and
 D. E. Manolopoulos, Phys. Rev. Lett. 109, 100604 (2012) (PIGLET); M. Rossi et al., J. Chem. Phys.
@@ -17,20 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import InputError
-from dpa3sim.protocols.md import check_time, equilibration_steps
-from dpa3sim.protocols.planning import Stage
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.settings import option
+
+from .base import Stage
+from .md import check_time, equilibration_steps
 
 # ASE takes most of a second to import; `dpa3sim pimd --help` needs only the settings.
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.ipi.process import Status
-    from dpa3sim.potential import BatchPotential
-    from dpa3sim.protocols.pimd_result import Result
-    from dpa3sim.protocols.prepare import Progress
+    from dpa3sim.clients.ipi.process import Status
+    from dpa3sim.potential.interface import BatchPotential
+
+    from .crystals.prepare import Progress
+    from .dynamics.path_integrals import Result
 
 METHODS = ("pile", "piglet", "trpmd")
 ENSEMBLES = ("nvt", "npt")
@@ -118,8 +120,9 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
     Raises:
         InputError: they cannot be applied to the structure.
     """
-    from dpa3sim.ipi.inputs import fixed_atoms
-    from dpa3sim.protocols.isotopes import check_masses
+    from dpa3sim.clients.ipi.inputs import fixed_atoms
+
+    from .crystals.isotopes import check_masses
 
     check_masses(atoms)
     fixed = fixed_atoms(atoms, settings.constrain)
@@ -167,10 +170,11 @@ def run(
 
     Raises:
         InputError: settings and structure do not fit. NonFiniteError, ConnectionLostError,
-            KeyboardInterrupt: see :func:`dpa3sim.ipi.process.simulate`.
+            KeyboardInterrupt: see :func:`dpa3sim.clients.ipi.process.simulate`.
     """
-    from dpa3sim.ipi.inputs import STRUCTURE, direct_forcefield, pes_file
-    from dpa3sim.protocols.pimd_result import summarise
+    from dpa3sim.clients.ipi.inputs import STRUCTURE, direct_forcefield, pes_file
+
+    from .dynamics.path_integrals import summarise
 
     settings = settings or Settings()
     plan = check(atoms, settings)
@@ -209,13 +213,14 @@ def simulate(
         progress: called with every :class:`Event`.
 
     Raises:
-        See :func:`dpa3sim.ipi.process.simulate`.
+        See :func:`dpa3sim.clients.ipi.process.simulate`.
     """
-    from dpa3sim.files import atomic_write
-    from dpa3sim.ipi import process
-    from dpa3sim.ipi.inputs import STRUCTURE, standardized, to_xml, write_structure
-    from dpa3sim.ipi.simulate import saved_step
-    from dpa3sim.protocols.prepare import Event
+    from dpa3sim.clients.ipi import process
+    from dpa3sim.clients.ipi.inputs import STRUCTURE, standardized, to_xml, write_structure
+    from dpa3sim.clients.ipi.simulate import saved_step
+    from dpa3sim.common.files import atomic_write
+
+    from .crystals.prepare import Event
 
     steps = plan.settings.steps
     start = saved_step(folder, prefix)
@@ -237,8 +242,8 @@ def simulate(
 def make_input(
     atoms: Atoms, plan: Plan, prefix: str, beads: int, forcefield: ET.Element
 ) -> ET.Element:
-    """The input of i-PI for a structure as :func:`dpa3sim.ipi.inputs.standardized` makes it."""
-    from dpa3sim.ipi import inputs
+    """The input of i-PI for a structure that :func:`inputs.standardized` returned."""
+    from dpa3sim.clients.ipi import inputs
 
     settings = plan.settings
     npt = settings.ensemble == "npt"
@@ -271,7 +276,7 @@ def make_input(
 
 def columns(atoms: Atoms, beads: int) -> list[str]:
     """Properties that the table has, in order."""
-    from dpa3sim.ipi import inputs
+    from dpa3sim.clients.ipi import inputs
 
     names = [*inputs.PROPERTIES]
     if beads > 1:

@@ -13,29 +13,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import InputError, UnphysicalError
-from dpa3sim.protocols import phonon, prepare
-from dpa3sim.protocols.cells import Extensive
-from dpa3sim.protocols.gruneisen import refuse_unstable
-from dpa3sim.protocols.harmonic import Harmonic
-from dpa3sim.protocols.phonon import HarmonicSettings, series
-from dpa3sim.protocols.planning import Stage
-from dpa3sim.protocols.prepare import Event, Prepared, Progress
-from dpa3sim.protocols.relax import GPA
-from dpa3sim.protocols.volumes import at_volumes
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import InputError, UnphysicalError
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import GPA, J_PER_K_MOL
+
+from . import phonon
+from .base import Stage
+from .crystals import prepare
+from .crystals.cells import Extensive
+from .crystals.prepare import Event, Prepared, Progress
+from .crystals.volumes import at_volumes
+from .gruneisen import refuse_unstable
+from .harmonics.force_constants import Harmonic
+from .phonon import HarmonicSettings, series
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential
 
 WHAT = "quasi-harmonic properties"
 # phonopy's fits of heat capacities over the volume need these.
 FEWEST_VOLUMES = 5
 EQUATIONS = ("vinet", "birch_murnaghan", "murnaghan")
-J_PER_K_MOL = 1000 * phonon.KJ_PER_MOL  # of an eV/K
 # Free energies further than this (eV/atom) from the equation of state are told.
 ROUGH = 5e-4
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import Dpa3simError, EngineError, InputError, NonFiniteError
-from dpa3sim.protocols.cells import symmetry
-from dpa3sim.protocols.planning import Stage, relaxation
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import Dpa3simError, EngineError, InputError, NonFiniteError
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import GPA
+
+from .base import Stage, relaxation
+from .crystals.cells import symmetry
 
 # ASE takes most of a second to import; `dpa3sim relax --help` needs only the settings.
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from ase.filters import Filter
     from ase.optimize.optimize import Optimizer
 
-    from dpa3sim.potential import PotentialLike
+    from dpa3sim.potential.interface import PotentialLike
 
 CELL_MODES = ("fixed", "full", "shape", "volume", "iso")
 OPTIMIZERS = (
@@ -37,7 +39,6 @@ OPTIMIZERS = (
     "LBFGSLineSearch",
     "MDMin",
 )
-GPA = 1.0 / 160.21766208  # eV/Å^3 per GPa
 # "auto" uses the robust FIRE above this force (eV/Å) and the faster L-BFGS below it.
 FIRE_UNTIL = 1.0
 # A force of this size in the hands of LBFGS shows that it has gone astray, eV/Å.
@@ -191,7 +192,7 @@ def run(
     """
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    from dpa3sim.calculator import DPA3Calculator
+    from dpa3sim.clients.ase import DPA3Calculator
 
     settings = settings or Settings()
     start = atoms.copy()
@@ -395,7 +396,7 @@ def _filter(atoms: Atoms, settings: Settings, free: np.ndarray | None) -> Atoms 
     """What the optimizer moves: the atoms, or atoms and cell."""
     if free is None:
         return atoms
-    from dpa3sim.protocols.cell_filter import CellFilter
+    from .crystals.cell_filter import CellFilter
 
     return CellFilter(
         atoms,
@@ -421,7 +422,7 @@ def _fix_symmetry(atoms: Atoms, initial: Atoms, settings: Settings, *, begun: bo
 
     What is off a site by less than ``symprec`` would stay there otherwise, its forces unseen.
     """
-    from dpa3sim.protocols.space_group import KeepSpaceGroup
+    from .crystals.space_group import KeepSpaceGroup
 
     constraint = KeepSpaceGroup(initial, settings.symprec)
     if not begun:

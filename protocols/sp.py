@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.protocols.planning import Stage
-from dpa3sim.protocols.relax import GPA, largest_force
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import GPA
+
+from .base import Stage
+from .relax import largest_force
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import PotentialLike
+    from dpa3sim.potential.interface import PotentialLike
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def run(
     """
     from ase.calculators.singlepoint import SinglePointCalculator
 
-    from dpa3sim.calculator import DPA3Calculator
+    from dpa3sim.clients.ase import DPA3Calculator
 
     calculator = DPA3Calculator(potential)
     final = atoms.copy()

@@ -21,20 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import InputError
-from dpa3sim.protocols import guards, prepare
-from dpa3sim.protocols.cells import Cells, symmetry
-from dpa3sim.protocols.planning import Stage, relaxation
-from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.settings import option
+from dpa3sim.common.units import J_PER_M2
+
+from .base import Stage, relaxation
+from .crystals import guards, prepare
+from .crystals.cells import Cells, symmetry
+from .crystals.prepare import Event, Prepared, Progress, PropertySettings
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential
 
-J_PER_M2 = 16.02176634  # of an eV/Å^2
 # A thicker slab of the series is thicker by at least this, Å.
 THICKER = 4.0
 # Atoms whose heights differ by less (Å) are one plane, between which no cut is made.

@@ -15,18 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import InputError, NotConvergedError
-from dpa3sim.protocols import guards, prepare, relax, supercells
-from dpa3sim.protocols.cells import Cells, Supercell, connected_dimension, symmetry
-from dpa3sim.protocols.planning import Stage, relaxation
-from dpa3sim.protocols.prepare import Event, Prepared, Progress, PropertySettings
-from dpa3sim.settings import option
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import InputError, NotConvergedError
+from dpa3sim.common.settings import option
+
+from . import relax
+from .base import Stage, relaxation
+from .crystals import guards, prepare, supercells
+from .crystals.cells import Cells, Supercell, connected_dimension, symmetry
+from .crystals.prepare import Event, Prepared, Progress, PropertySettings
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential
 
 # Face distance of `supercell=auto`, Å, or twice the cutoff of the model if that is more.
 WIDTH = 12.0

@@ -20,8 +20,8 @@ import dpa3sim
 from dpa3sim import Potential
 from dpa3sim.graph.batch import make_batch
 from dpa3sim.graph.lists import Counters
-from dpa3sim.potential import Evaluation, raise_first
-from dpa3sim.structure import Structure, as_structure
+from dpa3sim.potential.evaluation import Evaluation, raise_first
+from dpa3sim.structures.system import Structure, as_structure
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"

@@ -22,11 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from dpa3sim.checkpoints.registry import load_model
-from dpa3sim.memory import probe
-from dpa3sim.model import triton_kernels
-from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels import triton as triton_kernels
+from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.network import Network
 from dpa3sim.model.weights import weight_shapes
+from dpa3sim.potential.memory import probe
 
 # Channels of nodes and edges of the two public models; what else is compiled is the same.
 MODELS = {"openlam": (256, 128), "mptrj": (128, 64)}

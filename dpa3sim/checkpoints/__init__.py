@@ -9,7 +9,7 @@ from dpa3sim.checkpoints.model_file import ModelFile, file_sha256
 from dpa3sim.checkpoints.native import SUFFIX, read_native, write_native
 from dpa3sim.checkpoints.torchscript import read_torchscript
 from dpa3sim.checkpoints.training import SINGLE_TASK, read_training
-from dpa3sim.errors import CheckpointError
+from dpa3sim.common.errors import CheckpointError
 
 __all__ = ["SUFFIX", "ModelFile", "read_model", "write_native"]
 

@@ -19,8 +19,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from dpa3sim.errors import CheckpointError
-from dpa3sim.files import usual_recursion
+from dpa3sim.common.errors import CheckpointError
+from dpa3sim.common.files import usual_recursion
 
 # bfloat16 has no numpy type: its bits are read as integers and widened to float32.
 _STORAGE_TYPES = {

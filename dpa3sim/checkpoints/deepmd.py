@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dpa3sim.errors import CheckpointError
+from dpa3sim.common.errors import CheckpointError
 from dpa3sim.model.config import DescriptorConfig, FittingConfig, ModelConfig, build
 from dpa3sim.model.electrons import econf_rows
 from dpa3sim.model.weights import REPFLOWS

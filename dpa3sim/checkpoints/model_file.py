@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dpa3sim.elements import ATOMIC_NUMBERS
-from dpa3sim.errors import CheckpointError
+from dpa3sim.common.elements import ATOMIC_NUMBERS
+from dpa3sim.common.errors import CheckpointError
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import Weights, check_weights, parameter_count
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dpa3sim.checkpoints.model_file import ModelFile
-from dpa3sim.errors import CheckpointError
-from dpa3sim.files import atomic_write, usual_recursion
+from dpa3sim.common.errors import CheckpointError
+from dpa3sim.common.files import atomic_write, usual_recursion
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import Weights
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dpa3sim.checkpoints import ModelFile, read_model
 from dpa3sim.checkpoints.model_file import file_sha256
-from dpa3sim.errors import CheckpointError, DownloadError, Dpa3simWarning
+from dpa3sim.common.errors import CheckpointError, DownloadError, Dpa3simWarning
 
 DEFAULT_MODEL = "dpa3-openlam"
 CACHE_VARIABLE = "DPA3SIM_CACHE"

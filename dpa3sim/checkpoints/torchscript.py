@@ -18,8 +18,8 @@ from dpa3sim.checkpoints.deepmd import (
     read_config,
     take_weights,
 )
-from dpa3sim.errors import CheckpointError
-from dpa3sim.files import usual_recursion
+from dpa3sim.common.errors import CheckpointError
+from dpa3sim.common.files import usual_recursion
 from dpa3sim.model.config import ModelConfig
 
 _DEPTH_LIMIT, _MAX_PARTS = 64, 1_000_000

@@ -15,7 +15,7 @@ from dpa3sim.checkpoints.deepmd import (
     select_head,
     take_weights,
 )
-from dpa3sim.errors import CheckpointError
+from dpa3sim.common.errors import CheckpointError
 from dpa3sim.model.config import ModelConfig
 
 SINGLE_TASK = "Default"

@@ -8,22 +8,16 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli.options import (
-    ModelSettings,
-    Parser,
-    add_config,
-    add_settings,
-    announce,
-    resolve,
-)
+from dpa3sim.cli.options import Parser, add_config, add_settings, announce, resolve
 from dpa3sim.cli.protocol import introduction
-from dpa3sim.errors import DONE, SOME_FAILED, Dpa3simError, InputError
-from dpa3sim.settings import option, validate
+from dpa3sim.common.errors import DONE, SOME_FAILED, Dpa3simError, InputError
+from dpa3sim.common.settings import option, validate
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import Source, read_structures
 
 if TYPE_CHECKING:
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
 EXAMPLES = """\
 dpa3sim bench POSCAR
@@ -94,7 +88,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
     import numpy as np
     import torch
 
-    from dpa3sim.benchmark import peak_memory, time_calls
+    from dpa3sim.run.benchmark import peak_memory, time_calls
 
     batch = _Batch(source.atoms, potential, settings.copies)
     time_calls(batch, settings.warm_up, seed=0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dpa3sim.cli.options import Parser
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 
 EXAMPLES = """\
 dpa3sim convert my.pt my.safetensors --head Omat24

@@ -7,13 +7,14 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from dpa3sim.cli.options import MATMUL, Parser
-from dpa3sim.errors import DONE, UNPHYSICAL
+from dpa3sim.cli.options import Parser
+from dpa3sim.common.errors import DONE, UNPHYSICAL
+from dpa3sim.kernels.api import Matmul
 
 if TYPE_CHECKING:
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
 # What the tests allow too: eV/atom, eV/Å; deepmd-kit itself is float32.
 ENERGY, FORCE = 1e-6, 2e-5
@@ -31,7 +32,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--matmul",
         default="full",
-        choices=MATMUL,
+        choices=get_args(Matmul),
         help="also measure what rounding in products on a GPU changes [full]",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Check, report, and return 0 if all results are right."""
     from rich.console import Console
 
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
     console = Console(quiet=args.json, highlight=False, soft_wrap=True)
     report: dict[str, Any] = environment()
@@ -84,7 +85,7 @@ def environment() -> dict[str, Any]:
     import torch
 
     import dpa3sim
-    from dpa3sim.memory import free_bytes
+    from dpa3sim.potential.memory import free_bytes
 
     cpu = torch.device("cpu")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -109,7 +110,7 @@ def parity(potential: Potential) -> Iterator[dict[str, Any]]:
     """Energies and forces against those of deepmd-kit that come with the embedded model."""
     import numpy as np
 
-    from dpa3sim.reference import references
+    from dpa3sim.checkpoints.reference import references
 
     for reference in references():
         result = potential.evaluate([reference.atoms])[0]
@@ -161,7 +162,7 @@ def advice(potential: Potential) -> Iterator[str]:
     """What would make this faster here."""
     import torch
 
-    from dpa3sim import native
+    from dpa3sim.kernels import libraries as native
 
     if potential.device.type != "cpu":
         if potential.kernels != "triton":

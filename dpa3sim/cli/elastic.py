@@ -13,7 +13,7 @@ def write(folder: Path, result: elastic.Result, label: str, plots: bool) -> None
     """Write the relaxed structure and the plot of the directional Young's modulus."""
     write_structure(folder, "structure_relaxed", result.prepared.atoms)
     if plots and result.moduli.born_stable:
-        from dpa3sim.cli.plots import plot_youngs_modulus
+        from dpa3sim.report.plots.properties import plot_youngs_modulus
 
         plot_youngs_modulus(folder, result, label)
 

@@ -24,7 +24,7 @@ def write(folder: Path, result: eos.Result, label: str, plots: bool) -> None:
         },
     )
     if plots:
-        from dpa3sim.cli.plots import plot_eos
+        from dpa3sim.report.plots.properties import plot_eos
 
         plot_eos(folder, result, label)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dpa3sim.cli.options import Parser
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.screen.database import DONE, STATES
 from dpa3sim.screen.results import Results, write_csv, write_parquet, write_structures
 

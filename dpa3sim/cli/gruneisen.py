@@ -41,7 +41,7 @@ def write(folder: Path, result: Result, label: str, plots: bool) -> None:
         },
     )
     if plots:
-        from dpa3sim.cli.phonon_plots import plot_gruneisen
+        from dpa3sim.report.plots.phonons import plot_gruneisen
 
         plot_gruneisen(folder, result, label)
 

@@ -8,24 +8,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpa3sim.cli.options import (
-    ModelSettings,
-    Parser,
-    add_config,
-    add_settings,
-    announce,
-    resolve,
-)
+from dpa3sim.cli.options import Parser, add_config, add_settings, announce, resolve
 from dpa3sim.cli.signals import stopped_by_signals
-from dpa3sim.errors import INTERRUPTED, InputError
-from dpa3sim.ipi.serving import Settings, make_client
-from dpa3sim.ipi.wire import UNIX_PREFIX, Address
+from dpa3sim.clients.ipi.serving import Settings, make_client
+from dpa3sim.clients.ipi.wire import UNIX_PREFIX, Address
+from dpa3sim.common.errors import INTERRUPTED, InputError
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.structures.given import ReadingSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpa3sim.ipi.client import IPIClient
+    from dpa3sim.clients.ipi.client import IPIClient
     from dpa3sim.structures.reading import Source
 
 # Each is a module of its own, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, announce, resolve
+from dpa3sim.cli.options import Parser, add_config, add_settings, announce, resolve
 from dpa3sim.cli.protocol import introduction
-from dpa3sim.errors import DONE, UNPHYSICAL, InputError
+from dpa3sim.common.errors import DONE, UNPHYSICAL, InputError
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the differences; exit code 4 if they are too large."""
     from rich.console import Console
 
-    from dpa3sim.ipi.checking import check, read_input
+    from dpa3sim.clients.ipi.checking import check, read_input
 
     model, reading = resolve(args, ModelSettings, ReadingSettings)
     console = Console(quiet=args.quiet, highlight=False, soft_wrap=True)

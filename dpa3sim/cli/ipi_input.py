@@ -7,10 +7,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, resolve
+from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
 from dpa3sim.cli.protocol import introduction
-from dpa3sim.errors import InputError
-from dpa3sim.ipi.inputs import INPUT, RUN_SCRIPT, STRUCTURE, InputSettings, write_inputs
+from dpa3sim.clients.ipi.inputs import INPUT, RUN_SCRIPT, STRUCTURE, InputSettings, write_inputs
+from dpa3sim.common.errors import InputError
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure
 

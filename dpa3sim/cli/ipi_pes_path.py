@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dpa3sim.cli.options import Parser
-from dpa3sim.ipi.inputs import pes_file
+from dpa3sim.clients.ipi.inputs import pes_file
 
 EXAMPLES = """\
 dpa3sim ipi pes-path

@@ -11,14 +11,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.cli.options import ModelSettings, Parser, add_config, add_settings, announce, resolve
+from dpa3sim.cli.options import Parser, add_config, add_settings, announce, resolve
 from dpa3sim.cli.signals import stopped_by_signals
-from dpa3sim.errors import INTERRUPTED, InputError
+from dpa3sim.common.errors import INTERRUPTED, InputError
+from dpa3sim.potential.settings import ModelSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpa3sim.lammps.script import Script
+    from dpa3sim.clients.lammps.script import Script
 
 EXAMPLES = """\
 dpa3sim lammps in.silicon --elements Si
@@ -59,8 +60,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the input."""
     from rich.console import Console
 
-    from dpa3sim.lammps.library import start
-    from dpa3sim.lammps.script import Script
+    from dpa3sim.clients.lammps.library import start
+    from dpa3sim.clients.lammps.script import Script
 
     (model,) = resolve(args, ModelSettings)
     elements = [e for word in args.elements for e in word.split(",") if e]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, TextIO
 
-from dpa3sim import settings
 from dpa3sim.cli.options import Parser, unknown_flags
 from dpa3sim.cli.signals import interrupted, interruptible
-from dpa3sim.errors import (
+from dpa3sim.common import settings
+from dpa3sim.common.errors import (
     BAD_INPUT,
     DONE,
     EXIT_CODES,

@@ -15,8 +15,8 @@ from dpa3sim.protocols import md
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dpa3sim.protocols.md_result import Result
-    from dpa3sim.protocols.planning import Stage
+    from dpa3sim.protocols.base import Stage
+    from dpa3sim.protocols.dynamics.results import Result
 
 STRUCTURE = "structure_final"
 UNITS = {"A3": "Å^3", "per_atom_eV": "eV/atom", "meV_per_atom_per_ps": "meV/atom/ps"}
@@ -82,7 +82,7 @@ class MDJob(Job):
             write_structure(folder, f"{STRUCTURE}_{k}" if several else STRUCTURE, atoms)
         _write_analysis(folder, result)
         if not self.args.no_plot:
-            from dpa3sim.cli.md_plots import plot_simulation
+            from dpa3sim.report.plots.dynamics import plot_simulation
 
             plot_simulation(folder, result, self.source.label)
 

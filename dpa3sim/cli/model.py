@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import Parser
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 
 if TYPE_CHECKING:
     from dpa3sim.checkpoints import ModelFile
@@ -128,7 +128,7 @@ def model_info(model: ModelFile) -> dict[str, Any]:
 
 def _pull(args: argparse.Namespace) -> int:
     from dpa3sim.checkpoints.registry import REGISTRY, find_entry, load_model, pull
-    from dpa3sim.settings import suggestion
+    from dpa3sim.common.settings import suggestion
 
     if not args.name:
         raise InputError("model pull needs a NAME; 'dpa3sim model list' shows them")

@@ -20,7 +20,7 @@ def write(folder: Path, result: neb.Result, label: str, plots: bool) -> None:
     if result.has_barrier:
         write_structure(folder, "saddle", result.images[result.highest])
     if plots:
-        from dpa3sim.cli.defect_plots import plot_path
+        from dpa3sim.report.plots.defects import plot_path
 
         plot_path(folder, result, label)
 

@@ -6,77 +6,20 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dpa3sim import settings as options_of
-from dpa3sim.errors import BAD_INPUT, InputError
-from dpa3sim.option_files import read_options
-from dpa3sim.settings import option, validate
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import BAD_INPUT, InputError
+from dpa3sim.common.option_files import read_options
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
 
 KINDS = {"int": "a whole number", "float": "a number"}
-
-MATMUL = ("full", "tf32", "bf16")
-"""Those of :data:`dpa3sim.model.triton_kernels.Matmul`, without importing torch."""
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Which model computes, and how."""
-
-    model: str | None = option(None, "checkpoint file or registry name [embedded dpa3-openlam]")
-    head: str | None = option(None, "head of a multi-task checkpoint")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 ...")
-    dtype: str = option(
-        "auto",
-        "arithmetic; auto is the checkpoint's own precision",
-        choices=("auto", "float32", "float64"),
-    )
-    matmul: str = option(
-        "full",
-        "products on a GPU: full precision, or inputs rounded; the deviation is reported",
-        choices=MATMUL,
-    )
-    truncate: str = option(
-        "deepmd",
-        "apply the model's neighbour limits as deepmd-kit does, or none",
-        choices=("deepmd", "none"),
-    )
-    smooth_cutoff: float | None = option(
-        None,
-        "smooth the step of the energy at the cutoff of angles over this width, such as 0.3, with "
-        "--truncate none: another potential, which conserves energy [as the model is]",
-        unit="Å",
-        minimum=0.0,
-    )
-
-    def __post_init__(self) -> None:
-        validate(self)
-
-    def load_for(self, settings: Any) -> Potential:
-        """Load the model for a protocol, which may have an option of the same name, ``dtype``."""
-        return self.load(getattr(settings, "dtype", self.dtype))
-
-    def load(self, dtype: str | None = None) -> Potential:
-        """Load the model onto its device, in another precision than the option's if given."""
-        from dpa3sim.potential import Potential
-
-        return Potential(
-            self.model,
-            head=self.head,
-            device=self.device,
-            dtype=dtype or self.dtype,  # type: ignore[arg-type]
-            truncate=self.truncate,  # type: ignore[arg-type]
-            smooth_cutoff=self.smooth_cutoff,
-            matmul=self.matmul,  # type: ignore[arg-type]
-        )
 
 
 def announce(console: Console, potential: Potential) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.protocol import PropertyCommand, PropertyJob, write_structure, write_table
-from dpa3sim.errors import DONE, UNPHYSICAL
-from dpa3sim.protocols import imaginary, phonon
+from dpa3sim.common.errors import DONE, UNPHYSICAL
+from dpa3sim.protocols import phonon
+from dpa3sim.protocols.harmonics import imaginary
 
 if TYPE_CHECKING:
-    from dpa3sim.protocols.harmonic import Harmonic
+    from dpa3sim.protocols.harmonics.force_constants import Harmonic
     from dpa3sim.protocols.phonon import Result
 
 ROOM_TEMPERATURE = 300.0
@@ -60,7 +61,7 @@ def write(folder: Path, result: Result, label: str, plots: bool) -> None:
     thermal = result.thermal.to_dict(result.prepared.cells)
     write_table(folder / "thermal_properties.csv", columns(thermal))
     if plots:
-        from dpa3sim.cli.phonon_plots import plot_bands, plot_thermal
+        from dpa3sim.report.plots.phonons import plot_bands, plot_thermal
 
         plot_bands(folder, result, label)
         plot_thermal(folder, result, label)

@@ -10,8 +10,8 @@ from dpa3sim.protocols import pimd
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dpa3sim.protocols.pimd_result import Result
-    from dpa3sim.protocols.planning import Stage
+    from dpa3sim.protocols.base import Stage
+    from dpa3sim.protocols.dynamics.path_integrals import Result
 
 STRUCTURE = "structure_final"
 # Of the summary: key, text, unit.
@@ -65,7 +65,7 @@ class PimdJob(Job):
         write_structure(folder, STRUCTURE, result.atoms)
         _write_radial(folder, result)
         if not self.args.no_plot:
-            from dpa3sim.cli.pimd_plots import plot_path_integral
+            from dpa3sim.report.plots.path_integrals import plot_path_integral
 
             plot_path_integral(folder, result, self.source.label)
 

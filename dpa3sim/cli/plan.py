@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.options import Parser, announce
 from dpa3sim.cli.protocol import Command, Job, exit_code, introduction
-from dpa3sim.durations import estimated
-from dpa3sim.errors import Dpa3simError, Dpa3simWarning, InputError
-from dpa3sim.protocols.planning import HESSIAN
+from dpa3sim.common.durations import estimated
+from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.protocols.base import HESSIAN
 
 if TYPE_CHECKING:
-    from dpa3sim.planning import Cost
+    from dpa3sim.run.cost import Cost
 
 SUBCOMMANDS = {
     "sp": "single points",
@@ -86,7 +86,7 @@ class PlannedCommand:
 
 
 def _plan(job: Job) -> tuple[dict[str, Any], int]:
-    from dpa3sim.planning import estimate
+    from dpa3sim.run.cost import estimate
 
     origin = ", ".join(source.origin for source in job.sources)
     for line in introduction(job.sources):
@@ -100,7 +100,7 @@ def _plan(job: Job) -> tuple[dict[str, Any], int]:
 def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[Any]) -> int:
     """All structures of a screening, in whatever shards."""
     from dpa3sim.cli import screening
-    from dpa3sim.planning import estimate
+    from dpa3sim.run.cost import estimate
     from dpa3sim.structures.sources import entries
 
     settings, model, reading, screen = resolved

@@ -24,16 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli import screening, signals
 from dpa3sim.cli.live import LINE_SECONDS, LiveLine
-from dpa3sim.cli.options import (
-    ModelSettings,
-    Parser,
-    add_config,
-    add_settings,
-    announce,
-    resolve,
-)
+from dpa3sim.cli.options import Parser, add_config, add_settings, announce, resolve
 from dpa3sim.cli.screening import ScreenSettings
-from dpa3sim.errors import (
+from dpa3sim.common.errors import (
     BAD_INPUT,
     DONE,
     INTERRUPTED,
@@ -46,7 +39,8 @@ from dpa3sim.errors import (
     StorageError,
     memory_ran_out,
 )
-from dpa3sim.files import atomic_write
+from dpa3sim.common.files import atomic_write
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.structures.given import ReadingSettings
@@ -56,9 +50,9 @@ if TYPE_CHECKING:
     from ase import Atoms
     from rich.console import Console
 
-    from dpa3sim.potential import Potential
-    from dpa3sim.protocols.planning import Stage
-    from dpa3sim.protocols.prepare import Event
+    from dpa3sim.potential.potential import Potential
+    from dpa3sim.protocols.base import Stage
+    from dpa3sim.protocols.crystals.prepare import Event
 
 
 @dataclass(frozen=True)
@@ -252,6 +246,10 @@ def _origin(group: Sequence[Source]) -> str:
     return ", ".join(source.origin for source in group)
 
 
+# Options of the model that change the result.
+PRECISION = ("dtype", "matmul", "truncate", "smooth_cutoff")
+
+
 def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dict[str, Any]:
     """What decides the result of a calculation, besides its structure."""
     model = potential.model
@@ -261,7 +259,7 @@ def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dic
         "model_sha256": model.sha256,
         "head": model.head,
         **asdict(settings),
-        **_model_options(potential),
+        **{name: getattr(potential, name) for name in PRECISION},
     }
 
 
@@ -273,20 +271,9 @@ def fingerprint(facts: Mapping[str, Any], extending: Sequence[str]) -> str:
 
 def config(potential: Potential, settings: Any) -> dict[str, Any]:
     """All options of a calculation, such that ``--config`` takes them."""
-    from dpa3sim.checkpoints.registry import reference
-
-    model = potential.model
-    return {
-        **asdict(settings),
-        "model": reference(model),
-        "head": model.head,
-        **_model_options(potential),
-    }
-
-
-def _model_options(potential: Potential) -> dict[str, Any]:
-    names = ("dtype", "matmul", "truncate", "smooth_cutoff")
-    return {name: getattr(potential, name) for name in names}
+    model = asdict(potential.settings)
+    del model["device"]  # of this machine
+    return {**asdict(settings), **model}
 
 
 class Job:

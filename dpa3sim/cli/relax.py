@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.protocol import Command, Job, write_structure
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.protocols import relax
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.protocols.planning import Stage
+    from dpa3sim.protocols.base import Stage
 
 TRAJECTORY = "trajectory.extxyz"
 STRUCTURE = "structure_relaxed"
@@ -59,7 +59,7 @@ class RelaxJob(Job):
         path = self.directory.path
         write_structure(path, STRUCTURE, result.atoms)
         if not self.args.no_plot:
-            from dpa3sim.cli.plots import plot_relaxation
+            from dpa3sim.report.plots.properties import plot_relaxation
 
             plot_relaxation(path / PLOT, result, self.source.label)
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpa3sim.cli.options import ModelSettings, Parser
-from dpa3sim.errors import SOME_FAILED, Dpa3simError, InputError
+from dpa3sim.cli.options import Parser
+from dpa3sim.common.errors import SOME_FAILED, Dpa3simError, InputError
+from dpa3sim.potential.settings import ModelSettings
 
 if TYPE_CHECKING:
     from dpa3sim.report.page import Option
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(folder: Path, args: argparse.Namespace) -> Path:
     """The page of one run, or of a screening; where it was written."""
-    from dpa3sim.files import atomic_write
+    from dpa3sim.common.files import atomic_write
     from dpa3sim.report.page import run_page
     from dpa3sim.report.reading import read_run
     from dpa3sim.report.screening import read_screening, screening_page
@@ -130,8 +131,8 @@ def _about(protocol: str | None) -> tuple[str, Sequence[Option]]:
 
 
 def _options(settings: type) -> list[Option]:
-    from dpa3sim import settings as options_of
     from dpa3sim.checkpoints.registry import DEFAULT_MODEL
+    from dpa3sim.common import settings as options_of
     from dpa3sim.report.page import Option
 
     defaults, options = settings(), []

@@ -10,15 +10,17 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.live import LINE_SECONDS, LiveLine
-from dpa3sim.cli.options import ModelSettings, announce
-from dpa3sim.durations import elapsed, estimated
-from dpa3sim.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
-from dpa3sim.option_files import read_options
+from dpa3sim.cli.options import announce
+from dpa3sim.common.durations import elapsed, estimated
+from dpa3sim.common.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.common.option_files import read_options
+from dpa3sim.common.settings import option, validate
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.screen import results as results_of
@@ -33,13 +35,12 @@ from dpa3sim.screen.database import (
     Outcome,
     bare_error,
 )
-from dpa3sim.settings import option, validate
 from dpa3sim.structures.given import ReadingSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
 # Options that name a file about one crystal.
 OF_ONE_CRYSTAL = ("reference", "born")
@@ -237,7 +238,7 @@ class Screening:
             parsl_executor.compute(
                 self.database,
                 self.calculation,
-                _model(self.potential),
+                replace(self.potential.settings, device="auto"),
                 told,
                 folder=self.folder,
                 config_file=Path(file) if file else None,
@@ -316,8 +317,8 @@ def reopen(folder: Path, args: argparse.Namespace, console: Console) -> Iterator
     Raises:
         InputError: the folder does not say what was computed.
     """
-    from dpa3sim import settings as options_of
     from dpa3sim.cli.protocol import command_of
+    from dpa3sim.common import settings as options_of
 
     parts = results_of.part_folders(folder)
     if not parts:
@@ -361,20 +362,6 @@ def failures(records: list[dict[str, Any]], most: int = 10) -> list[tuple[str, s
     if len(common) > most:
         lines.append(("other errors", f"{sum(len(g) for _, g in common[most:])} structures"))
     return lines
-
-
-def _model(potential: Potential) -> Any:
-    from dpa3sim.checkpoints.registry import reference
-    from dpa3sim.screen.parsl_executor import Model
-
-    return Model(
-        str(reference(potential.model)),
-        potential.model.head,
-        potential.dtype,
-        potential.truncate,
-        potential.smooth_cutoff,
-        potential.matmul,
-    )
 
 
 def _pace(per_second: float) -> str:

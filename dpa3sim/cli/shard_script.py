@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from dpa3sim.cli.options import Parser
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 
 _SCRIPT = """\
 #!/bin/bash

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dpa3sim.errors import INTERRUPTED
+from dpa3sim.common.errors import INTERRUPTED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # When to look whether an interrupt has been lost, and how often after that, s. Soon, because what

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpa3sim.cli.options import Parser
 from dpa3sim.cli.screening import failures, state_line
-from dpa3sim.files import lock_folder
+from dpa3sim.common.files import lock_folder
 from dpa3sim.run.directory import LOG
 from dpa3sim.screen.database import FAILED, NOT_CONVERGED
 from dpa3sim.screen.results import Results

@@ -18,7 +18,7 @@ def write(folder: Path, result: surface.Result, label: str, plots: bool) -> None
             name += f"-cut{face.termination}"
         write_structure(folder, name, face.slabs[-1].atoms)
     if plots:
-        from dpa3sim.cli.defect_plots import plot_surfaces
+        from dpa3sim.report.plots.defects import plot_surfaces
 
         plot_surfaces(folder, result, label)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dpa3sim.cli.protocol import PropertyCommand, PropertyJob, write_structure
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.protocols import vacancy
 from dpa3sim.structures.reading import Source, read_structures
 
@@ -61,7 +61,7 @@ def write(folder: Path, result: vacancy.Result, label: str, plots: bool) -> None
         name = f"vacancy-{number:0{digits}d}-{largest.site.element}"
         write_structure(folder, name, largest.atoms)
     if plots:
-        from dpa3sim.cli.defect_plots import plot_vacancies
+        from dpa3sim.report.plots.defects import plot_vacancies
 
         plot_vacancies(folder, result, label)
 

@@ -12,8 +12,8 @@ import dpa3sim
 
 def version() -> str:
     """Versions, the default model, and the kernels that were built."""
-    from dpa3sim import native
     from dpa3sim.checkpoints.registry import DEFAULT_MODEL, embedded_path
+    from dpa3sim.kernels import libraries as native
 
     builds = native.built()
     kernels = f"compiled for {', '.join(builds)}" if builds else "tensor operations, none compiled"

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 
 MAX_COORDINATE = 1.0e6
 MIN_RELATIVE_VOLUME = 1.0e-6

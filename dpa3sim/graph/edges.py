@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.graph.candidates import candidates, check_geometry
 
 Truncation = Literal["deepmd", "none"]

@@ -1,29 +1,16 @@
-"""i-PI: a client for its sockets and shared memory, and a potential inside its process."""
+"""The i-PI client under the name that scripts import; it lives in :mod:`dpa3sim.clients.ipi`."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dpa3sim.clients import ipi as _ipi
+
 if TYPE_CHECKING:
-    from dpa3sim.ipi.client import IPIClient
-    from dpa3sim.ipi.evaluator import BatchEvaluator
-    from dpa3sim.ipi.serving import serve
-    from dpa3sim.ipi.wire import order_hash
+    from dpa3sim.clients.ipi import BatchEvaluator, IPIClient, order_hash, serve
 
 __all__ = ["BatchEvaluator", "IPIClient", "order_hash", "serve"]
 
-_EXPORTS = {
-    "BatchEvaluator": "dpa3sim.ipi.evaluator",
-    "IPIClient": "dpa3sim.ipi.client",
-    "order_hash": "dpa3sim.ipi.wire",
-    "serve": "dpa3sim.ipi.serving",
-}
-
 
 def __getattr__(name: str) -> Any:
-    """Import torch and ASE only when something that needs them is asked for."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'dpa3sim.ipi' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_EXPORTS[name]), name)
+    return getattr(_ipi, name)

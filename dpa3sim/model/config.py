@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, TypeVar, get_args
 
-from dpa3sim.errors import CheckpointError, InputError
+from dpa3sim.common.errors import CheckpointError, InputError
 
 _T = TypeVar("_T")
 UpdateStyle = Literal["res_residual", "res_avg", "res_incr"]

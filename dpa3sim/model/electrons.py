@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpa3sim.elements import ATOMIC_NUMBERS
-from dpa3sim.errors import CheckpointError
+from dpa3sim.common.elements import ATOMIC_NUMBERS
+from dpa3sim.common.errors import CheckpointError
 
 ECONF_DIM = 118
 _L = "spdf"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from dpa3sim.errors import CheckpointError
+from dpa3sim.common.errors import CheckpointError
 from dpa3sim.model.config import DescriptorConfig, ModelConfig
 from dpa3sim.model.electrons import ECONF_DIM
 

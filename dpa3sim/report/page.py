@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 import dpa3sim
-from dpa3sim.durations import elapsed
+from dpa3sim.common.durations import elapsed
 from dpa3sim.report import state as states
 from dpa3sim.report.reading import Run, mapping
 from dpa3sim.report.state import meaning, model_of, seconds_of, state_of

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpa3sim.errors import InputError
-from dpa3sim.files import usual_recursion
-from dpa3sim.option_files import read_options
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.files import usual_recursion
+from dpa3sim.common.option_files import read_options
 from dpa3sim.run import directory as rundir
 
 # Of a log, so much of its end is read.

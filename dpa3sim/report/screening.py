@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.durations import elapsed
-from dpa3sim.errors import InputError
+from dpa3sim.common.durations import elapsed
+from dpa3sim.common.errors import InputError
 from dpa3sim.report import state as states
 from dpa3sim.report.page import (
     HEADLINES,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpa3sim.errors import INTERRUPTED
+from dpa3sim.common.errors import INTERRUPTED
 from dpa3sim.report.reading import Run, listing, mapping
 from dpa3sim.run import directory as rundir
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write, is_part, lock_folder, usual_recursion
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.files import atomic_write, is_part, lock_folder, usual_recursion
 
 RESULT = "result.json"
 PROVENANCE = "provenance.json"

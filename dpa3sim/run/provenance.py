@@ -13,7 +13,7 @@ from dpa3sim.run.directory import timestamp
 
 if TYPE_CHECKING:
     from dpa3sim.checkpoints import ModelFile
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
 _PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors", "ipi")
 

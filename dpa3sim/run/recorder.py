@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write, lock_folder
-from dpa3sim.protocols.recorders import Row, State
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.files import atomic_write, lock_folder
+from dpa3sim.protocols.dynamics.recorders import Row, State
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -100,7 +100,8 @@ class FileRecorder:
         content = {"version": _VERSION, "step": state.step, "facts": state.facts}
         data = io.BytesIO()
         text = json.dumps({**content, "files": self._marks}).encode()
-        np.savez(data, _=np.frombuffer(text, dtype=np.uint8), **state.arrays)
+        arrays: dict[str, Any] = {"_": np.frombuffer(text, dtype=np.uint8), **state.arrays}
+        np.savez(data, **arrays)
         atomic_write(self.folder / STATE, data.getvalue())
 
     def frames(self, replica: int) -> Iterator[Atoms]:

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.errors import Dpa3simError, InputError, StorageError
+from dpa3sim.common.errors import Dpa3simError, InputError, StorageError
 from dpa3sim.graph.lists import Counters
-from dpa3sim.potential import BatchPotential, Dtype, Evaluation, raise_first
+from dpa3sim.potential.evaluation import Evaluation, raise_first
+from dpa3sim.potential.interface import BatchPotential
+from dpa3sim.potential.settings import Dtype
 from dpa3sim.run.directory import EVALUATIONS
-from dpa3sim.structure import AtomsLike, Structure, as_structure
+from dpa3sim.structures.system import AtomsLike, Structure, as_structure
 
 if TYPE_CHECKING:
     import torch

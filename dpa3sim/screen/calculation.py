@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim import errors
-from dpa3sim.errors import Dpa3simError, EngineError
+from dpa3sim.common import errors
+from dpa3sim.common.errors import Dpa3simError, EngineError
 from dpa3sim.screen.database import (
     DONE,
     FAILED,
@@ -24,7 +24,7 @@ from dpa3sim.screen.database import (
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import PotentialLike
+    from dpa3sim.potential.interface import PotentialLike
     from dpa3sim.protocols.relax import Result, Step
 
 # How much of a relaxation a kill may cost, s.
@@ -69,6 +69,7 @@ class Calculation:
         Raises:
             EngineError: the engine was stopped; nothing is known of the structure.
         """
+        found: Any
         module: Any = import_module(f"dpa3sim.protocols.{self.protocol}")
         began, warnings = time.monotonic(), taken_warnings(atoms)
         try:

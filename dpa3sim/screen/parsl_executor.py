@@ -12,18 +12,18 @@ import runpy
 import sys
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.errors import UNPHYSICAL, Dpa3simError, InputError
+from dpa3sim.common.errors import UNPHYSICAL, Dpa3simError, InputError
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.screen.calculation import Calculation, failure
 from dpa3sim.screen.database import Database, Outcome, from_json
 from dpa3sim.screen.runner import Progress, stream
 
 if TYPE_CHECKING:
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
 # A structure whose worker was lost so often is not tried again.
 LOSSES = 3
@@ -33,40 +33,19 @@ OUTSTANDING = 256
 HEARTBEAT_THRESHOLD, HEARTBEAT_PERIOD = 30, 5
 
 
-@dataclass(frozen=True)
-class Model:
-    """How a worker loads the model: the arguments of :class:`Potential` but for the device."""
-
-    name: str
-    head: str | None
-    dtype: str
-    truncate: str
-    smooth_cutoff: float | None
-    matmul: str
-
-
 @lru_cache(maxsize=1)
-def _resident(model: Model, threads: int | None) -> Potential:
+def _resident(model: ModelSettings, threads: int | None) -> Potential:
     """The model of this process, loaded when first asked for."""
     import torch
 
-    from dpa3sim.potential import Potential
-
     if threads:
         torch.set_num_threads(threads)
-    return Potential(
-        model.name,
-        head=model.head,
-        dtype=model.dtype,  # type: ignore[arg-type]
-        truncate=model.truncate,  # type: ignore[arg-type]
-        smooth_cutoff=model.smooth_cutoff,
-        matmul=model.matmul,  # type: ignore[arg-type]
-    )
+    return model.load()
 
 
 def compute_chunk(
     calculation: Calculation,
-    model: Model,
+    model: ModelSettings,
     threads: int | None,
     structures: list[tuple[int, str, str | None]],
     at_once: int,
@@ -92,7 +71,7 @@ def compute_chunk(
 def compute(
     database: Database,
     calculation: Calculation,
-    model: Model,
+    model: ModelSettings,
     progress: Progress,
     *,
     folder: Path,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write, usual_recursion
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.files import atomic_write, usual_recursion
 from dpa3sim.run.directory import PROVENANCE
 from dpa3sim.screen.database import NAME, STATES, Database, Row
 

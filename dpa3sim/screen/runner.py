@@ -7,15 +7,15 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dpa3sim.engine import MAX_CLIENTS, Engine
-from dpa3sim.errors import UNPHYSICAL, InputError
+from dpa3sim.clients.engine import MAX_CLIENTS, Engine
+from dpa3sim.common.errors import UNPHYSICAL, InputError
 from dpa3sim.screen.calculation import Calculation, failure
 from dpa3sim.screen.database import Database, Outcome
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
 Progress = Callable[[int, Outcome], None]
 """Told the id of a structure and what came of it, when that is saved."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.cif_elements import Formula, Site, formulas_of, group_error, resolve
 from dpa3sim.structures.cif_symmetry import Operations, readings
 from dpa3sim.structures.given import ISOTOPES, Frame
@@ -203,7 +203,7 @@ def _structure(data: Data) -> Frame:
 
 def _atoms(atoms: Any, sites: Sequence[Site], expansion: Expansion) -> Any:
     """The structure with its elements, and the masses of isotopes."""
-    from dpa3sim.elements import ATOMIC_NUMBERS
+    from dpa3sim.common.elements import ATOMIC_NUMBERS
     from dpa3sim.structures.isotopes import set_masses
 
     symbols = np.array([site.symbol for site in sites])[expansion.site]

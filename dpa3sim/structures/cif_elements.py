@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dpa3sim.elements import ATOMIC_NUMBERS, SYMBOLS
-from dpa3sim.errors import InputError
+from dpa3sim.common.elements import ATOMIC_NUMBERS, SYMBOLS
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ISOTOPES
 
 # Elements beyond have no crystals; their symbols in capitals are those of groups, as NO and CN.

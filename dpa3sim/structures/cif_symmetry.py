@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 
 if TYPE_CHECKING:
     import gemmi

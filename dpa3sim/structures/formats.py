@@ -12,8 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from dpa3sim.errors import InputError
-from dpa3sim.files import usual_recursion
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.files import usual_recursion
 from dpa3sim.structures.given import Frame, ReadingSettings
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _named(name: str) -> str:
     """
     from ase.io.formats import ioformats
 
-    from dpa3sim.settings import suggestion
+    from dpa3sim.common.settings import suggestion
 
     kind = ALIASES.get(name.lower(), name.lower())
     if kind in ioformats and ioformats[kind].can_read:

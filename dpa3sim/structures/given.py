@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dpa3sim.elements import SYMBOLS
-from dpa3sim.errors import InputError
-from dpa3sim.settings import option, validate
+from dpa3sim.common.elements import SYMBOLS
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.settings import option, validate
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ISOTOPES, ReadingSettings, chosen
 from dpa3sim.structures.isotopes import SAME_MASS, set_masses
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
-from dpa3sim.elements import SYMBOLS
-from dpa3sim.errors import InputError
+from dpa3sim.common.elements import SYMBOLS
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ISOTOPES, Frame, ReadingSettings, chosen
 from dpa3sim.structures.isotopes import as_elements, resolved
 

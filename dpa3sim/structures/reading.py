@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.elements import SYMBOLS
-from dpa3sim.errors import InputError
+from dpa3sim.common.elements import SYMBOLS
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.formats import COMPRESSED, IN_MEMORY, frames, short
 from dpa3sim.structures.given import Frame, ReadingSettings
 
@@ -46,7 +46,7 @@ class Source:
         """Hash of the structure: what decides its energy and its motion, and its constraints."""
         from ase.io.jsonio import encode
 
-        from dpa3sim.structure import Structure
+        from dpa3sim.structures.system import Structure
 
         constraints = encode([c.todict() for c in self.atoms.constraints])
         content: tuple[Any, ...] = (Structure.from_atoms(self.atoms).key(), constraints)

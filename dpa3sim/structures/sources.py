@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.formats import COMPRESSED, check_tables, frames, short
 from dpa3sim.structures.given import Frame, ReadingSettings
 from dpa3sim.structures.reading import Source, check_readable, read_structures, source_of

@@ -15,10 +15,11 @@ from ase.build import bulk, molecule
 from ase.io import read, write
 from tests_support import DATA, ENVIRONMENT
 
-from dpa3sim import files, potential
 from dpa3sim.cli.main import GROUPS, main
-from dpa3sim.cli.options import ModelSettings
-from dpa3sim.files import lock_folder
+from dpa3sim.common import files
+from dpa3sim.common.files import lock_folder
+from dpa3sim.potential import potential
+from dpa3sim.potential.settings import ModelSettings
 
 MODEL = str(DATA / "models/dynamic/model.pt")
 RELAX = ["relax", "water.xyz", "--model", MODEL, "--no-plot", "--fmax", "1e-3"]

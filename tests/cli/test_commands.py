@@ -10,10 +10,12 @@ import pytest
 import torch
 from tests_support import DATA, load_reference, reference_atoms
 
-from dpa3sim import Potential, __version__, errors, native
+from dpa3sim import Potential, __version__
 from dpa3sim.checkpoints.registry import DEFAULT_MODEL
 from dpa3sim.cli.main import COMMANDS, GROUPS, main
-from dpa3sim.errors import EXIT_CODES
+from dpa3sim.common import errors
+from dpa3sim.common.errors import EXIT_CODES
+from dpa3sim.kernels import libraries as native
 
 HEAVY = ("torch", "ase", "numpy", "matplotlib", "rich", "scipy")
 

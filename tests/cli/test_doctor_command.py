@@ -45,7 +45,7 @@ def test_the_built_in_references_are_those_of_deepmd_kit():
 
 
 def test_advice_when_there_is_no_compiled_kernel(embedded, monkeypatch):
-    from dpa3sim import native
+    from dpa3sim.kernels import libraries as native
 
     status = native.Status(None, "torch", "not built")
     monkeypatch.setattr(native, "status", lambda: status)

@@ -12,8 +12,8 @@ from ase.io import write
 from dpa3sim import Potential
 from dpa3sim.cli.main import main
 from dpa3sim.cli.plan import SUBCOMMANDS
-from dpa3sim.memory import peak_bytes
-from dpa3sim.planning import MOST_ATOMS, Neighbours, Pace, stand_in
+from dpa3sim.potential.memory import peak_bytes
+from dpa3sim.run.cost import MOST_ATOMS, Neighbours, Pace, stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +156,7 @@ def test_nothing_large_is_evaluated_and_too_large_is_told(capsys, monkeypatch):
         return original(self, structures)
 
     monkeypatch.setattr(Potential, "evaluate_each", evaluate_each)
-    monkeypatch.setattr("dpa3sim.batches.free_bytes", lambda device: 10**8)
+    monkeypatch.setattr("dpa3sim.potential.batches.free_bytes", lambda device: 10**8)
     write("large.vasp", bulk("Si", cubic=True) * 6, format="vasp")
     plan = planned(capsys, "md", "large.vasp", "--steps", "10")
     assert max(sizes) <= MOST_ATOMS

@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written(capsys, monkeypatch):
         raise OSError(28, "No space left on device")
 
     a_run(Path("a.relax"), a_result())
-    monkeypatch.setattr("dpa3sim.files.atomic_write", full)
+    monkeypatch.setattr("dpa3sim.common.files.atomic_write", full)
     assert main(["report", "a.relax"]) == 2
     assert "No space left on device" in capsys.readouterr().err
 

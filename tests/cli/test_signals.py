@@ -27,8 +27,8 @@ from dpa3sim.cli import relax, signals
 from dpa3sim.cli.main import main
 from dpa3sim.cli.options import Parser
 from dpa3sim.cli.signals import stopped_by_signals
-from dpa3sim.errors import ConnectionLostError, InputError, UnphysicalError
-from dpa3sim.ipi import simulate
+from dpa3sim.clients.ipi import simulate
+from dpa3sim.common.errors import ConnectionLostError, InputError, UnphysicalError
 from dpa3sim.run.directory import RunDirectory
 
 KINDS = [signal.SIGINT, signal.SIGTERM]

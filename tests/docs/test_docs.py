@@ -28,7 +28,8 @@ from tests_support import ENVIRONMENT, EXAMPLES
 
 from dpa3sim.cli.main import COMMANDS, find, module_of
 from dpa3sim.cli.main import EXAMPLES as FIRST_EXAMPLES
-from dpa3sim.cli.options import ModelSettings, Parser, resolve
+from dpa3sim.cli.options import Parser, resolve
+from dpa3sim.potential.settings import ModelSettings
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUNNING = [page for page in PAGES if any(b.runs for b in blocks_of(page))]

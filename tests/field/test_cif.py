@@ -6,7 +6,7 @@ import pytest
 import spglib
 from ase.geometry import cellpar_to_cell
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures import cif
 
 CELLS = {

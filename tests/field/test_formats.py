@@ -13,8 +13,8 @@ from ase.io import write
 from dpa3sim import Potential
 from dpa3sim.cli.main import main
 from dpa3sim.cli.protocol import write_structure
-from dpa3sim.errors import InputError
-from dpa3sim.protocols import guards
+from dpa3sim.common.errors import InputError
+from dpa3sim.protocols.crystals import guards
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import Source, read_structure
 
@@ -304,7 +304,7 @@ def test_an_error_in_a_warning_costs_no_work():
 
 
 def test_a_plot_that_fails_costs_no_result(monkeypatch, capsys):
-    from dpa3sim.cli import plots
+    from dpa3sim.report.plots import properties as plots
 
     def broken(*_):
         raise ZeroDivisionError("of matplotlib")

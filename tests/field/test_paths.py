@@ -9,7 +9,7 @@ from ase.build import molecule
 from ase.io import read, write
 
 from dpa3sim.cli.main import main
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.protocols import neb
 
 HERE = Path(__file__).parent

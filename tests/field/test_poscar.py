@@ -6,7 +6,7 @@ from ase.build import bulk
 from ase.constraints import FixAtoms, FixScaled
 from ase.io import read, write
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure
 

@@ -6,7 +6,7 @@ from ase.build import bulk
 from ase.io import write
 from ase.units import Bohr
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.reading import read_structure, read_structures
 
 SILICON = bulk("Si", cubic=True)

@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from dpa3sim.errors import Dpa3simError
+from dpa3sim.common.errors import Dpa3simError
 
 SECONDS = float(os.environ.get("DPA3SIM_FUZZ_SECONDS", "60"))
 FIRST_SEED = int(os.environ.get("DPA3SIM_FUZZ_SEED", "1"))

@@ -16,9 +16,10 @@ import yaml
 from fuzz_support import NUMBERS, WORDS, edits, long, mutate, refused_or_fine, short, slow
 from hypothesis import strategies as st
 
-from dpa3sim import settings as options_of
-from dpa3sim.cli.options import ModelSettings, resolve
-from dpa3sim.errors import InputError
+from dpa3sim.cli.options import resolve
+from dpa3sim.common import settings as options_of
+from dpa3sim.common.errors import InputError
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.protocols import elastic, eos, md, phonon, pimd, relax
 
 FOLDER = Path(tempfile.mkdtemp(prefix="dpa3sim-fuzz-"))

@@ -22,8 +22,8 @@ from tests_support import DATA
 
 from dpa3sim import Potential
 from dpa3sim.cli.main import main
-from dpa3sim.cli.options import ModelSettings
-from dpa3sim.ipi import simulate
+from dpa3sim.clients.ipi import simulate
+from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.run.directory import CHECKPOINT, EVALUATIONS, PROVENANCE, RESULT
 from dpa3sim.run.recorder import STATE
 from dpa3sim.run.store import StoredPotential

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 from dpa3sim import Potential
 from dpa3sim.cli.protocol import write_structure
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.inspection import describe
 from dpa3sim.structures.reading import Source, read_structures

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from tests_support import DATA
 
 from dpa3sim import Potential
-from dpa3sim.ipi import client as clients
-from dpa3sim.ipi import wire
-from dpa3sim.ipi.client import IPIClient, Statistics
-from dpa3sim.ipi.evaluator import BatchEvaluator
+from dpa3sim.clients.ipi import client as clients
+from dpa3sim.clients.ipi import wire
+from dpa3sim.clients.ipi.client import IPIClient, Statistics
+from dpa3sim.clients.ipi.evaluator import BatchEvaluator
 
 NATOMS = 3
 HEADERS = ["STATUS", "INIT", "POSDATA", "GETFORCE", "EXIT", "READY", "", "status", "\0"]

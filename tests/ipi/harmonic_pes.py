@@ -6,7 +6,7 @@ V = sum_i m_i omega^2 |r_i - r_i(0)|^2 / 2, with the start positions as minimum.
 from ase.io import read
 from ase.units import Bohr
 
-from dpa3sim.errors import InputError, NonFiniteError
+from dpa3sim.common.errors import InputError, NonFiniteError
 
 __DRIVER_NAME__ = "harmonic"
 __DRIVER_CLASS__ = "Harmonic"

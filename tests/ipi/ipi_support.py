@@ -19,8 +19,8 @@ from ase.io import read, write
 from toy_pes import pair
 
 import dpa3sim
-from dpa3sim.ipi.client import IPIClient
-from dpa3sim.ipi.wire import Address, order_hash, pack_header
+from dpa3sim.clients.ipi.client import IPIClient
+from dpa3sim.clients.ipi.wire import Address, order_hash, pack_header
 
 HERE = Path(__file__).parent
 DATA = HERE.parent / "data"

@@ -10,10 +10,10 @@ from ase.io import read, write
 from tests_support import DATA
 
 from dpa3sim.cli.main import main
-from dpa3sim.errors import InputError
-from dpa3sim.ipi import checking
-from dpa3sim.ipi.evaluator import BatchEvaluator
-from dpa3sim.ipi.inputs import TRANSPORTS, InputSettings, write_inputs
+from dpa3sim.clients.ipi import checking
+from dpa3sim.clients.ipi.evaluator import BatchEvaluator
+from dpa3sim.clients.ipi.inputs import TRANSPORTS, InputSettings, write_inputs
+from dpa3sim.common.errors import InputError
 
 WATER = DATA / "ipi" / "water8.extxyz"
 MODEL = DATA / "models" / "dynamic" / "model.pt"
@@ -84,7 +84,7 @@ def test_what_is_wrong_is_found(monkeypatch, capsys, wrong):
 
 def test_a_virial_that_is_no_derivative(monkeypatch, smooth):
     """Found by finite differences even if i-PI gets it as it is."""
-    from dpa3sim.potential import Potential
+    from dpa3sim.potential.potential import Potential
 
     original = Potential.evaluate
 

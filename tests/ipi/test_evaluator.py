@@ -13,9 +13,9 @@ from ipi_support import SMALL_MODEL, water
 from tests_support import hydrogen_oxygen_structures
 
 from dpa3sim import DPA3Calculator, Engine, Potential
-from dpa3sim.errors import InputError
-from dpa3sim.ipi.evaluator import EXTRAS, BatchEvaluator
-from dpa3sim.ipi.serving import CalculatorEvaluator, Settings, make_evaluator
+from dpa3sim.clients.ipi.evaluator import EXTRAS, BatchEvaluator
+from dpa3sim.clients.ipi.serving import CalculatorEvaluator, Settings, make_evaluator
+from dpa3sim.common.errors import InputError
 
 TRICLINIC = np.array([[6.21, 0, 0], [0.9, 6.0, 0], [-0.6, 1.1, 6.4]])
 

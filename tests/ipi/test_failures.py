@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from ipi_support import ClientThread, Toy, toy_process, wait_until, water, water_hash
 
-from dpa3sim.errors import ConnectionLostError, NonFiniteError, RefusedError
-from dpa3sim.ipi.wire import Address, order_hash
+from dpa3sim.clients.ipi.wire import Address, order_hash
+from dpa3sim.common.errors import ConnectionLostError, NonFiniteError, RefusedError
 
 EVERY_STEP = ("stride='2'", "stride='1'")
 

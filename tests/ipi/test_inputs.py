@@ -14,8 +14,7 @@ from ase.io import read, write
 from tests_support import DATA, ENVIRONMENT, hydrogen_oxygen_structures
 
 from dpa3sim.cli.main import main
-from dpa3sim.errors import InputError
-from dpa3sim.ipi.inputs import (
+from dpa3sim.clients.ipi.inputs import (
     MOTIONS,
     TRANSPORTS,
     InputSettings,
@@ -24,7 +23,8 @@ from dpa3sim.ipi.inputs import (
     standardized,
     write_inputs,
 )
-from dpa3sim.ipi.wire import ORDER_PARAMETER, order_hash
+from dpa3sim.clients.ipi.wire import ORDER_PARAMETER, order_hash
+from dpa3sim.common.errors import InputError
 
 WATER = DATA / "ipi" / "water8.extxyz"
 MODEL = DATA / "models" / "dynamic" / "model.pt"

@@ -21,9 +21,9 @@ from ipi_support import (
 )
 
 from dpa3sim.cli.main import main
+from dpa3sim.clients.ipi.evaluator import BatchEvaluator
+from dpa3sim.clients.ipi.serving import Settings
 from dpa3sim.ipi import serve
-from dpa3sim.ipi.evaluator import BatchEvaluator
-from dpa3sim.ipi.serving import Settings
 
 
 def options(server, *more):
@@ -164,7 +164,6 @@ def test_serve_from_python(ipi, smooth):
 def test_package_is_lazy():
     code = (
         "import sys, dpa3sim.ipi\n"
-        "assert set(dpa3sim.ipi.__all__) <= set(dir(dpa3sim.ipi)) | set(dpa3sim.ipi.__all__)\n"
         "print([m for m in ('torch', 'numpy', 'ase', 'ipi') if m in sys.modules])"
     )
     done = subprocess.run(

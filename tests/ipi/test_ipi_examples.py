@@ -12,8 +12,8 @@ import pytest
 from ipi_support import ENVIRONMENT, IPI, SMALL_MODEL
 from tests_support import DATA, EXAMPLES
 
-from dpa3sim.ipi import wire
-from dpa3sim.ipi.tables import read_table
+from dpa3sim.clients.ipi import wire
+from dpa3sim.clients.ipi.tables import read_table
 
 FOLDER = EXAMPLES / "ipi"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/input.xml"))

@@ -13,8 +13,8 @@ from ase.units import Bohr, Hartree
 from ipi_support import DATA, NATOMS, ClientThread, Toy, water, water_hash
 
 from dpa3sim import DPA3Calculator, Potential
-from dpa3sim.ipi.evaluator import BatchEvaluator
-from dpa3sim.ipi.wire import UNIX_PREFIX, Address
+from dpa3sim.clients.ipi.evaluator import BatchEvaluator
+from dpa3sim.clients.ipi.wire import UNIX_PREFIX, Address
 
 TRICLINIC = np.array([[6.21, 0, 0], [0.9, 6.0, 0], [-0.6, 1.1, 6.4]])
 STEP = r"<timestep units='femtosecond'> 0.25"

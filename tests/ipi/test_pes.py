@@ -21,11 +21,11 @@ from ipi_support import (
 )
 from test_evaluator import TRICLINIC
 
-import dpa3sim.ipi.pes
-from dpa3sim.errors import InputError
-from dpa3sim.ipi.evaluator import BatchEvaluator
+import dpa3sim.clients.ipi.pes
+from dpa3sim.clients.ipi.evaluator import BatchEvaluator
+from dpa3sim.common.errors import InputError
 
-FILE = dpa3sim.ipi.pes.__file__
+FILE = dpa3sim.clients.ipi.pes.__file__
 REPLACED = [(r"custom_pes\.py", FILE), (r"model\.pt", str(SMALL_MODEL))]
 
 
@@ -103,7 +103,7 @@ def test_parameters_as_i_pi_reads_them(beads):
         parameters = {"model": str(SMALL_MODEL)} | common | wrong
         with pytest.raises(Exception, match=text) as caught:
             load(**parameters)
-        assert caught.type.__module__ == "dpa3sim.errors"
+        assert caught.type.__module__ == "dpa3sim.common.errors"
 
 
 def test_other_numbers_of_atoms_are_refused(pes, beads):

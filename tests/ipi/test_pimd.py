@@ -22,12 +22,13 @@ from ase.io import iread, read, write
 from tests_support import DATA, ENVIRONMENT, TESTS
 
 from dpa3sim.cli.main import main
-from dpa3sim.errors import ConnectionLostError, InputError, NonFiniteError
-from dpa3sim.ipi import simulate as child
-from dpa3sim.ipi.inputs import STRUCTURE, direct_forcefield
-from dpa3sim.ipi.tables import last_row, read_table
-from dpa3sim.protocols import pimd, pimd_result
-from dpa3sim.protocols.correlation import estimate
+from dpa3sim.clients.ipi import simulate as child
+from dpa3sim.clients.ipi.inputs import STRUCTURE, direct_forcefield
+from dpa3sim.clients.ipi.tables import last_row, read_table
+from dpa3sim.common.errors import ConnectionLostError, InputError, NonFiniteError
+from dpa3sim.protocols import pimd
+from dpa3sim.protocols.dynamics import path_integrals as pimd_result
+from dpa3sim.protocols.dynamics.correlation import estimate
 
 WATER = DATA / "ipi" / "water8.extxyz"
 MODEL = DATA / "models" / "dynamic" / "model.pt"
@@ -229,7 +230,7 @@ def test_constrained_atoms_stay_and_do_not_count(tmp_path):
 # -- continuing -----------------------------------------------------------------------------------
 
 CHILD = (
-    "import dpa3sim.ipi.simulate as s, sys; s.CHECKPOINT_SECONDS = 0.02; "
+    "import dpa3sim.clients.ipi.simulate as s, sys; s.CHECKPOINT_SECONDS = 0.02; "
     "s.CHECKPOINT_SHARE = 1.0; "
     "sys.exit(s.main(sys.argv[1:]))"
 )
@@ -268,7 +269,7 @@ def prepare(folder, settings, pes=PAIRS, **parameters):
     atoms = read(WATER)
     if pes == PAIRS:
         parameters = {"model": "none", "kk": 2e-4} | parameters
-    from dpa3sim.ipi.inputs import standardized, to_xml, write_structure
+    from dpa3sim.clients.ipi.inputs import standardized, to_xml, write_structure
 
     ready = standardized(atoms)
     write_structure(folder / STRUCTURE, ready)
@@ -338,7 +339,7 @@ def test_killed_often_in_every_way_of_moving(tmp_path, options):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_killed_often_with_the_model(tmp_path, dtype):
-    from dpa3sim.ipi import pes
+    from dpa3sim.clients.ipi import pes
 
     settings = pimd.Settings(beads=4, steps=60, interval=7, ensemble="npt")
     path = Path(pes.__file__)
@@ -478,7 +479,8 @@ def test_a_simulation_whose_parent_is_killed_stops(tmp_path):
     prepare(tmp_path / "a", settings)
     script = (
         "import subprocess, sys, time\n"
-        "p = subprocess.Popen([sys.executable, '-m', 'dpa3sim.ipi.simulate', 'pimd', '100000'])\n"
+        "module = 'dpa3sim.clients.ipi.simulate'\n"
+        "p = subprocess.Popen([sys.executable, '-m', module, 'pimd', '100000'])\n"
         "print(p.pid, flush=True)\ntime.sleep(1000)\n"
     )
     parent = subprocess.Popen(
@@ -513,7 +515,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     handle = os.open(tmp_path / "a", os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     code = (
-        "import dpa3sim.ipi.simulate as s, sys; s.LOCK_SECONDS = 0.2; "
+        "import dpa3sim.clients.ipi.simulate as s, sys; s.LOCK_SECONDS = 0.2; "
         "sys.exit(s.main(['pimd', '5']))"
     )
     arguments = [sys.executable, "-c", code]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from ipi_support import HERE, ClientThread, Toy
 
-from dpa3sim.ipi.wire import Address
+from dpa3sim.clients.ipi.wire import Address
 
 STEPS = 20
 BEADS = 8

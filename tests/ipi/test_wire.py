@@ -11,14 +11,14 @@ import pytest
 from ipi_support import ENVIRONMENT, ClientThread, Toy, posdata, read_forces, water, water_hash
 from toy_pes import pair
 
-from dpa3sim.errors import (
+from dpa3sim.clients.ipi import wire
+from dpa3sim.common.errors import (
     ConnectionLostError,
     InputError,
     NonFiniteError,
     ProtocolError,
     RefusedError,
 )
-from dpa3sim.ipi import wire
 
 RNG = np.random.default_rng(3)
 CELLS = np.array([[[12.0, 0, 0], [1.5, 11.5, 0], [-0.7, 0.9, 12.3]]]) * [[[1.0]], [[1.02]], [[1.1]]]
@@ -28,7 +28,7 @@ POSITIONS = RNG.uniform(0, 12, (3, 24, 3))
 @pytest.mark.parametrize("module", ["wire", "client", "serving"])
 def test_transport_needs_neither_torch_nor_ipi(module):
     code = (
-        f"import sys, dpa3sim.ipi.{module}\n"
+        f"import sys, dpa3sim.clients.ipi.{module}\n"
         "print([m for m in ('torch', 'ipi', 'ase') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -5,10 +5,10 @@ import sys
 
 from ipi_support import NATOMS, Toy
 
-from dpa3sim.errors import Dpa3simError
-from dpa3sim.ipi import client as client_module
-from dpa3sim.ipi.client import IPIClient
-from dpa3sim.ipi.wire import Address
+from dpa3sim.clients.ipi import client as client_module
+from dpa3sim.clients.ipi.client import IPIClient
+from dpa3sim.clients.ipi.wire import Address
+from dpa3sim.common.errors import Dpa3simError
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--delay", type=float, default=0.0)

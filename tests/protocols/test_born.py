@@ -10,10 +10,11 @@ from ase.io import read
 from scipy.spatial.transform import Rotation
 
 from dpa3sim.cli.main import main
-from dpa3sim.errors import InputError
-from dpa3sim.protocols import born, phonon
-from dpa3sim.protocols.cells import Cells
-from dpa3sim.protocols.harmonic import new_phonopy
+from dpa3sim.common.errors import InputError
+from dpa3sim.protocols import phonon
+from dpa3sim.protocols.crystals.cells import Cells
+from dpa3sim.protocols.harmonics import born
+from dpa3sim.protocols.harmonics.force_constants import new_phonopy
 
 FIELD = Path(__file__).parents[1] / "field/born-factor"
 MGO = bulk("MgO", "rocksalt", a=4.255)

@@ -9,7 +9,7 @@ from ase.filters import FrechetCellFilter
 from ase.units import GPa
 from scipy.linalg import expm, expm_frechet
 
-from dpa3sim.protocols.cell_filter import CellFilter, exponential, exponential_derivative
+from dpa3sim.protocols.crystals.cell_filter import CellFilter, exponential, exponential_derivative
 
 IN_PLANE = np.outer([1, 1, 0], [1, 1, 0]).astype(float)
 WAYS = [

@@ -7,8 +7,8 @@ from ase.build import bulk, fcc111, molecule
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpa3sim.errors import InputError
-from dpa3sim.protocols.cells import (
+from dpa3sim.common.errors import InputError
+from dpa3sim.protocols.crystals.cells import (
     Cells,
     Extensive,
     Supercell,

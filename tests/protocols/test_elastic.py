@@ -13,11 +13,11 @@ from ase.units import GPa
 from matscipy.elasticity import fit_elastic_constants, generate_strained_configs
 
 from dpa3sim import DPA3Calculator, Potential
-from dpa3sim.errors import InputError, NotConvergedError
+from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import elastic
-from dpa3sim.protocols.cells import Cells
+from dpa3sim.protocols.crystals.cells import Cells
+from dpa3sim.protocols.crystals.moduli import directional_young, moduli
 from dpa3sim.protocols.elastic import Settings, rotated
-from dpa3sim.protocols.moduli import directional_young, moduli
 from dpa3sim.run.store import StoredPotential
 
 # C11, C12, C44 with relaxed and C44 with clamped ions, GPa, of the embedded model in float64.

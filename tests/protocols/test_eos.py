@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.io import read
 from tests_support import EXAMPLES
 
-from dpa3sim.errors import InputError, NotConvergedError
+from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import elastic, eos
 from dpa3sim.protocols.eos import EQUATIONS, Fit, Settings, fit_equation
 from dpa3sim.run.store import StoredPotential

@@ -7,7 +7,7 @@ import pytest
 from ase.build import bulk, molecule
 
 from dpa3sim import Potential
-from dpa3sim.protocols import guards
+from dpa3sim.protocols.crystals import guards
 
 
 def test_aluminium_second_shell(embedded64):

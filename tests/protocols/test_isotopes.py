@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.protocols import elastic, md, phonon
-from dpa3sim.protocols.cells import Cells
-from dpa3sim.protocols.harmonic import new_phonopy
-from dpa3sim.protocols.isotopes import species
+from dpa3sim.protocols.crystals.cells import Cells
+from dpa3sim.protocols.crystals.isotopes import species
+from dpa3sim.protocols.harmonics.force_constants import new_phonopy
 
 OPTIONS = {"supercell": "2,2,2", "mesh": 20.0, "relax": False}
 

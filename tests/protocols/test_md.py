@@ -11,14 +11,14 @@ from ase.constraints import FixAtoms, FixBondLength
 from tests_support import EMTPotential
 
 from dpa3sim import Potential
-from dpa3sim.errors import InputError, UnphysicalError
-from dpa3sim.potential import Evaluation
+from dpa3sim.common.errors import InputError, UnphysicalError
+from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.protocols import md
-from dpa3sim.protocols.integrators import degrees_of_freedom
-from dpa3sim.protocols.md_statistics import statistics
-from dpa3sim.protocols.recorders import MemoryRecorder
+from dpa3sim.protocols.dynamics.integrators import degrees_of_freedom
+from dpa3sim.protocols.dynamics.recorders import MemoryRecorder
+from dpa3sim.protocols.dynamics.statistics import statistics
 from dpa3sim.run.recorder import FileRecorder
-from dpa3sim.structure import as_structure
+from dpa3sim.structures.system import as_structure
 
 METHODS = {
     "nve": {"ensemble": "nve"},
@@ -489,7 +489,7 @@ def test_structures_that_do_not_fit_are_refused(atoms, options, message):
 
 def test_memory_does_not_grow_with_the_number_of_steps(tmp_path, monkeypatch):
     """Five times the steps, frames and rows, in the same memory, analysis included."""
-    monkeypatch.setattr("dpa3sim.protocols.md_statistics.CURVE_POINTS", 50)
+    monkeypatch.setattr("dpa3sim.protocols.dynamics.statistics.CURVE_POINTS", 50)
     atoms = bulk("Cu", cubic=True)
 
     def peak(steps, recorder):

@@ -13,9 +13,9 @@ from ase import units
 from ase.build import bulk
 from tests_support import EMTPotential
 
-from dpa3sim.potential import Evaluation
+from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.protocols import md
-from dpa3sim.protocols.recorders import MemoryRecorder
+from dpa3sim.protocols.dynamics.recorders import MemoryRecorder
 
 validation = pytest.importorskip("physical_validation")
 

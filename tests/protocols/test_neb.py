@@ -10,7 +10,7 @@ from ase.mep import NEB
 from ase.optimize import FIRE
 from tests_support import EMTPotential
 
-from dpa3sim.errors import InputError, NotConvergedError
+from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import neb
 from dpa3sim.protocols.neb import Settings
 

@@ -9,15 +9,15 @@ from phonopy.structure.atoms import PhonopyAtoms
 from tests_support import EXAMPLES
 
 from dpa3sim import DPA3Calculator
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.protocols import phonon
-from dpa3sim.protocols.bands import BandPath
-from dpa3sim.protocols.cells import Cells
-from dpa3sim.protocols.harmonic import as_atoms, harmonic
-from dpa3sim.protocols.hessians import nondiagonal, period_of
+from dpa3sim.protocols.crystals.cells import Cells
+from dpa3sim.protocols.crystals.supercells import parse
+from dpa3sim.protocols.crystals.symmetric_supercells import choose
+from dpa3sim.protocols.harmonics.bands import BandPath
+from dpa3sim.protocols.harmonics.force_constants import as_atoms, harmonic
+from dpa3sim.protocols.harmonics.hessians import nondiagonal, period_of
 from dpa3sim.protocols.phonon import Settings
-from dpa3sim.protocols.supercells import parse
-from dpa3sim.protocols.symmetric_supercells import choose
 from dpa3sim.run.directory import with_units
 from dpa3sim.run.store import StoredPotential
 

@@ -17,13 +17,13 @@ from dpa3sim.protocols import (
     neb,
     phonon,
     pimd,
-    prepare,
     qha,
     relax,
     surface,
     vacancy,
 )
-from dpa3sim.protocols.planning import HESSIAN
+from dpa3sim.protocols.base import HESSIAN
+from dpa3sim.protocols.crystals import prepare
 
 CUTOFF = 6.0
 STRAINED = bulk("Cu", a=3.65, cubic=True)
@@ -199,7 +199,7 @@ def test_md(options):
 @pytest.mark.parametrize("options", [{}, {"ensemble": "npt"}, {"method": "trpmd"}], ids=str)
 def test_pimd(tmp_path, options):
     """As many calls of the forces as there are planned, each for all beads."""
-    from dpa3sim.ipi.inputs import STRUCTURE, direct_forcefield
+    from dpa3sim.clients.ipi.inputs import STRUCTURE, direct_forcefield
 
     source = (TESTS / "ipi/harmonic_pes.py").read_text()
     note = f"open({str(tmp_path / 'calls')!r}, 'a').write(f'{{len(pos)}} ')"

@@ -6,9 +6,10 @@ from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
 
 from dpa3sim import Potential
-from dpa3sim.errors import InputError, NotConvergedError
-from dpa3sim.protocols import prepare, relax
-from dpa3sim.protocols.prepare import PropertySettings
+from dpa3sim.common.errors import InputError, NotConvergedError
+from dpa3sim.protocols import relax
+from dpa3sim.protocols.crystals import prepare
+from dpa3sim.protocols.crystals.prepare import PropertySettings
 from dpa3sim.run.store import StoredPotential
 
 

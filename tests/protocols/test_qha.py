@@ -12,10 +12,11 @@ from ase.build import bulk, molecule
 from ase.io import write
 
 from dpa3sim.cli.main import main
-from dpa3sim.errors import InputError, UnphysicalError
-from dpa3sim.protocols import gruneisen, prepare, qha
+from dpa3sim.common.errors import InputError, UnphysicalError
+from dpa3sim.protocols import gruneisen, qha
+from dpa3sim.protocols.crystals import prepare
+from dpa3sim.protocols.crystals.volumes import at_volumes
 from dpa3sim.protocols.gruneisen import averages
-from dpa3sim.protocols.volumes import at_volumes
 from dpa3sim.run.directory import with_units
 from dpa3sim.run.store import StoredPotential
 

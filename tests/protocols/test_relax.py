@@ -8,10 +8,11 @@ from ase.io import read
 from tests_support import EXAMPLES
 
 from dpa3sim import Potential
-from dpa3sim.errors import Dpa3simError, InputError, NonFiniteError
-from dpa3sim.protocols import cells, relax
+from dpa3sim.common.errors import Dpa3simError, InputError, NonFiniteError
+from dpa3sim.protocols import relax
+from dpa3sim.protocols.crystals import cells
+from dpa3sim.protocols.crystals.space_group import KeepSpaceGroup
 from dpa3sim.protocols.relax import Settings
-from dpa3sim.protocols.space_group import KeepSpaceGroup
 
 KNOWN = {
     "Si": ((5.465, 5.465, 5.465), 0.005, "Fd-3m (227)"),

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from ase.build import bulk, make_supercell
 
-from dpa3sim.errors import InputError
-from dpa3sim.protocols import supercells
-from dpa3sim.protocols.cells import Cells, Supercell
-from dpa3sim.protocols.supercells import Request, choose, face_distance, parse
+from dpa3sim.common.errors import InputError
+from dpa3sim.protocols.crystals import supercells
+from dpa3sim.protocols.crystals.cells import Cells, Supercell
+from dpa3sim.protocols.crystals.supercells import Request, choose, face_distance, parse
 
 
 def cells_of(atoms):

@@ -7,9 +7,9 @@ from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
 from scipy.spatial.transform import Rotation
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.protocols import neb
-from dpa3sim.protocols.superposition import brought_near, displacements, matched, superpose
+from dpa3sim.protocols.crystals.superposition import brought_near, displacements, matched, superpose
 
 NAMES = ["CH3OH", "H2O", "C6H6", "CH4", "HCN", "C2H6", "CH3CH2OH", "CO2", "NH3", "C4H4O", "N2"]
 

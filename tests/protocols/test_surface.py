@@ -8,10 +8,11 @@ from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 from tests_support import EMTPotential
 
-from dpa3sim.errors import InputError, NotConvergedError
+from dpa3sim.common.errors import InputError, NotConvergedError
+from dpa3sim.common.units import J_PER_M2
 from dpa3sim.protocols import surface
-from dpa3sim.protocols.cells import Cells
-from dpa3sim.protocols.surface import J_PER_M2, Settings
+from dpa3sim.protocols.crystals.cells import Cells
+from dpa3sim.protocols.surface import Settings
 
 SETTINGS = Settings(thickness=10.0)
 

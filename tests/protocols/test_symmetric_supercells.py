@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from dpa3sim.errors import InputError
-from dpa3sim.protocols.cells import Cells
-from dpa3sim.protocols.supercells import Request, parse, widths
-from dpa3sim.protocols.symmetric_supercells import choose
+from dpa3sim.common.errors import InputError
+from dpa3sim.protocols.crystals.cells import Cells
+from dpa3sim.protocols.crystals.supercells import Request, parse, widths
+from dpa3sim.protocols.crystals.symmetric_supercells import choose
 
 CRYSTALS = {
     "Si": bulk("Si", a=5.465),

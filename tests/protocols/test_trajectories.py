@@ -5,8 +5,8 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 
-from dpa3sim.protocols.trajectories import (
-    DIFFUSION_UNIT,
+from dpa3sim.common.units import M2_PER_S
+from dpa3sim.protocols.dynamics.trajectories import (
     Analyser,
     Displacements,
     Frame,
@@ -66,7 +66,7 @@ def test_diffusion_of_a_random_walk_with_its_error():
     analyser.read(frames_of(walk, walk, atoms.cell[:]))
     found = analyser.result().diffusion
     for name, factor in (("Li", 1), ("Na", 4)):
-        expected = factor * step**2 / (2 * dt) * DIFFUSION_UNIT
+        expected = factor * step**2 / (2 * dt) * M2_PER_S
         # The heavier walkers set the centre of mass, whose motion is taken out: of order 1/N.
         assert found[name].coefficient == pytest.approx(expected, rel=0.08)
         assert 0 < found[name].error < 0.1 * expected

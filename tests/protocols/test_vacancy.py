@@ -8,7 +8,7 @@ from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 from tests_support import EMTPotential
 
-from dpa3sim.errors import InputError, NotConvergedError
+from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import vacancy
 from dpa3sim.protocols.vacancy import Settings
 
@@ -123,7 +123,7 @@ def test_bad_references(references, message):
 def test_sites_that_symmetry_tells_apart():
     from ase.spacegroup import crystal
 
-    from dpa3sim.protocols.cells import Cells
+    from dpa3sim.protocols.crystals.cells import Cells
 
     spinel = crystal(
         ["Mg", "Al", "O"],

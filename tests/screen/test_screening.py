@@ -20,8 +20,8 @@ from tests_support import DATA, ENVIRONMENT
 
 from dpa3sim import Potential
 from dpa3sim.cli.main import main
-from dpa3sim.errors import InputError
-from dpa3sim.files import lock_folder
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.files import lock_folder
 from dpa3sim.protocols import eos, relax
 from dpa3sim.run.directory import PROVENANCE
 from dpa3sim.screen import calculation

@@ -15,14 +15,14 @@ from tests_support import (
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dpa3sim.batches
-import dpa3sim.memory
+import dpa3sim.potential.batches
+import dpa3sim.potential.memory
 from dpa3sim import Potential
-from dpa3sim.errors import InputError, OutOfMemoryError
+from dpa3sim.common.errors import InputError, OutOfMemoryError
 from dpa3sim.graph.blocks import BlockLimits
-from dpa3sim.memory import peak_bytes
-from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
-from dpa3sim.session import Session
+from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.potential.memory import peak_bytes
+from dpa3sim.potential.session import Session
 
 TOLERANCE = 1e-10
 SMALL = DATA / "models/dynamic/model.pt"
@@ -183,10 +183,9 @@ def test_batches_are_as_large_as_memory_allows(embedded, monkeypatch):
 
 def test_the_memory_model_is_fitted_once_and_kept(embedded, tmp_path, monkeypatch):
     fits = []
-    fit = dpa3sim.memory.MemoryModel._fit
-    monkeypatch.setattr(
-        dpa3sim.memory.MemoryModel, "_fit", lambda self, p: (fits.append(p), fit(self, p))[1]
-    )
+    model = dpa3sim.potential.memory.MemoryModel
+    fit = model._fit
+    monkeypatch.setattr(model, "_fit", lambda self, p: (fits.append(p), fit(self, p))[1])
     for _ in range(2):
         Potential(embedded.model, max_memory=2.0).evaluate([silicon((3, 2, 2))])
     assert len(fits) == len(set(fits))
@@ -197,17 +196,17 @@ def test_the_memory_model_is_fitted_once_and_kept(embedded, tmp_path, monkeypatc
 
 
 def test_a_control_group_limits_the_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(dpa3sim.memory, "CONTROL_GROUP", str(tmp_path))
-    unlimited = dpa3sim.memory.free_bytes(torch.device("cpu"))
+    monkeypatch.setattr(dpa3sim.potential.memory, "CONTROL_GROUP", str(tmp_path))
+    unlimited = dpa3sim.potential.memory.free_bytes(torch.device("cpu"))
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("400000\n")
-    assert dpa3sim.memory.free_bytes(torch.device("cpu")) == 600000 < unlimited
+    assert dpa3sim.potential.memory.free_bytes(torch.device("cpu")) == 600000 < unlimited
     (tmp_path / "memory.max").write_text("max\n")
-    assert dpa3sim.memory.free_bytes(torch.device("cpu")) > 600000
+    assert dpa3sim.potential.memory.free_bytes(torch.device("cpu")) > 600000
 
 
 def test_memory_of_many_batches_is_bounded(tiny, monkeypatch):
-    monkeypatch.setattr(dpa3sim.batches, "MAX_SESSION_ATOMS", 20)
+    monkeypatch.setattr(dpa3sim.potential.batches, "MAX_SESSION_ATOMS", 20)
     for n in range(1, 9):
         tiny.evaluate([molecule("H2O")] * n)
     sessions = tiny._batches._sessions.values()

@@ -12,7 +12,7 @@ from ase.io import read, write
 from tests_support import DATA
 
 from dpa3sim import DPA3Calculator, Potential, load_model
-from dpa3sim.errors import Dpa3simWarning, InputError, NonFiniteError
+from dpa3sim.common.errors import Dpa3simWarning, InputError, NonFiniteError
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dpa3sim import Potential, load_model
 from dpa3sim.checkpoints import read_model, write_native
 from dpa3sim.checkpoints.archive import Archive
 from dpa3sim.cli.main import main
-from dpa3sim.errors import CheckpointError, Dpa3simWarning
+from dpa3sim.common.errors import CheckpointError, Dpa3simWarning
 from dpa3sim.model.config import Activation, ModelConfig
 
 TRAINING = DATA / "models/dynamic/model.pt"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpa3sim.durations import elapsed, estimated
+from dpa3sim.common.durations import elapsed, estimated
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from ase.optimize import FIRE
 from tests_support import DATA, assert_equal_results, hydrogen_oxygen_structures
 
 from dpa3sim import DPA3Calculator, Engine, Potential
-from dpa3sim.errors import EngineError, InputError
+from dpa3sim.common.errors import EngineError, InputError
 from dpa3sim.protocols import relax
 
 SMALL = DATA / "models/dynamic/model.pt"
@@ -149,7 +149,7 @@ def test_clients_may_join_and_leave(tiny):
 
 
 def test_a_thread_that_dies_does_not_hold_up_the_others(tiny, monkeypatch):
-    monkeypatch.setattr("dpa3sim.engine.PATIENCE", 0.02)
+    monkeypatch.setattr("dpa3sim.clients.engine.PATIENCE", 0.02)
     engine = Engine(tiny)
     mortal, survivor = engine.client(), engine.client()
     water = molecule("H2O")
@@ -169,7 +169,7 @@ def test_a_thread_that_dies_does_not_hold_up_the_others(tiny, monkeypatch):
 
 
 def test_a_client_that_nobody_holds_is_not_waited_for(tiny, monkeypatch):
-    monkeypatch.setattr("dpa3sim.engine.PATIENCE", 0.02)
+    monkeypatch.setattr("dpa3sim.clients.engine.PATIENCE", 0.02)
     engine = Engine(tiny)
     forgotten, used = engine.client(), engine.client()
     del forgotten

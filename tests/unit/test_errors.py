@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from dpa3sim.errors import CheckpointError, InputError, StorageError, memory_ran_out
+from dpa3sim.common.errors import CheckpointError, InputError, StorageError, memory_ran_out
 
 
 def test_what_an_error_quotes_stays_in_its_line_and_out_of_the_terminal():

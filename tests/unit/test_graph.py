@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matscipy.neighbours import neighbour_list
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.graph.angles import find_angles
 from dpa3sim.graph.edges import EdgeRules, find_edges
 

@@ -7,7 +7,7 @@ from ase.build import bulk, molecule
 from tests_support import DATA
 
 from dpa3sim import Potential
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 
 
 def numerical(potential, atoms, h=1e-4):

@@ -15,10 +15,10 @@ from dpa3sim.graph.blocks import BlockLimits, make_layout
 from dpa3sim.graph.lists import Counters
 from dpa3sim.graph.resident import ResidentGraph
 from dpa3sim.graph.skin import SkinList
+from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.activations import ActivationKernel, activate
 from dpa3sim.model.config import ACTIVATIONS, Activation
-from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
-from dpa3sim.session import Session
+from dpa3sim.potential.session import Session
 
 MODELS = sorted(
     [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],

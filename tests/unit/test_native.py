@@ -9,12 +9,12 @@ import pytest
 import torch
 from tests_support import DATA, assert_equal_results, hydrogen_oxygen_structures
 
-import dpa3sim.native
+import dpa3sim.kernels.libraries
 from dpa3sim import Potential
 from dpa3sim.checkpoints import read_model
-from dpa3sim.memory import probe
-from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.network import Network
+from dpa3sim.potential.memory import probe
 
 MODELS = sorted(
     [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
@@ -23,15 +23,15 @@ MODELS = sorted(
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 BUILDS = [
     name
-    for name, capabilities in dpa3sim.native.BUILDS.items()
-    if dpa3sim.native._find(name) and (not capabilities or CAPABILITY in capabilities)
+    for name, capabilities in dpa3sim.kernels.libraries.BUILDS.items()
+    if dpa3sim.kernels.libraries._find(name) and (not capabilities or CAPABILITY in capabilities)
 ]
 NONE = pytest.param("", marks=pytest.mark.skip(reason="no kernels were built for this processor"))
 
 
 @pytest.fixture(params=BUILDS or [NONE])
 def library(request):
-    return dpa3sim.native._load(dpa3sim.native._find(request.param))
+    return dpa3sim.kernels.libraries._load(dpa3sim.kernels.libraries._find(request.param))
 
 
 def random_graph(potential, atoms, edges, angle_edges):
@@ -119,7 +119,7 @@ def test_whole_structures(library):
 
 def chosen(folder, **environment):
     """What a new process says; not from the checkout, where nothing may have been built."""
-    code = "import dpa3sim.native as n; s = n.status(); print(s.build, '|', s.reason)"
+    code = "import dpa3sim.kernels.libraries as n; s = n.status(); print(s.build, '|', s.reason)"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | environment,
@@ -145,10 +145,10 @@ def test_which_kernels_run_can_be_chosen(tmp_path):
 def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):
     broken = tmp_path / "broken.so"
     broken.write_bytes(b"not a library")
-    monkeypatch.setattr(dpa3sim.native, "_find", lambda build: broken)
-    dpa3sim.native.status.cache_clear()
+    monkeypatch.setattr(dpa3sim.kernels.libraries, "_find", lambda build: broken)
+    dpa3sim.kernels.libraries.status.cache_clear()
     try:
-        status = dpa3sim.native.status()
+        status = dpa3sim.kernels.libraries.status()
         assert (status.library, status.build) == (None, "torch")
         assert "cannot be loaded" in status.reason
         energy = (
@@ -158,13 +158,12 @@ def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):
         )
         assert np.isfinite(energy)
     finally:
-        dpa3sim.native.status.cache_clear()
+        dpa3sim.kernels.libraries.status.cache_clear()
 
 
 def test_what_computes_is_said(monkeypatch):
     for path in ("models/dynamic/model.pt", "variants/sequential/model.pt"):
-        assert Potential(DATA / path).kernels == dpa3sim.native.status().build
-    monkeypatch.setattr(
-        dpa3sim.native, "status", lambda: dpa3sim.native.Status(None, "torch", "for a test")
-    )
+        assert Potential(DATA / path).kernels == dpa3sim.kernels.libraries.status().build
+    none = dpa3sim.kernels.libraries.Status(None, "torch", "for a test")
+    monkeypatch.setattr(dpa3sim.kernels.libraries, "status", lambda: none)
     assert Potential(DATA / "models/dynamic/model.pt").kernels == "torch"

@@ -8,7 +8,7 @@ import torch
 from tests_support import DATA, NoHostAccess
 
 from dpa3sim import Potential
-from dpa3sim.errors import CheckpointError
+from dpa3sim.common.errors import CheckpointError
 from dpa3sim.graph.batch import make_batch
 from dpa3sim.model import network
 from dpa3sim.model.config import ACTIVATIONS, Activation

@@ -11,7 +11,7 @@ from ase.build import bulk
 from ase.constraints import FixAtoms, FixBondLengths
 from ase.io import write
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.structures.reading import read_structure, read_structures
 
 POSCAR = "Si\n1.0\n4 0 0\n0 4 0\n0 0 4\nSi\n{}\nDirect\n0 0 0\n0.25 0.25 0.25\n"

@@ -12,7 +12,7 @@ from tests_support import DATA
 from dpa3sim.checkpoints import registry
 from dpa3sim.checkpoints.registry import REGISTRY, RegistryModel, find_entry, load_model, pull
 from dpa3sim.cli.main import main
-from dpa3sim.errors import CheckpointError, DownloadError
+from dpa3sim.common.errors import CheckpointError, DownloadError
 
 CONTENT = (DATA / "models/dynamic/model.pt").read_bytes()
 SIZE = len(CONTENT)

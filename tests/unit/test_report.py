@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from report_support import STARTED, Page, a_result, a_run, assert_harmless, browser
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.report.page import Option, run_page
 from dpa3sim.report.reading import read_run
 from dpa3sim.report.state import state_of

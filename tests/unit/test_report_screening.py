@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from report_support import Page, a_run, assert_harmless, browser
 
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.report.page import Option
 from dpa3sim.report.reading import read_run
 from dpa3sim.report.screening import MOST_ROWS, Screening, collect, screening_page

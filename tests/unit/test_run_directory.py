@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from dpa3sim import files
-from dpa3sim.errors import InputError
-from dpa3sim.files import atomic_write
+from dpa3sim.common import files
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.files import atomic_write
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from dpa3sim import settings
 from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
-from dpa3sim.errors import InputError
+from dpa3sim.common import settings
+from dpa3sim.common.errors import InputError
 from dpa3sim.protocols.relax import Settings
 
 

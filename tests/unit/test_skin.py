@@ -13,7 +13,7 @@ from ase.neighborlist import primitive_neighbor_list
 from tests_support import DATA, assert_equal_results, autograd_results
 
 from dpa3sim import DPA3Calculator, Potential
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.graph.lists import Counters, ListCache
 from dpa3sim.graph.skin import SkinList
 

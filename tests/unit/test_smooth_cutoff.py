@@ -21,9 +21,9 @@ from tests_support import (
 from dpa3sim import DPA3Calculator, Engine, Potential
 from dpa3sim.checkpoints import read_model, write_native
 from dpa3sim.checkpoints.registry import load_model
-from dpa3sim.errors import CheckpointError, Dpa3simWarning, InputError
+from dpa3sim.common.errors import CheckpointError, Dpa3simWarning, InputError
+from dpa3sim.kernels.evaluator import Evaluator
 from dpa3sim.model.config import ModelConfig
-from dpa3sim.model.evaluator import Evaluator
 from dpa3sim.run import provenance
 
 WIDTH = 0.3

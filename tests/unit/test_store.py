@@ -13,7 +13,7 @@ from ase.build import molecule
 from tests_support import DATA, TESTS, assert_equal_results, hydrogen_oxygen_structures
 
 from dpa3sim import Engine, Potential
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.run.store import StoredPotential
 
 MODEL = DATA / "models/dynamic/model.pt"
@@ -168,7 +168,7 @@ def test_a_second_process_is_refused(smooth, tmp_path):
 import sys
 sys.path.insert(0, {str(TESTS)!r})
 from dpa3sim import Potential
-from dpa3sim.errors import InputError
+from dpa3sim.common.errors import InputError
 from dpa3sim.run.store import StoredPotential
 try:
     StoredPotential(Potential({str(MODEL)!r}), {str(path)!r})

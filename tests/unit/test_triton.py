@@ -20,22 +20,23 @@ from tests_support import (
     hydrogen_oxygen_structures,
 )
 
-import dpa3sim.potential
-from dpa3sim import DPA3Calculator, Potential, native, selection
+import dpa3sim.potential.potential
+from dpa3sim import DPA3Calculator, Potential
+from dpa3sim.checkpoints.reference import Reference
 from dpa3sim.checkpoints.registry import load_model
 from dpa3sim.cli import doctor
 from dpa3sim.cli.main import main
-from dpa3sim.cli.options import MATMUL
-from dpa3sim.errors import InputError
-from dpa3sim.memory import probe
-from dpa3sim.model import triton_kernels
+from dpa3sim.common.errors import InputError
+from dpa3sim.kernels import choice as selection
+from dpa3sim.kernels import libraries as native
+from dpa3sim.kernels import triton as triton_kernels
+from dpa3sim.kernels.api import Matmul
+from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import ACTIVATIONS, Activation
-from dpa3sim.model.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.network import Network
-from dpa3sim.model.triton_kernels import Matmul
 from dpa3sim.model.weights import weight_shapes
-from dpa3sim.reference import Reference
+from dpa3sim.potential.memory import probe
 from dpa3sim.run import provenance
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,8 +49,8 @@ with pytest.MonkeyPatch.context() as patch:
     import triton
     import triton.language as tl
 
-    from dpa3sim.model import triton_programs
-    from dpa3sim.model.triton_programs import _product
+    from dpa3sim.kernels import triton_programs
+    from dpa3sim.kernels.triton_programs import _product
 
     @triton.jit
     def multiply(a, b, out, PRECISION: tl.constexpr):
@@ -145,7 +146,7 @@ def test_a_real_model_in_float32_rounds_as_tensor_operations_do(embedded):
     assert 0 < error(gradients(low, graph, "full"), exact) < 2 * torch_error
 
 
-@pytest.mark.parametrize("matmul", MATMUL)
+@pytest.mark.parametrize("matmul", get_args(Matmul))
 def test_products_round_to_the_nearest(matmul):
     """Not towards zero, which would bias every sum (and is what tensor cores do to float32)."""
     generator = torch.Generator().manual_seed(0)
@@ -313,8 +314,8 @@ def test_programs_with_wrong_results_are_not_used(wanted, monkeypatch):
 
 
 def test_without_triton(wanted, monkeypatch):
-    monkeypatch.setitem(sys.modules, "dpa3sim.model.triton_programs", None)
-    monkeypatch.delattr("dpa3sim.model.triton_programs")
+    monkeypatch.setitem(sys.modules, "dpa3sim.kernels.triton_programs", None)
+    monkeypatch.delattr("dpa3sim.kernels.triton_programs")
     assert not triton_kernels.interpreted()
     monkeypatch.setattr(selection, "interpreted", lambda: True)
     assert select().reason.startswith("Triton cannot be imported")
@@ -353,13 +354,12 @@ def test_rounded_products_are_refused_where_they_cannot_be():
         Potential(path, matmul="bf16", dtype="float32", device="cpu")
     with pytest.raises(InputError, match="matmul are those of the Potential"):
         DPA3Calculator(Potential(path, device="cpu"), matmul="tf32")
-    assert get_args(Matmul) == MATMUL
 
 
 def test_the_deviation_is_reported(trusted, monkeypatch):
     water = hydrogen_oxygen_structures()[0]
     monkeypatch.setattr(
-        dpa3sim.potential, "references", lambda: [Reference(water, 0.0, np.zeros((3, 3)))]
+        dpa3sim.potential.potential, "references", lambda: [Reference(water, 0.0, np.zeros((3, 3)))]
     )
     path = DATA / "models/dynamic/model.pt"
     full = Potential(path, dtype="float32", device=DEVICE)
@@ -381,7 +381,7 @@ def test_the_deviation_is_reported(trusted, monkeypatch):
 def test_a_model_that_knows_no_reference_structure(trusted, monkeypatch):
     silicon = Reference(hydrogen_oxygen_structures()[0], 0.0, np.zeros((3, 3)))
     silicon.atoms.symbols = "SiSiSi"
-    monkeypatch.setattr(dpa3sim.potential, "references", lambda: [silicon])
+    monkeypatch.setattr(dpa3sim.potential.potential, "references", lambda: [silicon])
     potential = Potential(
         DATA / "models/dynamic/model.pt", dtype="float32", device=DEVICE, matmul="tf32"
     )

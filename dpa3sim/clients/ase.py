@@ -1,0 +1,163 @@
+"""The ASE calculator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
+from ase.outputs import Properties
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from dpa3sim.checkpoints import ModelFile
+from dpa3sim.common.errors import InputError
+from dpa3sim.graph.candidates import complete_cell
+from dpa3sim.graph.edges import Truncation
+from dpa3sim.kernels.api import Matmul
+from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.potential.interface import PotentialLike
+from dpa3sim.potential.settings import Dtype, ModelSettings
+from dpa3sim.structures.system import Structure
+
+_log = logging.getLogger("dpa3sim.calculator")
+
+
+class DPA3Calculator(Calculator):
+    """Energies, forces and stresses of a DPA3 model, for ASE.
+
+    Args:
+        model: path of a checkpoint (``.pth``, ``.pt``, ``.safetensors``), a registry name, a
+            loaded model, a :class:`Potential` or a client of an :class:`Engine`; None is the
+            embedded default model, which a message of the logger ``dpa3sim.calculator`` tells.
+        head: head of a multi-task checkpoint.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:0"`` ...
+        dtype: ``"auto"`` is the checkpoint's own precision; ``"float32"``, ``"float64"``.
+        truncate: ``"deepmd"`` or ``"none"``, see :class:`Potential`.
+        smooth_cutoff: width over which the step at the cutoff of angles is smoothed, Å, such as
+            0.3; for models that have one, see :class:`Potential`. None is off.
+        matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
+
+    Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
+    ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
+    ``virial`` (eV, (3, 3), -dE/dstrain). ``evaluation`` is all that the model said of the last
+    structure, ``warnings`` what limits it.
+
+    Charge and spin, for models that take them, come from ``atoms.info["charge_spin"]``.
+
+    Raises:
+        CheckpointError, InputError: see :class:`Potential`; InputError also from calculations
+            of structures that have no answer.
+    """
+
+    implemented_properties = [  # noqa: RUF012 - ASE declares it as an instance variable
+        "energy",
+        "free_energy",
+        "energies",
+        "forces",
+        "stress",
+        "virial",
+    ]
+
+    def __init__(
+        self,
+        model: str | Path | ModelFile | PotentialLike | None = None,
+        *,
+        head: str | None = None,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        truncate: Truncation = "deepmd",
+        smooth_cutoff: float | None = None,
+        matmul: Matmul = "full",
+    ) -> None:
+        super().__init__()
+        self.potential: PotentialLike
+        settings = ModelSettings(None, head, device, dtype, matmul, truncate, smooth_cutoff)
+        if not isinstance(model, PotentialLike):
+            self.potential = settings.load(model)
+        elif settings == ModelSettings():
+            self.potential = model
+        else:
+            raise InputError(
+                "head, device, dtype, truncate, smooth_cutoff, matmul are those of the Potential"
+            )
+        if model is None:
+            _log.warning("no model named, using the embedded one: %s", self.potential)
+        self._key: tuple[Any, ...] | None = None
+        self.warnings: tuple[str, ...] = ()
+        self.evaluation: Evaluation | None = None
+
+    @property
+    def model(self) -> ModelFile:
+        """The model in use: ``model.name``, ``model.head``, ``model.sha256`` ..."""
+        return self.potential.model
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """What changed since the last calculation, as far as it matters to the model.
+
+        Charges, magnetic moments, constraints and the cell of a molecule do not; the charge,
+        spin and parameters in ``atoms.info`` do.
+        """
+        changed = self._key is None or Structure.from_atoms(atoms).key() != self._key
+        return list(all_changes) if changed else []
+
+    def reset(self) -> None:
+        """Forget the last results."""
+        super().reset()
+        self._key = None
+
+    def export_properties(self) -> Properties:
+        """The results that ASE has a name for, which ``virial`` is not among."""
+        return Properties({k: v for k, v in self.results.items() if k != "virial"})
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Compute all properties of ``atoms`` (ASE calls this)."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        structure = Structure.from_atoms(self.atoms)
+        self._take(structure, self.potential.evaluate([structure])[0])
+        if "stress" in properties and not structure.pbc.any():
+            raise PropertyNotImplementedError("a structure without periodic axes has no stress")
+
+    def take(self, atoms: Atoms, evaluation: Evaluation) -> None:
+        """Take an evaluation of ``atoms`` that was made elsewhere, instead of repeating it."""
+        self.atoms = atoms.copy()
+        self._take(Structure.from_atoms(atoms), evaluation)
+
+    def _take(self, structure: Structure, result: Evaluation) -> None:
+        self._key = structure.key()
+        self.evaluation = result
+        self.warnings = result.warnings
+        self.results = {
+            "energy": result.energy,
+            "free_energy": result.energy,
+            "energies": result.energies,
+            "forces": result.forces,
+            "virial": result.virial,
+        }
+        if structure.pbc.any():
+            stress = virial_stress(result.virial, structure.cell, structure.pbc)
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
+
+
+def virial_stress(virial: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
+    """Stress ``(3, 3)`` in eV/Å^3, positive = tensile, from the virial in eV.
+
+    Along non-periodic axes the cell vector only sets the reference volume (a slab with its
+    vacuum); a missing one counts as 1 Å.
+    """
+    rank_deficient = abs(np.linalg.det(cell)) < 1e-9
+    volume = abs(np.linalg.det(complete_cell(cell, pbc) if rank_deficient else cell))
+    return -(virial + virial.T) / (2 * volume)

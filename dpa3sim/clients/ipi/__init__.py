@@ -1,0 +1,29 @@
+"""i-PI: a client for its sockets and shared memory, and a potential inside its process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dpa3sim.clients.ipi.client import IPIClient
+    from dpa3sim.clients.ipi.evaluator import BatchEvaluator
+    from dpa3sim.clients.ipi.serving import serve
+    from dpa3sim.clients.ipi.wire import order_hash
+
+__all__ = ["BatchEvaluator", "IPIClient", "order_hash", "serve"]
+
+_EXPORTS = {
+    "BatchEvaluator": "dpa3sim.clients.ipi.evaluator",
+    "IPIClient": "dpa3sim.clients.ipi.client",
+    "order_hash": "dpa3sim.clients.ipi.wire",
+    "serve": "dpa3sim.clients.ipi.serving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import torch and ASE only when something that needs them is asked for."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'dpa3sim.clients.ipi' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)

@@ -1,0 +1,164 @@
+"""The model as i-PI wants it: a batch of beads in, energies, forces and virials out, atomic units.
+
+The socket client, the PES file for ``<ffdirect>`` and the tests share this one function of cells
+and positions. The virial is -dE/dstrain, that is ``-V`` times ASE's stress, the potential part
+only; i-PI adds the kinetic part (docs/ipi.md#units-and-layout).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.units import Bohr, Hartree
+
+from dpa3sim.clients.ipi.wire import Results
+from dpa3sim.common.errors import InputError
+from dpa3sim.common.settings import suggestion
+from dpa3sim.graph.candidates import check_geometry, complete_cell
+from dpa3sim.structures.system import AtomsLike, Structure, as_structure
+
+if TYPE_CHECKING:
+    from dpa3sim.potential.evaluation import Evaluation
+    from dpa3sim.potential.interface import PotentialLike
+
+# What a result may carry besides energy, forces and virial, in atomic units.
+EXTRAS: dict[str, Callable[[Evaluation], float | list[float]]] = {
+    "energy_atomic": lambda e: (e.energies / Hartree).tolist(),
+    "n_edges": lambda e: e.n_edges,
+    "n_angles": lambda e: e.n_angles,
+    "n_cut_edges": lambda e: e.n_cut_edges,
+}
+
+
+class BatchEvaluator:
+    """Beads, replicas or displaced copies of one structure, evaluated as one batch.
+
+    Every slot of the batch keeps its own neighbour list with a skin; a list is tested by
+    minimum-image displacements and renewed only when it could miss a pair, whether atoms were
+    wrapped meanwhile or not. Atoms are wrapped here in float64, so that it does not matter how
+    far they have drifted; along axes without periodicity, those of ``structure``, nothing is.
+
+    Args:
+        potentials: one model, or several, of which the mean is returned and each one's energy,
+            forces and virial as extras for ``<ffcommittee>``.
+        structure: gives elements, their order, and which axes are periodic; i-PI sends neither.
+        extras: names among :data:`EXTRAS`; sent as JSON with every result.
+
+    Attributes:
+        natoms: atoms of the structure.
+        calls, structures: batches and structures evaluated so far.
+
+    Raises:
+        InputError: the structure cannot be evaluated, or an unknown extra.
+    """
+
+    def __init__(
+        self,
+        potentials: PotentialLike | Sequence[PotentialLike],
+        structure: AtomsLike | Structure,
+        extras: Sequence[str] = (),
+    ) -> None:
+        several = isinstance(potentials, Sequence)
+        self._potentials: list[PotentialLike] = list(potentials) if several else [potentials]  # type: ignore[arg-type, list-item]
+        if not self._potentials:
+            raise InputError("a committee needs at least one model")
+        for name in extras:
+            if name not in EXTRAS:
+                hint = suggestion(name, EXTRAS) or f"; there are {', '.join(EXTRAS)}"
+                raise InputError(f"unknown extra {name!r}" + hint)
+        self._extras = tuple(extras)
+        self._structure = as_structure(structure).copy()
+        self.natoms = len(self._structure.numbers)
+        self.calls = self.structures = 0
+        for potential in self._potentials:
+            potential.check(self._structure)
+        self._device = getattr(self._potentials[0], "device", None)
+
+    def __call__(self, cells: np.ndarray, positions: np.ndarray) -> Results:
+        """Evaluate a batch.
+
+        Args:
+            cells: ``(m, 3, 3)``, lattice vectors as rows, bohr.
+            positions: ``(m, natoms, 3)``, bohr, wrapped or not.
+
+        Returns:
+            Energies ``(m,)``, hartree; forces ``(m, natoms, 3)``, hartree/bohr; symmetric virials
+            ``(m, 3, 3)``, hartree; m texts, JSON or empty.
+
+        Raises:
+            InputError: a structure that cannot be computed. NonFiniteError: NaN in the answer.
+        """
+        cells, positions = cells * Bohr, positions * Bohr
+        m = len(positions)
+        structures = self._make(cells, positions)
+        structures += [structures[-1]] * (self._room(m) - m)
+        with self._own_device():
+            members = [p.evaluate(structures)[:m] for p in self._potentials]
+        self.calls += 1
+        self.structures += m
+        energies = np.array([[e.energy for e in member] for member in members]) / Hartree
+        forces = np.array([[e.forces for e in member] for member in members]) * (Bohr / Hartree)
+        virials = np.array([[e.virial for e in member] for member in members]) / Hartree
+        virials = 0.5 * (virials + virials.swapaxes(-1, -2))
+        committee = (energies, forces, virials) if len(members) > 1 else None
+        extras = [self._text([member[k] for member in members], committee, k) for k in range(m)]
+        return energies.mean(axis=0), forces.mean(axis=0), virials.mean(axis=0), extras
+
+    def warm_up(self, batch: int = 1) -> None:
+        """Evaluate the structure alone and ``batch`` times, so that the first step is fast."""
+        cell = self._structure.cell / Bohr
+        positions = self._structure.positions / Bohr
+        for m in sorted({1, batch}):
+            self(np.repeat(cell[None], m, axis=0), np.repeat(positions[None], m, axis=0))
+        self.calls = self.structures = 0
+
+    def _make(self, cells: np.ndarray, positions: np.ndarray) -> list[Structure]:
+        """Wrapped structures, from Å."""
+        pbc = self._structure.pbc
+        structures = []
+        for cell, where in zip(cells, positions, strict=True):
+            if pbc.any():
+                check_geometry(np.zeros((1, 3)), cell, pbc)
+                shifts = np.floor(where @ np.linalg.inv(complete_cell(cell, pbc))) * pbc
+                where = where - shifts @ cell
+            structures.append(replace(self._structure, positions=where, cell=cell))
+        return structures
+
+    def _room(self, m: int) -> int:
+        """Size that a batch of ``m`` is filled up to.
+
+        On a GPU every size is a program of its own, captured when it comes first; so there are
+        few: 1, 2, 3, 4, 6, 8, 12, 16 ... with at most a third in vain.
+        """
+        if getattr(self._device, "type", "cpu") == "cpu":
+            return m
+        power = 1 << (m - 1).bit_length()
+        return 3 * power // 4 if power >= 4 and m <= 3 * power // 4 else power
+
+    def _own_device(self) -> AbstractContextManager[object]:
+        """The current CUDA device belongs to a thread, and i-PI calls from several."""
+        if getattr(self._device, "type", "cpu") != "cuda":
+            return nullcontext()
+        import torch
+
+        return torch.cuda.device(self._device)
+
+    def _text(
+        self,
+        members: Sequence[Evaluation],
+        committee: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
+        k: int,
+    ) -> str:
+        """Extras of structure ``k`` as JSON; empty if nothing was asked for."""
+        values: dict[str, Any] = {name: EXTRAS[name](members[0]) for name in self._extras}
+        if committee is not None:
+            # A list for each member, as ffcommittee expects (docs/ipi.md#units-and-layout).
+            for name, array in zip(("pot", "force", "virial"), committee, strict=True):
+                flat = array[:, k].reshape(len(members), -1).tolist()
+                values[f"committee_{name}"] = [x[0] for x in flat] if name == "pot" else flat
+        return json.dumps(values) if values else ""

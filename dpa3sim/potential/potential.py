@@ -1,0 +1,401 @@
+"""The resident model: a batch of structures in, energies, forces and virials out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import RLock
+
+import numpy as np
+import torch
+
+from dpa3sim.checkpoints import ModelFile
+from dpa3sim.checkpoints.reference import references
+from dpa3sim.checkpoints.registry import load_model, reference
+from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError, NonFiniteError
+from dpa3sim.graph.batch import GraphInput, make_batch
+from dpa3sim.graph.candidates import check_geometry
+from dpa3sim.graph.edges import EdgeRules, Truncation, find_edges
+from dpa3sim.graph.lists import Counters
+from dpa3sim.graph.resident import Member
+from dpa3sim.kernels.api import Matmul
+from dpa3sim.model.network import DTYPES, Network, hessian
+from dpa3sim.potential.batches import BatchEvaluator, BatchItem, ItemResult
+from dpa3sim.potential.evaluation import Evaluation, raise_first
+from dpa3sim.potential.settings import Dtype, ModelSettings
+from dpa3sim.structures.system import AtomsLike, Structure, as_structure, extra_inputs, type_indices
+
+DEFAULT_SKIN = 1.0
+MAX_SKIN = 5.0
+
+
+@dataclass(frozen=True)
+class MatmulDeviation:
+    """What rounding in products changes, at most, for the built-in reference structures.
+
+    Attributes:
+        energy: eV/atom; force: a component, eV/Å.
+        structures: how many of them this model can compute.
+    """
+
+    energy: float
+    force: float
+    structures: int
+
+    def __str__(self) -> str:
+        if not self.structures:
+            return "unknown: this model can compute none of the reference structures"
+        return (
+            f"{1e3 * self.energy:.2g} meV/atom, {self.force:.2g} eV/Å at most in "
+            f"{self.structures} reference structures"
+        )
+
+
+class Potential:
+    """A DPA3 model that stays on its device.
+
+    Neighbour lists are kept between calls, with a skin, and renewed exactly when needed; alike
+    structures share them. Several threads may use one potential.
+
+    Args:
+        model: registry name, path of a checkpoint, or a loaded model; None is the embedded one.
+        head: head of a multi-task checkpoint.
+        device: ``"auto"`` (CUDA where there is one), or anything torch accepts.
+        dtype: precision of the descriptor; ``"auto"`` is the checkpoint's own. Energies are
+            fitted and summed in float64 always.
+        truncate: ``"deepmd"`` applies the model's neighbour limits as deepmd-kit does,
+            ``"none"`` keeps every neighbour inside the cutoffs.
+        smooth_cutoff: for models whose energy jumps when a pair of atoms crosses the cutoff of
+            angles: width over which the step is smoothed, Å, such as 0.3. Another potential,
+            which conserves energy (docs/model.md#smooth-cutoff); neighbours that the limits cut
+            still make it jump, so use it with ``truncate="none"``. None is as the model is, 0 is
+            off.
+        skin: how much further than the cutoff neighbours are searched, Å; 0 searches every time.
+        max_memory: GiB that evaluations may use; None is what is free, with some margin.
+        matmul: how the products of edges and angles round their inputs, on GPUs with the Triton
+            programs and in float32: ``"full"`` not at all, ``"tf32"`` to 10 and ``"bf16"`` to 7
+            bits. Faster, but see :attr:`matmul_deviation`.
+
+    Attributes:
+        counters: what the incremental graph did so far.
+
+    Raises:
+        CheckpointError: the model cannot be read. InputError: a bad argument.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | ModelFile | None = None,
+        *,
+        head: str | None = None,
+        device: str | torch.device = "auto",
+        dtype: Dtype = "auto",
+        truncate: Truncation = "deepmd",
+        smooth_cutoff: float | None = None,
+        skin: float = DEFAULT_SKIN,
+        max_memory: float | None = None,
+        matmul: Matmul = "full",
+    ) -> None:
+        ModelSettings(
+            head=head, dtype=dtype, matmul=matmul, truncate=truncate, smooth_cutoff=smooth_cutoff
+        )
+        if not 0 <= skin <= MAX_SKIN:
+            raise InputError(f"skin {skin!r} must be between 0 and {MAX_SKIN:g} Å")
+        if max_memory is not None and not max_memory > 0:
+            raise InputError(f"max_memory {max_memory!r} must be positive (GiB)")
+        if isinstance(model, ModelFile) and head not in (None, model.head):
+            raise InputError(f"head {head!r} asked for, but the model is loaded with {model.head}")
+        self.model = model if isinstance(model, ModelFile) else load_model(model, head)
+        if smooth_cutoff is not None:
+            self.model = self.model.smoothed(smooth_cutoff)
+        self.device = _resolve_device(device)
+        config = self.model.config
+        self.dtype: Dtype = config.descriptor.precision if dtype == "auto" else dtype
+        self.truncate: Truncation = truncate
+        self.counters = Counters()
+        self._rules = EdgeRules(
+            e_rcut=config.descriptor.e_rcut,
+            a_rcut=config.descriptor.a_rcut,
+            e_sel=config.descriptor.e_sel,
+            a_sel=config.descriptor.a_sel,
+            excluded_pairs=config.excluded_pairs,
+            truncate=truncate,
+        )
+        self._network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
+        self._untrained = set(self.model.untrained_types)
+        self._warned: set[str] = set()
+        self.matmul: Matmul = matmul
+        if matmul != "full" and self.dtype != "float32":
+            raise InputError(f"matmul={matmul!r} is for float32, not for {self.dtype}")
+        self._batches = BatchEvaluator(
+            self._network, self._rules, skin, max_memory, self._memory_key, self.counters, matmul
+        )
+        self._skin, self._max_memory = skin, max_memory
+        if matmul != "full" and self.kernels != "triton":
+            raise InputError(
+                f"matmul={matmul!r} needs the Triton programs, which do not run on {self.device}: "
+                f"{self.kernels_reason}. Use matmul='full'"
+            )
+        self._others: dict[str, Potential] = {}  # the same model in other precisions
+        self._lock = RLock()
+
+    @property
+    def kernels(self) -> str:
+        """What computes the layers: ``"triton"``, a build of the compiled kernels, ``"torch"``."""
+        return self._batches.selection.kernels
+
+    @property
+    def kernels_reason(self) -> str:
+        """Why these kernels."""
+        return self._batches.selection.reason
+
+    @cached_property
+    def matmul_deviation(self) -> MatmulDeviation | None:
+        """What ``matmul`` changes against ``"full"``; measured when first asked for."""
+        if self.matmul == "full":
+            return None
+        items = []
+        for known in references():
+            try:
+                items.append(self._item(known.atoms))
+            except InputError:  # an element that this model does not know, or an input is missing
+                continue
+        # Evaluators of their own: neither lists nor counters nor warnings of the user are touched.
+        arguments = self._network, self._rules, 0.0, None, self._memory_key
+        results = []
+        for matmul in (self.matmul, "full"):
+            outputs = BatchEvaluator(*arguments, Counters(), matmul).evaluate(items)
+            for output in outputs:
+                if not isinstance(output, ItemResult):
+                    raise output
+            results.append([x for x in outputs if isinstance(x, ItemResult)])
+        energy = force = 0.0
+        for a, b in zip(*results, strict=True):
+            energy = max(energy, abs(float(a.energies.sum() - b.energies.sum())) / len(a.energies))
+            force = max(force, float(np.abs(a.forces - b.forces).max()))
+        return MatmulDeviation(energy, force, len(items))
+
+    @property
+    def smooth_cutoff(self) -> float | None:
+        """Width over which the step at the cutoff of angles is smoothed, Å; None if it is not."""
+        return self.model.config.descriptor.smooth_cutoff
+
+    @property
+    def settings(self) -> ModelSettings:
+        """What loads this model again, here or in another process."""
+        return ModelSettings(
+            model=str(reference(self.model)),
+            head=self.model.head,
+            device=str(self.device),
+            dtype=self.dtype,
+            matmul=self.matmul,
+            truncate=self.truncate,
+            smooth_cutoff=self.smooth_cutoff,
+        )
+
+    @property
+    def batches(self) -> int:
+        """How many batches were evaluated so far."""
+        return self.counters.batches
+
+    @property
+    def identity(self) -> str:
+        """What tells the results of this potential from those of others."""
+        smoothed = "" if self.smooth_cutoff is None else f" smooth_cutoff={self.smooth_cutoff!r}"
+        return f"{self._memory_key} {self.truncate} {self.matmul}{smoothed}"
+
+    @property
+    def _memory_key(self) -> str:
+        """What tells the memory that this potential needs from that of others."""
+        return f"{self.model.sha256} {self.model.head} {self.dtype}"
+
+    def __repr__(self) -> str:
+        head = f", head {self.model.head}" if self.model.head else ""
+        matmul = "" if self.matmul == "full" else f", {self.matmul} products"
+        width = self.smooth_cutoff
+        smoothed = "" if width is None else f", cutoff smoothed over {width:g} Å"
+        return f"{self.model.name}{head}{smoothed}; {self.dtype}{matmul} on {self.device}"
+
+    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+        """Evaluate any mix of structures, as few batches as memory allows.
+
+        Raises:
+            InputError: a structure that cannot be computed, named by its index.
+            NonFiniteError: the model's answer is not finite.
+            OutOfMemoryError: one structure alone is too large.
+        """
+        return raise_first(self.evaluate_each(structures))
+
+    def evaluate_each(
+        self, structures: Sequence[AtomsLike | Structure]
+    ) -> list[Evaluation | Dpa3simError]:
+        """Like :meth:`evaluate`, with the error of a bad structure in place of its result."""
+        inputs: dict[int, BatchItem] = {}
+        results: dict[int, Evaluation | Dpa3simError] = {}
+        for index, structure in enumerate(structures):
+            try:
+                inputs[index] = self._item(structure)
+            except InputError as error:
+                results[index] = error
+        with self._lock:
+            outputs = self._batches.evaluate(list(inputs.values()))
+        for (index, item), output in zip(inputs.items(), outputs, strict=True):
+            if isinstance(output, ItemResult):
+                results[index] = self._evaluation(item, output)
+            else:
+                results[index] = output
+        return [results[index] for index in range(len(structures))]
+
+    def forget(self) -> None:
+        """Drop the kept neighbour lists and layouts.
+
+        On a GPU the last bits of results depend on the history of the layouts: after this they
+        are those of a fresh start. On a CPU they never depend on it.
+        """
+        with self._lock:
+            self._batches.forget()
+            self._others.clear()
+
+    def in_precision(self, dtype: Dtype) -> Potential:
+        """The same model in this precision, made once; ``"auto"`` is the one it has."""
+        if dtype in ("auto", self.dtype):
+            return self
+        with self._lock:
+            if dtype not in self._others:
+                self._others[dtype] = Potential(
+                    self.model,
+                    device=self.device,
+                    dtype=dtype,
+                    truncate=self.truncate,
+                    skin=self._skin,
+                    max_memory=self._max_memory,
+                    matmul=self.matmul if dtype == "float32" else "full",
+                )
+            return self._others[dtype]
+
+    def check(self, structure: AtomsLike | Structure) -> None:
+        """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
+        self._graph_input(structure)
+
+    def neighbours(self, structure: AtomsLike | Structure) -> tuple[np.ndarray, np.ndarray]:
+        """How many edges and angle-edges each atom has, ``(n_atoms,)`` both; cheap, as `check`.
+
+        Raises:
+            InputError: a structure that cannot be computed.
+        """
+        edges = self._graph_input(structure).edges
+        n_atoms = len(edges.n_angle_edges)
+        return np.bincount(edges.i, minlength=n_atoms), edges.n_angle_edges
+
+    def memory_needed(self, n_edges: np.ndarray, n_angle_edges: np.ndarray) -> tuple[int, bool]:
+        """Bytes that a batch of atoms with so many neighbours takes, and whether there are so many.
+
+        Args:
+            n_edges, n_angle_edges: ``(n_atoms,)``, see :meth:`neighbours`.
+        """
+        with self._lock:
+            return self._batches.memory_needed(n_edges, n_angle_edges)
+
+    def batch_sizes(self, sizes: Sequence[int]) -> list[int]:
+        """Atoms of the batches that structures of so many atoms are evaluated in, memory aside."""
+        return self._batches.batch_sizes(sizes)
+
+    def hessian(
+        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """Second derivatives d2E/dx_i dx_j, ``(3n, 3n)``, eV/Å^2, always in float64.
+
+        Analytic: the readable network is differentiated twice, once per coordinate, so that
+        time and memory limit this to some tens of atoms. Where the energy is not smooth
+        (docs/model.md#traps) it is the curvature on this side of the step.
+
+        Args:
+            structure: any structure.
+            atoms: those k whose rows, ``(3k, 3n)``, are wanted; None is all.
+
+        Raises:
+            InputError: a structure that cannot be computed.
+        """
+        structure = as_structure(structure)
+        rows = range(len(structure.numbers)) if atoms is None else atoms
+        batch = make_batch([self._graph_input(structure)], self.device)
+        network = self._network
+        if self.dtype != "float64":
+            network = Network(self.model.config, self.model.weights, self.device, torch.float64)
+        with self._lock:
+            return hessian(network, batch, rows)
+
+    def _graph_input(self, structure: AtomsLike | Structure) -> GraphInput:
+        """The graph from a fresh search, without skin: what the resident one must equal."""
+        structure = as_structure(structure)
+        types = type_indices(structure, self.model.config)
+        fparam, aparam, charge_spin = extra_inputs(structure, self.model.config)
+        edges = find_edges(structure.positions, structure.cell, structure.pbc, types, self._rules)
+        vectors = edges.vectors(structure.positions, structure.cell)
+        return GraphInput(types, vectors, edges, fparam, aparam, charge_spin)
+
+    def _item(self, structure: AtomsLike | Structure) -> BatchItem:
+        structure = as_structure(structure)
+        types = type_indices(structure, self.model.config)
+        member = Member(types, *extra_inputs(structure, self.model.config))
+        check_geometry(structure.positions, structure.cell, structure.pbc)
+        return BatchItem(structure.positions, structure.cell, structure.pbc, member)
+
+    def _evaluation(self, item: BatchItem, output: ItemResult) -> Evaluation | NonFiniteError:
+        energy = float(output.energies.sum())
+        if not (np.isfinite(energy) and np.isfinite(output.forces).all()):
+            return NonFiniteError("the model returned a value that is not finite")
+        return Evaluation(
+            energy=energy,
+            energies=output.energies,
+            forces=output.forces,
+            virial=output.virial,
+            n_edges=output.n_edges,
+            n_angles=output.n_angles,
+            n_cut_edges=output.n_cut_edges,
+            n_cut_angle_edges=output.n_cut_angle_edges,
+            warnings=self._limits(item.member.types, output),
+        )
+
+    def _limits(self, types: np.ndarray, output: ItemResult) -> tuple[str, ...]:
+        """What limits a result: elements never trained, neighbours cut. Warns of each once."""
+        messages = []
+        symbols = {self.model.config.type_map[t] for t in np.unique(types)}
+        unseen = ", ".join(sorted(symbols & self._untrained))
+        if unseen:
+            messages.append(f"model {self.model.name} never saw {unseen} in training")
+        descriptor = self.model.config.descriptor
+        if output.n_cut_edges or output.n_cut_angle_edges:
+            messages.append(
+                f"neighbours beyond the model's selection limit are ignored (the nearest "
+                f"{descriptor.e_sel} within {descriptor.e_rcut:g} Å, {descriptor.a_sel} within "
+                f"{descriptor.a_rcut:g} Å count), as deepmd-kit does; equal distances are cut "
+                "arbitrarily there. truncate='none' keeps them all"
+            )
+            if self.smooth_cutoff is not None:
+                messages[-1] += ", without which the energy still jumps, smooth_cutoff or not"
+        for message in messages:
+            if message not in self._warned:
+                self._warned.add(message)
+                warnings.warn(message, Dpa3simWarning, stacklevel=5)
+        return tuple(messages)
+
+
+def _resolve_device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise InputError(
+            f"device {device!r} is not a device of torch, such as auto, cpu, cuda, cuda:1"
+        ) from None
+    try:
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} cannot be used: {reason}") from None
+    return resolved

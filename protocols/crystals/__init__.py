@@ -1,0 +1,1 @@
+"""What protocols of crystals share: cells, preparation, guards, supercells, symmetry."""

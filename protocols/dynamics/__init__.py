@@ -1,0 +1,1 @@
+"""What protocols of dynamics share: integrators, recorders, statistics, trajectories."""

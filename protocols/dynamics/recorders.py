@@ -1,0 +1,102 @@
+"""Where a simulation puts what it produces, and what it needs to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from ase import Atoms
+
+Row = Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class State:
+    """All that a run needs to go on exactly: see :class:`.replicas.Replica`.
+
+    Attributes:
+        step: steps done. facts: JSON-ready. arrays: by name.
+    """
+
+    step: int
+    facts: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+
+class Recorder(Protocol):
+    """Where a run puts what it produces.
+
+    Attributes:
+        state: the last one saved; None before the first.
+    """
+
+    @property
+    def state(self) -> State | None:
+        """The last state that was saved."""
+
+    def begin(self, columns: Sequence[str], replicas: int) -> None:
+        """Start afresh."""
+
+    def rewind(self) -> None:
+        """Drop what came after the state."""
+
+    def frame(self, replica: int, atoms: Atoms) -> None:
+        """Keep a frame: positions, momenta, cell; ``info`` holds step and time."""
+
+    def row(self, replica: int, row: Row) -> None:
+        """Keep a row of the table."""
+
+    def save(self, state: State) -> None:
+        """Save the state that belongs to all frames and rows so far."""
+
+    def frames(self, replica: int) -> Iterator[Atoms]:
+        """The frames, one by one."""
+
+    def rows(self, replica: int) -> Iterator[Row]:
+        """The rows, one by one."""
+
+
+@dataclass
+class MemoryRecorder:
+    """Keeps all in memory, which grows with the length of the run."""
+
+    state: State | None = None
+    _frames: list[list[Atoms]] = field(default_factory=list)
+    _rows: list[list[dict[str, float | None]]] = field(default_factory=list)
+    _kept: tuple[list[int], list[int]] = ([], [])
+
+    def begin(self, columns: Sequence[str], replicas: int) -> None:
+        """Start afresh."""
+        self._frames = [[] for _ in range(replicas)]
+        self._rows = [[] for _ in range(replicas)]
+
+    def rewind(self) -> None:
+        """Drop what came after the state."""
+        for frames, n in zip(self._frames, self._kept[0], strict=True):
+            del frames[n:]
+        for rows, n in zip(self._rows, self._kept[1], strict=True):
+            del rows[n:]
+
+    def frame(self, replica: int, atoms: Atoms) -> None:
+        """Keep a frame."""
+        self._frames[replica].append(atoms)
+
+    def row(self, replica: int, row: Row) -> None:
+        """Keep a row."""
+        self._rows[replica].append(dict(row))
+
+    def save(self, state: State) -> None:
+        """Keep a state."""
+        self.state = state
+        self._kept = list(map(len, self._frames)), list(map(len, self._rows))
+
+    def frames(self, replica: int) -> Iterator[Atoms]:
+        """The frames."""
+        return iter(self._frames[replica])
+
+    def rows(self, replica: int) -> Iterator[Row]:
+        """The rows."""
+        return iter(self._rows[replica])

@@ -1,0 +1,1 @@
+"""What protocols of harmonic lattices share: force constants, Hessians, bands, Born charges."""

@@ -1,0 +1,367 @@
+"""Born effective charges and the dielectric tensor, from phonopy's BORN files.
+
+The file is of the crystal that the user gave: its tensors are in Cartesian axes of that cell, and
+their order is that of its atoms, of all of them or of those that symmetry leaves. What rounding or
+a poor calculation broke, the site symmetry and the acoustic sum rule (Gonze and Lee, Phys. Rev. B
+55, 10355 (1997)), is restored, and told where it is much.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpa3sim.common.errors import InputError
+
+if TYPE_CHECKING:
+    from ..crystals.cells import PrimitiveCell
+
+# Charges that break a rule by more than this, e or as a part of the largest one, are told of.
+# Converged calculations are within 0.02.
+WORTH_A_WORD, RELATIVE = 0.05, 0.03
+# Elements are told apart by their electronegativities where these differ by so much.
+POLAR = 0.3
+# A charge of the wrong sign, e.
+WRONG_SIGN = 0.1
+# A factor that differs by more from that of eV, Å and e is of other units.
+FACTOR_ERROR = 0.01
+LARGEST_FILE = 4 << 20
+# No charge (e) or dielectric constant is larger; squares of such numbers do not overflow.
+LARGEST_VALUE = 1e4
+# phonopy's dipole sum has converged if its last terms are smaller than this share of the first;
+# more reciprocal vectors than these take it minutes (it takes 300 by itself).
+LAST_TERM, MOST_VECTORS = 1e-5, 30000
+# Pauling's electronegativities, as revised by Allred, J. Inorg. Nucl. Chem. 17, 215 (1961).
+ELECTRONEGATIVITY = {
+    symbol: float(value)
+    for symbol, value in (
+        pair.split(":")
+        for pair in (
+            "H:2.20 Li:0.98 Be:1.57 B:2.04 C:2.55 N:3.04 O:3.44 F:3.98 Na:0.93 Mg:1.31 Al:1.61 "
+            "Si:1.90 P:2.19 S:2.58 Cl:3.16 K:0.82 Ca:1.00 Sc:1.36 Ti:1.54 V:1.63 Cr:1.66 Mn:1.55 "
+            "Fe:1.83 Co:1.88 Ni:1.91 Cu:1.90 Zn:1.65 Ga:1.81 Ge:2.01 As:2.18 Se:2.55 Br:2.96 "
+            "Rb:0.82 Sr:0.95 Y:1.22 Zr:1.33 Nb:1.6 Mo:2.16 Tc:1.9 Ru:2.2 Rh:2.28 Pd:2.20 Ag:1.93 "
+            "Cd:1.69 In:1.78 Sn:1.96 Sb:2.05 Te:2.1 I:2.66 Cs:0.79 Ba:0.89 La:1.10 Ce:1.12 "
+            "Pr:1.13 Nd:1.14 Sm:1.17 Gd:1.20 Dy:1.22 Ho:1.23 Er:1.24 Tm:1.25 Lu:1.27 Hf:1.3 "
+            "Ta:1.5 W:2.36 Re:1.9 Os:2.2 Ir:2.20 Pt:2.28 Au:2.54 Hg:2.00 Tl:1.62 Pb:2.33 Bi:2.02 "
+            "Th:1.3 U:1.38"
+        ).split()
+    )
+}
+
+
+@dataclass(frozen=True)
+class Born:
+    """What the non-analytical correction needs.
+
+    Attributes:
+        charges: ``(n, 3, 3)``, e, of the atoms of the cell that was given, field first.
+        dielectric: ``(3, 3)``, relative, of clamped ions.
+        factor: e^2 / (4 pi eps0) in the units of the force constants, eV Å.
+        cutoff, damping: phonopy's G_cutoff and Lambda of the Ewald sum, None for its own.
+        warnings: what is odd about them.
+    """
+
+    charges: np.ndarray
+    dielectric: np.ndarray
+    factor: float
+    cutoff: float | None = None
+    damping: float | None = None
+    warnings: tuple[str, ...] = ()
+
+    def parameters(self, unit: PrimitiveCell, primitive: Any, symprec: float) -> dict[str, Any]:
+        """As phonopy's ``nac_params``, symmetric, for a primitive cell of the given one.
+
+        It may be smaller, and more symmetric, than the one that the file was read for: crystals
+        become so when they are relaxed.
+
+        Args:
+            unit: the primitive cell. primitive: the same for phonopy. symprec: tolerance, Å.
+        """
+        charges, dielectric = _symmetrized(
+            _averaged(self.charges, unit), self.dielectric, primitive, symprec
+        )
+        found: dict[str, Any] = {"born": charges, "dielectric": dielectric}
+        found["factor"] = self.factor
+        found |= {"G_cutoff": self.cutoff} if self.cutoff is not None else {}
+        return found | ({"Lambda": self.damping} if self.damping is not None else {})
+
+
+def read(file: str, unit: PrimitiveCell, primitive: Any, symprec: float) -> Born:
+    """Read a BORN file of a crystal.
+
+    Args:
+        file: its path. unit: the primitive cell, which knows the atoms of the given one.
+        primitive: the same for phonopy. symprec: tolerance of symmetry, Å.
+
+    Raises:
+        InputError: the file cannot be read, or does not fit the crystal.
+    """
+    head, rows = _rows(file)
+    if len(rows) < 1:
+        raise InputError(f"{file}: no BORN file (it has no dielectric tensor in line 2)")
+    tensors = np.array(rows).reshape(-1, 3, 3)
+    if not np.isfinite(tensors).all():
+        raise InputError(f"{file}: contains NaN or infinity")
+    if np.abs(tensors).max() > LARGEST_VALUE:
+        raise InputError(f"{file}: {np.abs(tensors).max():g} is no charge or dielectric constant")
+    factor, cutoff, damping = _first_line(file, head)
+    notes = _sum_notes(file, cutoff, damping, tensors[0], abs(unit.atoms.cell.volume))
+    charges = _on_primitive(file, tensors[1:], unit, primitive, symprec)
+    if len(tensors) - 1 == len(unit.index):
+        notes += _copies(file, tensors[1:], charges, unit)
+    if factor is None:
+        factor = _default_factor()
+    notes += _checked(file, charges, tensors[0], factor, primitive, symprec)
+    neutral = charges - charges.mean(axis=0)
+    return Born(neutral[unit.index], tensors[0], factor, cutoff, damping, tuple(notes))
+
+
+def _rows(file: str) -> tuple[str, list[list[float]]]:
+    """The first line, and the nine numbers of each that follows, up to a blank one.
+
+    Raises:
+        InputError: there is no such file, or a line has no nine numbers.
+    """
+    try:
+        with Path(file).open(encoding="utf-8", errors="replace") as text:
+            lines = text.read(LARGEST_FILE).splitlines()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    rows: list[list[float]] = []
+    for number, line in enumerate(lines[1:], start=2):
+        words = line.split("#")[0].split()
+        if not words:
+            if rows:
+                break
+            continue
+        try:
+            values = [float(word) for word in words]
+        except ValueError:
+            values = []
+        if len(values) != 9:
+            raise InputError(f"{file}: no BORN file (line {number} has no nine numbers)")
+        rows.append(values)
+    return lines[0] if lines else "", rows
+
+
+def _first_line(file: str, line: str) -> list[float | None]:
+    """Factor, G_cutoff and Lambda, each None where the line says something else, as a comment.
+
+    Unlike phonopy this takes no number out of the middle of a comment for a cutoff: those of
+    ``# 1 3`` make frequencies wrong by many THz, and those of ``GaN 2024`` take hours.
+
+    Raises:
+        InputError: a number that cannot be one of these, or the tensor of line 2.
+    """
+    words = line.split()
+    found = [_number(word) for word in words]
+    if len(words) == 9 and None not in found:
+        raise InputError(
+            f"{file}: line 1 has nine numbers; it is for a comment, such as default, and the "
+            "dielectric tensor stands in line 2"
+        )
+    if not words or (found[0] is None and words[0].lower() != "default"):
+        return [None, None, None]
+    found = [*found[:3], None, None][:3]
+    for name, value in zip(("factor", "G_cutoff", "Lambda"), found, strict=True):
+        if value is not None and not 0 < value < np.inf:
+            raise InputError(
+                f"{file}: the {name} of {value:g} in line 1 must be a positive number; without it "
+                "phonopy's own is taken"
+            )
+    return found
+
+
+def _number(word: str) -> float | None:
+    number = re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", word)
+    return float(word) if number else None
+
+
+def _sum_notes(
+    file: str, cutoff: float | None, damping: float | None, dielectric: np.ndarray, volume: float
+) -> list[str]:
+    """A warning of a dipole sum that ends too early.
+
+    Raises:
+        InputError: it would hardly end at all.
+    """
+    if cutoff is None:
+        return []
+    count = 4 / 3 * np.pi * cutoff**3 * volume
+    if count > MOST_VECTORS:
+        raise InputError(
+            f"{file}: the G_cutoff of {cutoff:g} 1/Å in line 1 has {count:.2g} reciprocal vectors, "
+            f"more than {MOST_VECTORS}; without it phonopy takes 300"
+        )
+    square = cutoff**2 * float(np.trace(dielectric)) / 3
+    if damping is None or np.exp(-square / (4 * damping**2)) < LAST_TERM:
+        return []
+    return [
+        f"with G_cutoff = {cutoff:g} and Lambda = {damping:g} in its first line, {file} makes the "
+        "dipole sum end too early: frequencies between wave vectors that fit the supercell are "
+        "wrong; leave both out"
+    ]
+
+
+def _default_factor() -> float:
+    """Of phonopy, for force constants in eV/Å^2."""
+    from phonopy.physical_units import get_physical_units
+
+    units = get_physical_units()
+    return float(units.Hartree * units.Bohr)
+
+
+def _on_primitive(
+    file: str, tensors: np.ndarray, unit: PrimitiveCell, primitive: Any, symprec: float
+) -> np.ndarray:
+    """Tensors of all atoms of the primitive cell ``(n, 3, 3)``, from whichever the file has.
+
+    Raises:
+        InputError: these are neither all atoms nor those that symmetry leaves.
+    """
+    from phonopy.structure.symmetry import Symmetry
+
+    n_primitive, n_input = len(unit.atoms), len(unit.index)
+    # Charges of isotopes are alike, and phonopy's own lists tell them not apart.
+    symmetry = Symmetry(primitive, symprec=symprec)
+    independent = np.asarray(symmetry.get_independent_atoms())
+    if len(tensors) == len(independent):
+        return _spread(tensors, independent, symmetry, primitive)
+    if len(tensors) == n_primitive:
+        return tensors
+    if len(tensors) == n_input:
+        return _averaged(tensors, unit)
+    few = "few" if len(tensors) < len(independent) else "many"
+    raise InputError(
+        f"{file}: no BORN file that fits this crystal (Too {few} atoms: {len(tensors)} charge "
+        f"tensors; symmetry leaves {len(independent)} atoms, the primitive cell has {n_primitive}, "
+        f"the given one {n_input})"
+    )
+
+
+def _copies(file: str, tensors: np.ndarray, charges: np.ndarray, unit: PrimitiveCell) -> list[str]:
+    """A warning where copies of an atom in the given cell, which are alike, have other charges."""
+    apart = float(np.abs(tensors - charges[unit.index]).max())
+    if apart <= max(WORTH_A_WORD, RELATIVE * float(np.abs(tensors).max())):
+        return []
+    return [
+        f"the Born charges of {file} differ by up to {apart:.3g} e from their mean over atoms that "
+        "a translation of the crystal makes equal: are they in the order of this structure's atoms?"
+    ]
+
+
+def _averaged(tensors: np.ndarray, unit: PrimitiveCell) -> np.ndarray:
+    """Tensors of the primitive cell: the means of those of its copies in the given cell."""
+    sums = np.zeros((len(unit.atoms), 3, 3))
+    np.add.at(sums, unit.index, tensors)
+    return sums / np.bincount(unit.index)[:, None, None]
+
+
+def _spread(
+    tensors: np.ndarray, independent: np.ndarray, symmetry: Any, primitive: Any
+) -> np.ndarray:
+    """Tensors of all atoms from those that symmetry leaves: Z(R x) = R Z R^T."""
+    charges = np.zeros((len(primitive), 3, 3))
+    of_atom = dict(zip(independent.tolist(), tensors, strict=True))
+    columns = np.asarray(primitive.cell).T
+    operations = symmetry.symmetry_operations["rotations"]
+    # The operation that brings each atom to the independent one that it is equivalent to.
+    chosen, origin = symmetry.get_map_operations(), symmetry.get_map_atoms()
+    for atom in range(len(primitive)):
+        turn = columns @ operations[chosen[atom]] @ np.linalg.inv(columns)
+        charges[atom] = turn.T @ of_atom[int(origin[atom])] @ turn
+    return charges
+
+
+def _symmetrized(
+    charges: np.ndarray, dielectric: np.ndarray, primitive: Any, symprec: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tensors with the symmetry of the crystal."""
+    from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # told of by ourselves
+        found = symmetrize_borns_and_epsilon(charges, dielectric, primitive, symprec=symprec)
+    return np.asarray(found[0]), np.asarray(found[1])
+
+
+def _checked(
+    file: str,
+    charges: np.ndarray,
+    dielectric: np.ndarray,
+    factor: float,
+    primitive: Any,
+    symprec: float,
+) -> list[str]:
+    """Warnings of what charges, ``(n, 3, 3)`` in the primitive cell, and the rest break.
+
+    Raises:
+        InputError: the dielectric tensor is none.
+    """
+    eigenvalues = np.linalg.eigvalsh((dielectric + dielectric.T) / 2)
+    if eigenvalues[0] <= 0:
+        raise InputError(f"{file}: the dielectric tensor is not positive ({eigenvalues.round(3)})")
+    notes = []
+    neutral = charges - charges.mean(axis=0)
+    symmetric, screening = _symmetrized(neutral, dielectric, primitive, symprec)
+    allowed = max(WORTH_A_WORD, RELATIVE * float(np.abs(charges).max(initial=0.0)))
+    excess = float(np.abs(charges.mean(axis=0)).max(initial=0.0))
+    if excess > allowed:
+        notes.append(
+            f"the Born charges of {file} break the acoustic sum rule by {excess:.3g} e for each "
+            "atom; they were shifted to be neutral"
+        )
+    broken = float(np.abs(symmetric - neutral).max(initial=0.0))
+    if broken > allowed:
+        notes.append(
+            f"the Born charges of {file} break the symmetry of their sites by up to {broken:.3g} "
+            "e: are they in the axes and the order of this structure? They were made symmetric"
+        )
+    apart = float(np.abs(screening - dielectric).max())
+    if apart > max(WORTH_A_WORD, RELATIVE * float(np.abs(dielectric).max())):
+        notes.append(
+            f"the dielectric tensor of {file} breaks the symmetry of the crystal by up to "
+            f"{apart:.3g}: is it in the axes of this structure? It was made symmetric"
+        )
+    if eigenvalues[0] < 1:
+        notes.append(
+            f"the dielectric tensor of {file} has an eigenvalue of {eigenvalues[0]:.3g}; no "
+            "crystal has one below 1"
+        )
+    usual = _default_factor()
+    if abs(factor - usual) > FACTOR_ERROR * usual:
+        notes.append(
+            f"the first line of {file} gives the factor {factor:g} instead of {usual:.4f}, "
+            "that of charges in e and lengths in Å; it was used"
+        )
+    return notes + _signs(file, symmetric, list(primitive.symbols))
+
+
+def _signs(file: str, charges: np.ndarray, symbols: list[str]) -> list[str]:
+    """A warning where the most electronegative element is positive, or the least one negative."""
+    bare = [re.sub(r"\d+$", "", symbol) for symbol in symbols]
+    known = {s: ELECTRONEGATIVITY[s] for s in bare if s in ELECTRONEGATIVITY}
+    if len(known) < 2 or max(known.values()) - min(known.values()) < POLAR:
+        return []
+    mean = {
+        s: float(np.mean([np.trace(z) / 3 for z, b in zip(charges, bare, strict=True) if b == s]))
+        for s in known
+    }
+    least, most = min(known, key=lambda s: known[s]), max(known, key=lambda s: known[s])
+    wrong = [
+        f"{s} has {mean[s]:+.2f} e"
+        for s, bad in ((most, mean[most] > WRONG_SIGN), (least, mean[least] < -WRONG_SIGN))
+        if bad
+    ]
+    if not wrong:
+        return []
+    return [
+        f"the Born charges of {file} contradict the electronegativities of the elements "
+        f"({', '.join(wrong)}): are they in the order of this structure's atoms?"
+    ]
