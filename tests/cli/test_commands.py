@@ -226,14 +226,16 @@ def test_info_as_json(capsys):
 
 
 def test_source_tree_works_without_installation(tmp_path):
-    """In a checkout, protocols/ beside the package is importable as dpa3sim.protocols."""
+    """In a checkout a link makes protocols/, beside the package, importable as dpa3sim.protocols."""
     root = Path(__file__).resolve().parents[2]
     # -S leaves out site-packages, and with it any installed dpa3sim.
     code = f"""
 import sys
 sys.path[:0] = {[str(root), *sys.path]!r}
 import dpa3sim, dpa3sim.protocols.relax
-print(dpa3sim.__file__, dpa3sim.protocols.relax.__file__, dpa3sim.protocols.relax.Settings())
+from pathlib import Path
+found = dpa3sim.protocols.relax
+print(dpa3sim.__file__, Path(found.__file__).resolve(), found.Settings())
 """
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True

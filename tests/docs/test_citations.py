@@ -54,7 +54,12 @@ def test_citations_resolve(path):
 
 def test_citations_are_found():
     """What the tests above look for is there, in every kind of file."""
-    for folder, fewest in {"dpa3sim": 40, "protocols": 10, "dpa3sim/kernels/src": 1, "tests": 5}.items():
+    for folder, fewest in {
+        "dpa3sim": 40,
+        "protocols": 10,
+        "dpa3sim/kernels/src": 1,
+        "tests": 5,
+    }.items():
         files = [path for path in FILES if path.is_relative_to(ROOT / folder)]
         cited = [section for f in files for _, section in citations(f.read_text(encoding="utf-8"))]
         assert len([section for section in cited if section]) >= fewest, folder
