@@ -33,7 +33,7 @@ def extensions() -> list[Extension]:
     kinds = X86 if platform.machine() in ("x86_64", "AMD64") else {"base": []}
     return [
         Extension(
-            f"dpa3sim.kernels.libraries._{name}",
+            f"dpa3sim.kernels._{name}",
             sources=["dpa3sim/kernels/src/kernels.cpp"],
             depends=["dpa3sim/kernels/src/simd.hpp"],
             extra_compile_args=[*COMMON, *flags, f"-DVECTOR_BYTES={VECTOR_BYTES[name]}"],

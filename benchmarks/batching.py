@@ -96,7 +96,7 @@ def main() -> None:
                 potential.evaluate(chosen)
                 with Counting() as operations:
                     potential.evaluate(chosen)
-                session = next(reversed(potential._batches._sessions.values()))
+                session = next(reversed(potential.batcher.sessions.values()))
                 counts.append((operations.count, len(session.layout.blocks)))
             print(
                 f"  {n:2d} structures: {counts[0][0]} operations if alike ({counts[0][1]} block), "

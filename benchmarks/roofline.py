@@ -96,7 +96,7 @@ def main() -> None:
             atoms.calc = calculator
             time_calls(atoms, 2, seed=0)
             ours = min(time_calls(atoms, CALLS, seed=1))
-            edges = potential._graph_input(atoms).edges
+            edges = potential.edges(atoms)
             m = edges.n_angle_edges
             needed, again = products(
                 potential.model.config.descriptor, len(atoms), len(edges.i), m.sum(), (m**2).sum()

@@ -179,7 +179,7 @@ def options() -> str:
     for command in COMMANDS:
         module, _, _ = find([command])
         kinds = [getattr(module, "Settings", None), getattr(module, "COMMAND", None)]
-        kind = kinds[0] or (kinds[1] and kinds[1].settings)
+        kind = kinds[0] or (kinds[1] and kinds[1].job.protocol.Settings)
         if kind is not None:
             parts += [f"## `dpa3sim {command}`\n", _table(kind)]
         for name in getattr(module, "SUBCOMMANDS", {}):

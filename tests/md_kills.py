@@ -21,7 +21,7 @@ import numpy as np
 import scipy.fft  # noqa: F401
 import torch  # noqa: F401
 
-import dpa3sim.cli.md
+import dpa3sim.cli.commands.md
 import dpa3sim.potential.potential
 import dpa3sim.protocols.dynamics.replicas
 import dpa3sim.protocols.dynamics.results

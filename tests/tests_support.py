@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,10 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dpa3sim
 from dpa3sim import Potential
-from dpa3sim.graph.batch import make_batch
-from dpa3sim.graph.lists import Counters
+from dpa3sim.graph.lists import Counters, ListCache
+from dpa3sim.kernels.evaluator import Evaluator
 from dpa3sim.potential.evaluation import Evaluation, raise_first
-from dpa3sim.structures.system import Structure, as_structure
+from dpa3sim.potential.session import Session
+from dpa3sim.structures.geometry import complete_cell
+from dpa3sim.structures.system import System, as_system
 
 TESTS = Path(__file__).parent
 DATA = TESTS / "data"
@@ -92,10 +95,10 @@ def autograd_results(potential: Potential, atoms: Atoms) -> tuple[float, np.ndar
 
     What the resident engine must reproduce, and shares no code with it beyond the edge rules.
     """
-    batch = make_batch([potential._graph_input(atoms)], torch.device("cpu"))
+    batch = potential.graph([atoms])
     vectors = batch.vectors.requires_grad_(True)
     with torch.enable_grad():
-        energies = potential._network.atomic_energies(batch, vectors)
+        energies = potential.network.atomic_energies(batch, vectors)
         gradient = torch.zeros_like(vectors)
         if energies.requires_grad:
             (found,) = torch.autograd.grad(energies.sum(), vectors, allow_unused=True)
@@ -170,17 +173,17 @@ class EMTPotential:
         return self
 
     def check(self, structure: Any) -> None:
-        as_structure(structure)
+        as_system(structure)
 
     def evaluate(self, structures: Any) -> list[Evaluation]:
         return raise_first(self.evaluate_each(structures))
 
     def evaluate_each(self, structures: Any) -> list[Any]:
         self.requests.append(len(structures))
-        return [self._evaluate(as_structure(structure)) for structure in structures]
+        return [self._evaluate(as_system(structure)) for structure in structures]
 
     @staticmethod
-    def _evaluate(structure: Structure) -> Evaluation:
+    def _evaluate(structure: System) -> Evaluation:
         atoms = Atoms(
             structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc
         )
@@ -191,3 +194,35 @@ class EMTPotential:
         energies = atoms.get_potential_energies()
         forces = atoms.get_forces()
         return Evaluation(atoms.get_potential_energy(), energies, forces, virial, 0, 0, 0, 0)
+
+
+class FixedMemory:
+    """In the place of a memory plan: the layout and the policy that a test wants."""
+
+    def __init__(self, limits, policy, on_host):
+        self._limits, self._policy, self.on_host = limits, policy, on_host
+
+    def limits(self, frugal):
+        return self._limits
+
+    def policy(self, layout, frugal):
+        return self._policy
+
+
+def session_of(potential, structures, limits, policy, on_host, network=None):
+    """A session by tensor operations, and the systems that it is for, with completed cells."""
+    network = network or potential.network
+    systems = [potential.system(atoms) for atoms in structures]
+    systems = [replace(x, cell=complete_cell(x.cell, x.pbc)) for x in systems]
+    session = Session(
+        systems,
+        potential.rules,
+        potential.model.config.descriptor.update_angle,
+        Evaluator(network, sparse=on_host),
+        FixedMemory(limits, policy, on_host),
+        ListCache(potential.rules.e_rcut, 0.3, Counters()),
+        network.device,
+        False,
+        Counters(),
+    )
+    return session, systems

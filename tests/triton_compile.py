@@ -24,9 +24,9 @@ from triton.compiler import ASTSource
 from dpa3sim.checkpoints.registry import load_model
 from dpa3sim.kernels import triton as triton_kernels
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels.probes import probe
 from dpa3sim.model.network import Network
 from dpa3sim.model.weights import weight_shapes
-from dpa3sim.potential.memory import probe
 
 # Channels of nodes and edges of the two public models; what else is compiled is the same.
 MODELS = {"openlam": (256, 128), "mptrj": (128, 64)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -75,10 +76,11 @@ dpa3sim model list                         # the public DPA3 models
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    began = time.monotonic()
     arguments = list(sys.argv[1:] if argv is None else argv)
     with interruptible() as signals:
         try:
-            code = _run(arguments)
+            code = _run(arguments, began)
             signals.end()
         except BaseException as error:
             signals.close()
@@ -90,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], began: float) -> int:
     # What cannot be written, to a terminal or file with few letters, is no reason to stop.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -98,13 +100,13 @@ def _run(arguments: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("always", Dpa3simWarning)
         warnings.showwarning = _show_warning
-        code = _command(arguments)
+        code = _command(arguments, began)
     if sys.stdout is not None:
         sys.stdout.flush()  # while a signal can still end it, should nobody read
     return code
 
 
-def _command(arguments: list[str]) -> int:
+def _command(arguments: list[str], began: float) -> int:
     if not arguments or arguments[0].startswith("-"):
         _without_command(arguments)
         return DONE
@@ -112,7 +114,7 @@ def _command(arguments: list[str]) -> int:
     args, unknown = parser.parse_known_intermixed_args(rest)
     if unknown:
         parser.error(unknown_flags(parser, unknown))
-    args.command_line = ["dpa3sim", *arguments]
+    args.command_line, args.began = ["dpa3sim", *arguments], began
     return int(module.run(args))
 
 
@@ -157,7 +159,7 @@ def module_of(*words: str) -> Any:
     """The module of a command, or of a command and its subcommand, or what stands for one."""
     if len(words) > 1 and (within := getattr(module_of(words[0]), "subcommand", None)):
         return within(*words[1:])
-    return import_module(f"dpa3sim.cli.{'_'.join(words).replace('-', '_')}")
+    return import_module(f"dpa3sim.cli.commands.{'_'.join(words).replace('-', '_')}")
 
 
 def top_parser() -> Parser:

@@ -7,32 +7,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from dpa3sim.common import settings as options_of
 from dpa3sim.common.errors import BAD_INPUT, InputError
 from dpa3sim.common.option_files import read_options
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from dpa3sim.potential.potential import Potential
-
-
 KINDS = {"int": "a whole number", "float": "a number"}
-
-
-def announce(console: Console, potential: Potential) -> None:
-    """Say which model computes, and where."""
-    from dpa3sim.checkpoints.registry import embedded_path
-
-    which = "embedded model" if potential.model.path == embedded_path() else "model"
-    console.print(f"{which} {potential}", style="dim")
-    if potential.matmul_deviation is not None:
-        console.print(
-            f"{potential.matmul} products change results by {potential.matmul_deviation}",
-            style="dim",
-        )
 
 
 class Parser(argparse.ArgumentParser):

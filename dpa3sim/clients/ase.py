@@ -19,13 +19,14 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa3sim.checkpoints import ModelFile
 from dpa3sim.common.errors import InputError
-from dpa3sim.graph.candidates import complete_cell
 from dpa3sim.graph.edges import Truncation
 from dpa3sim.kernels.api import Matmul
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import PotentialLike
+from dpa3sim.potential.potential import Potential
 from dpa3sim.potential.settings import Dtype, ModelSettings
-from dpa3sim.structures.system import Structure
+from dpa3sim.structures.geometry import complete_cell
+from dpa3sim.structures.system import System
 
 _log = logging.getLogger("dpa3sim.calculator")
 
@@ -81,7 +82,7 @@ class DPA3Calculator(Calculator):
         self.potential: PotentialLike
         settings = ModelSettings(None, head, device, dtype, matmul, truncate, smooth_cutoff)
         if not isinstance(model, PotentialLike):
-            self.potential = settings.load(model)
+            self.potential = Potential.load(settings, model)
         elif settings == ModelSettings():
             self.potential = model
         else:
@@ -105,7 +106,7 @@ class DPA3Calculator(Calculator):
         Charges, magnetic moments, constraints and the cell of a molecule do not; the charge,
         spin and parameters in ``atoms.info`` do.
         """
-        changed = self._key is None or Structure.from_atoms(atoms).key() != self._key
+        changed = self._key is None or System.from_atoms(atoms).key() != self._key
         return list(all_changes) if changed else []
 
     def reset(self) -> None:
@@ -126,7 +127,7 @@ class DPA3Calculator(Calculator):
         """Compute all properties of ``atoms`` (ASE calls this)."""
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
-        structure = Structure.from_atoms(self.atoms)
+        structure = System.from_atoms(self.atoms)
         self._take(structure, self.potential.evaluate([structure])[0])
         if "stress" in properties and not structure.pbc.any():
             raise PropertyNotImplementedError("a structure without periodic axes has no stress")
@@ -134,9 +135,9 @@ class DPA3Calculator(Calculator):
     def take(self, atoms: Atoms, evaluation: Evaluation) -> None:
         """Take an evaluation of ``atoms`` that was made elsewhere, instead of repeating it."""
         self.atoms = atoms.copy()
-        self._take(Structure.from_atoms(atoms), evaluation)
+        self._take(System.from_atoms(atoms), evaluation)
 
-    def _take(self, structure: Structure, result: Evaluation) -> None:
+    def _take(self, structure: System, result: Evaluation) -> None:
         self._key = structure.key()
         self.evaluation = result
         self.warnings = result.warnings

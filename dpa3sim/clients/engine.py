@@ -19,7 +19,7 @@ from dpa3sim.common.errors import EngineError, InputError
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import BatchPotential
 from dpa3sim.potential.potential import Potential
-from dpa3sim.structures.system import AtomsLike, Structure, as_structure
+from dpa3sim.structures.system import AtomsLike, System, as_system
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -46,7 +46,7 @@ def _check_clients(clients: int) -> None:
 @dataclass
 class _Request:
     client: Client
-    structure: Structure
+    structure: System
     arrived: float
     future: Future[Evaluation] = field(default_factory=Future)
 
@@ -235,7 +235,7 @@ class Engine:
 
     # -- used by clients ------------------------------------------------------------------------
 
-    def _submit(self, client: Client, structure: Structure) -> Future[Evaluation]:
+    def _submit(self, client: Client, structure: System) -> Future[Evaluation]:
         with self._changed:
             if client.closed:
                 raise EngineError("this client of the engine has left")
@@ -365,7 +365,7 @@ class Client:
     def __repr__(self) -> str:
         return repr(self._engine.potential)
 
-    def submit(self, structure: AtomsLike | Structure) -> Future[Evaluation]:
+    def submit(self, structure: AtomsLike | System) -> Future[Evaluation]:
         """Ask without waiting; until the answer is there, the client counts as waiting.
 
         Raises:
@@ -373,9 +373,9 @@ class Client:
         """
         self.thread = threading.current_thread()
         # A copy: the caller may move the atoms before they are evaluated.
-        return self._engine._submit(self, as_structure(structure).copy())
+        return self._engine._submit(self, as_system(structure).copy())
 
-    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+    def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
         """Ask and wait.
 
         Raises:
@@ -385,7 +385,7 @@ class Client:
         futures = [self.submit(structure) for structure in structures]
         return [future.result() for future in futures]
 
-    def check(self, structure: AtomsLike | Structure) -> None:
+    def check(self, structure: AtomsLike | System) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, nobody waits."""
         self._engine.potential.check(structure)
 

@@ -21,6 +21,9 @@ from torch import Tensor
 # Groups of centres between which blocks may begin; finding the best division takes their square.
 MAX_GROUPS = 96
 
+UNLIMITED = 2**62
+"""Slots of a block without a limit."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -239,20 +242,21 @@ def _chunks(rows: np.ndarray, k_room: np.ndarray, m_room: np.ndarray, limits: Bl
 class BlockGraph:
     """The graph of a batch in block order, on one device: what the layers run on.
 
-    Rows are atoms in the order of the layout. Empty slots have ``edge_mask`` 0, point to their
+    Rows are atoms in the order of the layout, then those that only others have edges to. Empty
+    slots have ``edge_mask`` 0, point to their
     own centre and have a vector of length 1; nothing that they hold may reach a result.
 
     Attributes:
         layout: rows and blocks.
         n_structures: number of structures.
-        types, structure: ``(n_atoms,)`` of each row.
+        types, structure: ``(n_nodes,)`` of each row.
         edge_i, edge_j: ``(n_edges,)`` row of the centre and of the neighbour.
         vectors: ``(n_edges, 3)`` float64, Å.
         edge_mask: ``(n_edges,)`` bool, False in empty slots.
         angle_slots: ``(n_angle_edges,)`` edge slot of each angle-edge slot.
         angle_edge_mask: ``(n_angle_edges,)`` bool: the slot holds an angle-edge.
         incoming: ``(n_edges,)`` edge slots sorted by neighbour; those of row j begin at
-            ``incoming_start[j]``, ``(n_atoms,)``.
+            ``incoming_start[j]``, ``(n_nodes,)``.
         fparam: ``(n_structures, numb_fparam)``; aparam: ``(n_atoms, numb_aparam)``; float64.
         charge_spin: ``(n_structures, 2)`` int64 or None.
     """
@@ -275,7 +279,12 @@ class BlockGraph:
 
     @property
     def n_atoms(self) -> int:
-        """Rows."""
+        """Centres: atoms that have edges and an energy here."""
+        return len(self.layout.order)
+
+    @property
+    def n_nodes(self) -> int:
+        """Rows: the centres, and after them atoms that only others have edges to, if any."""
         return self.types.shape[0]
 
 

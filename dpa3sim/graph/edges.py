@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from dpa3sim.common.errors import InputError
-from dpa3sim.graph.candidates import candidates, check_geometry
+from dpa3sim.graph.candidates import candidates
+from dpa3sim.structures.geometry import check_geometry
 
 Truncation = Literal["deepmd", "none"]
 MIN_DISTANCE = 0.1

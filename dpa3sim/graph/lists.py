@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 
-import numpy as np
-
 from dpa3sim.graph.skin import SkinList
+from dpa3sim.structures.system import System
 
 # Lists tried for a structure besides the one that it had last.
 TRIES = 4
@@ -58,21 +57,14 @@ class ListCache:
         self._counters = counters
         self._lists: OrderedDict[bytes, list[SkinList]] = OrderedDict()
 
-    def find(
-        self,
-        key: bytes,
-        positions: np.ndarray,
-        cell: np.ndarray,
-        pbc: np.ndarray,
-        last: SkinList | None = None,
-    ) -> SkinList:
+    def find(self, system: System, last: SkinList | None = None) -> SkinList:
         """A list that holds every pair within the cutoff.
 
         Args:
-            key: what structures that may share a list have in common.
-            positions: ``(n_atoms, 3)``, Å; cell: ``(3, 3)``, Å; pbc: ``(3,)`` bool.
+            system: the structure, with its types.
             last: the list that the structure had, if it is known to be invalid by now.
         """
+        key, positions, cell = system.list_key, system.positions, system.cell
         known = self._lists.setdefault(key, [])
         self._lists.move_to_end(key)
         for candidate in reversed(known[-TRIES:]):
@@ -86,7 +78,7 @@ class ListCache:
             self._counters.row_updates += 1
         else:
             self._counters.rebuilds += 1
-            renewed = SkinList.search(positions, cell, pbc, self.cutoff, self.skin)
+            renewed = SkinList.search(positions, cell, system.pbc, self.cutoff, self.skin)
         self._lists[key] = [x for x in known if x is not last] + [renewed]
         self._evict()
         return renewed

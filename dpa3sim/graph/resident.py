@@ -20,24 +20,9 @@ from torch import Tensor
 from dpa3sim.graph.blocks import BlockGraph, Layout
 from dpa3sim.graph.edges import EdgeRules
 from dpa3sim.graph.skin import SkinList
+from dpa3sim.structures.system import System, model_inputs
 
 STATISTICS = ("moved", "nearest", "n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges")
-
-
-@dataclass(frozen=True)
-class Member:
-    """One structure of a batch: what does not change from step to step.
-
-    Attributes:
-        types: ``(n_atoms,)`` index into the model's type map.
-        fparam: ``(numb_fparam,)``; aparam: ``(n_atoms, numb_aparam)``.
-        charge_spin: ``(2,)`` or None.
-    """
-
-    types: np.ndarray
-    fparam: np.ndarray
-    aparam: np.ndarray
-    charge_spin: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -65,7 +50,7 @@ class ResidentGraph:
 
     Args:
         lists: candidate list of each structure; displaced copies may share one.
-        members: the structures.
+        systems: the structures, with the inputs of a model.
         rules: cutoffs and limits of the model.
         with_angles: whether the model has angles at all.
         device: where the state lives.
@@ -80,7 +65,7 @@ class ResidentGraph:
     def __init__(
         self,
         lists: Sequence[SkinList],
-        members: Sequence[Member],
+        systems: Sequence[System],
         rules: EdgeRules,
         with_angles: bool,
         device: torch.device,
@@ -89,18 +74,18 @@ class ResidentGraph:
         self._rules = rules
         self._with_angles = with_angles
         self.device = device
-        self.sizes = np.array([len(m.types) for m in members])
+        self.sizes = np.array([len(x) for x in systems])
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.n_atoms = int(self.sizes.sum())
-        self.n_structures = len(members)
-        self._member_types = [m.types for m in members]
+        self.n_structures = len(systems)
+        self._types = [x.types for x in systems]
         self._slots: _Slots | None = None
         self._bucket = bucket
         self._width = 0
         self._ranked = False
         self.programs = 0
         self._candidates: list[Tensor] = []
-        self._upload_members(members)
+        self._upload(systems)
         self._input = torch.empty(self._input_size, dtype=torch.float64, device=device)
         self.set_lists(lists)
 
@@ -109,14 +94,12 @@ class ResidentGraph:
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
-    def _upload_members(self, members: Sequence[Member]) -> None:
-        self.types = self._tensor(np.concatenate([m.types for m in members]))
-        self.structure = self._tensor(np.repeat(np.arange(len(members)), self.sizes))
+    def _upload(self, systems: Sequence[System]) -> None:
+        types, fparam, aparam, charge_spin = model_inputs(systems)
+        self.types, self.fparam, self._aparam = map(self._tensor, (types, fparam, aparam))
+        self.charge_spin = None if charge_spin is None else self._tensor(charge_spin)
+        self.structure = self._tensor(np.repeat(np.arange(len(systems)), self.sizes))
         self.structure_starts = self._tensor(self.starts)
-        self.fparam = self._tensor(np.stack([m.fparam for m in members]))
-        self._aparam = self._tensor(np.concatenate([m.aparam for m in members]))
-        charge_spin = [m.charge_spin for m in members if m.charge_spin is not None]
-        self.charge_spin = self._tensor(np.stack(charge_spin)) if charge_spin else None
 
     def set_lists(self, lists: Sequence[SkinList]) -> None:
         """Use other candidates, one list for each structure."""
@@ -130,7 +113,7 @@ class ResidentGraph:
         listed = np.zeros((n, width), dtype=bool)
         excluded = np.zeros((n, width), dtype=bool)
         can_be_cut = False
-        for x, types, start in zip(self.lists, self._member_types, self.starts, strict=True):
+        for x, types, start in zip(self.lists, self._types, self.starts, strict=True):
             rows = slice(start, start + len(types))
             own = x.neighbour.shape[1]
             neighbour[rows, :own] = x.neighbour + start
@@ -166,20 +149,19 @@ class ResidentGraph:
     def _input_size(self) -> int:
         return 3 * self.n_atoms + 28 * self.n_structures
 
-    def pack(self, positions: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> np.ndarray:
+    def pack(self, systems: Sequence[System]) -> np.ndarray:
         """Positions and what follows from the cells, as one array for one transfer.
 
         Args:
-            positions: ``(n_atoms, 3)`` of each structure, wrapped or not, Å.
-            cells: completed ``(3, 3)`` of each.
+            systems: the structures with other positions, wrapped or not, and completed cells.
         """
-        strains = [x.strain(cell) for x, cell in zip(self.lists, cells, strict=True)]
-        stacked = np.stack(cells)
+        strains = [x.strain(system.cell) for x, system in zip(self.lists, systems, strict=True)]
+        cells = np.stack([system.cell for system in systems])
         return np.concatenate(
             [
-                np.concatenate(positions).ravel(),
-                stacked.ravel(),
-                np.linalg.inv(stacked).ravel(),
+                np.concatenate([system.positions for system in systems]).ravel(),
+                cells.ravel(),
+                np.linalg.inv(cells).ravel(),
                 np.stack([gradient for gradient, _ in strains]).ravel(),
                 np.array([budget for _, budget in strains]),
             ]

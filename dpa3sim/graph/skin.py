@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpa3sim.graph.candidates import candidates, complete_cell
+from dpa3sim.graph.candidates import candidates
+from dpa3sim.structures.geometry import complete_cell
 
 # Rounding of the test itself, Å, and the least skin, with which a list serves its own reference.
 SLACK, MIN_SKIN = 1e-7, 1e-6

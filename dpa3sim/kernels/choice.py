@@ -17,10 +17,10 @@ from torch import Tensor
 from dpa3sim.kernels import libraries as native
 from dpa3sim.kernels.api import Matmul
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels.probes import probe
 from dpa3sim.kernels.triton import interpreted
 from dpa3sim.model.network import Network
 from dpa3sim.model.weights import weight_shapes
-from dpa3sim.potential.memory import probe
 
 # A test needs no more layers than these: the first, the middle and the last differ.
 TEST_LAYERS = 3
@@ -56,7 +56,7 @@ class Selection:
 
 def select(network: Network, matmul: Matmul) -> Selection:
     """Choose for the device of ``network``; :data:`native.VARIABLE` can forbid what is fast."""
-    device = network.weights["out_bias"].device
+    device = network.device
     wanted = os.environ.get(native.VARIABLE, "").lower()
     if device.type == "cpu" and not (wanted == native.TRITON and interpreted()):
         status = native.status()

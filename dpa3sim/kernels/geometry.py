@@ -9,41 +9,13 @@ import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import BlockGraph
+from dpa3sim.kernels.api import Weighting
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import DescriptorConfig
 from dpa3sim.model.weights import REPFLOWS
 
 PARALLEL_SCALE = 1 - 1e-6
 DIRECTION_SHIFT = 1e-6
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """Factors with which the layers sum over edges and angles; or gradients with respect to them.
-
-    Attributes:
-        symmetrise: ``(n_edges, 3)`` N_e^(-1/2) s^e h, the factors of Psi
-            (docs/model.md#node-messages).
-        message: ``(n_edges,)`` s^e / N_e, the factors of v3.
-        angle: ``(n_angles,)`` N_a^(-1/2) w, the factors of R.
-        other: ``(n_edges,)`` the factor of the edge itself in R: 1 for edges that are not
-            angle-edges; for these 0 or, with ``smooth_cutoff``, t (docs/model.md#smooth-cutoff).
-            Its gradient is only computed with ``smooth_cutoff``, and for angle-edges.
-    """
-
-    symmetrise: Tensor
-    message: Tensor
-    angle: Tensor
-    other: Tensor
-
-    def zeros_like(self) -> Weighting:
-        """A place to accumulate gradients."""
-        return Weighting(
-            torch.zeros_like(self.symmetrise),
-            torch.zeros_like(self.message),
-            torch.zeros_like(self.angle),
-            torch.zeros_like(self.other),
-        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The compiled kernels (``native/`` in the source), where they were built: found and loaded.
+"""The compiled kernels (``src/`` here), where they were built: found and loaded.
 
 They have a plain C interface and share torch's OpenMP runtime: two of them in one process would
 get in each other's way, so that none is linked and that of torch is made visible to the library.
@@ -15,7 +15,9 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-ABI = 3
+from dpa3sim.kernels.structs import STRUCTS
+
+ABI = 4
 VARIABLE = "DPA3SIM_KERNELS"
 """Environment variable that names a build to use, or ``torch`` for none."""
 TRITON = "triton"
@@ -89,6 +91,10 @@ def _load(path: Path) -> ctypes.CDLL:
     library.dpa3_abi.restype = ctypes.c_int64
     if library.dpa3_abi() != ABI:
         raise OSError("it belongs to another version of dpa3sim")
+    library.dpa3_size.argtypes, library.dpa3_size.restype = [ctypes.c_int64], ctypes.c_int64
+    for number, struct in enumerate(STRUCTS):
+        if library.dpa3_size(number) != ctypes.sizeof(struct):
+            raise OSError(f"its arguments {struct.__name__} have another layout than ours")
     for precision in ("f32", "f64"):
         for name in ("forward", "backward", "nodes", "nodes_backward", "incoming"):
             function = getattr(library, f"dpa3_{name}_{precision}")

@@ -1,147 +1,31 @@
-"""A repflow layer, forward and backward by hand: what runs instead of the readable network.
+"""A repflow layer by plain tensor operations, without autograd, on the blocks of the graph.
 
-Plain tensor operations without autograd on the blocks of :mod:`dpa3sim.graph.blocks`. Names and
-formulas are those of docs/model.md#the-repflow-layer; ``d_x`` is dE/dx. Against ``network.py``:
-
-- linear maps of one input are one matrix product, and those of nodes and edges are made once
-  and broadcast within a centre's block, never repeated per angle;
-- sums over neighbours are products with the block's weights, sums over the edges that point to
-  an atom are segment sums over sorted rows: the order of additions never changes;
-- nothing is computed that cannot reach the energy (:class:`LayerPlan`);
-- the backward pass computes pre-activations again from the features, unless they were kept.
-
-Temporaries live in a workspace that is reused by all blocks, layers and evaluations.
-
-A faster implementation of the edges and angles overrides :meth:`LayerKernel._forward_blocks` and
-:meth:`LayerKernel._backward_blocks` (native_kernels.py, triton_kernels.py).
+Sums over neighbours are products with the block's weights. Temporaries live in a workspace that is
+reused by all blocks, layers and evaluations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import Block, BlockGraph, sum_incoming
-from dpa3sim.kernels.geometry import Weighting
+from dpa3sim.kernels.api import (
+    Features,
+    GraphData,
+    Incoming,
+    LayerGradients,
+    LayerInputs,
+    LayerTape,
+    NodeSums,
+)
+from dpa3sim.kernels.layer import LayerPlan, LayerWeights
+from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import DescriptorConfig
-from dpa3sim.model.weights import REPFLOWS
-
-# Workspaces up to this size are never given back.
-RETAINED_BYTES = 2**28
-
-
-class Features(NamedTuple):
-    """State between layers, or the gradient with respect to it.
-
-    Attributes:
-        node: ``(n_atoms, n_dim)``; edge: ``(n_edges, e_dim)``.
-        angle: ``(n_angles, a_dim)``; None for a gradient where no later layer reads it.
-    """
-
-    node: Tensor
-    edge: Tensor
-    angle: Tensor | None
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What of a layer can reach the energy (docs/model.md#what-reaches-the-energy).
-
-    In the parallel form the last layer changes nodes only, and the layer before it need not
-    update angles, which nobody reads any more.
-    """
-
-    edges: bool
-    angles: bool
-    angle_self: bool
-
-    @classmethod
-    def of(cls, config: DescriptorConfig, layer: int) -> LayerPlan:
-        """The plan of layer number ``layer``."""
-        left = config.nlayers - 1 - layer
-        sequential = config.sequential_update
-        edges = sequential or left > 0
-        angles = config.update_angle and edges
-        return cls(edges, angles, angles and (sequential or left > 1))
-
-
-class Workspace:
-    """Memory by name: grows to the largest request and stays, so that it is paid for once."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self._device, self._dtype = device, dtype
-        self._buffers: dict[str, Tensor] = {}
-        self._used: dict[str, int] = {}
-        self._retain = False
-
-    def __call__(self, name: str, rows: int, width: int) -> Tensor:
-        """An uninitialised contiguous ``(rows, width)`` tensor."""
-        size = rows * width
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.numel() < size:
-            self._buffers.pop(name, None)  # before the new one, so as not to have both
-            buffer = torch.empty(size, device=self._device, dtype=self._dtype)
-            self._buffers[name] = buffer
-        self._used[name] = max(size, self._used.get(name, 0))
-        return buffer[:size].view(rows, width)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory held."""
-        return sum(b.numel() * b.element_size() for b in self._buffers.values())
-
-    def end(self) -> None:
-        """End an evaluation: memory is given back if it is far more than was used just now."""
-        used = sum(self._used.values()) * self._dtype.itemsize
-        if not self._retain and self.nbytes > max(RETAINED_BYTES, 4 * used):
-            self._buffers.clear()
-        self._used.clear()
-
-    def release(self) -> None:
-        """Give all memory back."""
-        self._buffers.clear()
-        self._used.clear()
-
-    @contextmanager
-    def private(self, buffers: dict[str, Tensor]) -> Iterator[None]:
-        """Use other buffers for a while, which nobody else will touch or free."""
-        shared, self._buffers = self._buffers, buffers
-        self._retain = True
-        try:
-            yield
-        finally:
-            self._buffers, self._retain = shared, False
-
-
-@dataclass
-class LayerTape:
-    """What a layer keeps for its backward pass besides the features that it received.
-
-    Attributes:
-        keep: whether to keep the pre-activations of edges and angles too.
-        own, p_j: projections of the nodes; ``own.own`` is the pre-activation of v1.
-        sym_pre: ``(n_atoms, n_dim)`` pre-activation of v2.
-        psi: ``(n_atoms, 3, e_dim + n_dim)``.
-        rows: see :meth:`ActivationKernel.rows`, by block and name.
-        pre: pre-activations by block and name, as far as they are kept.
-        reduced: ``(n_angle_edges, e_dim)`` R, by kernels that do not compute it again.
-    """
-
-    keep: bool
-    own: Projections | None = None
-    p_j: Tensor | None = None
-    sym_pre: Tensor | None = None
-    psi: Tensor | None = None
-    rows: dict[tuple[int, str], Tensor | None] = field(default_factory=dict)
-    pre: dict[tuple[int, str], Tensor] = field(default_factory=dict)
-    reduced: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -169,254 +53,60 @@ class BlockData:
     d_other: Tensor
 
 
-@dataclass(frozen=True)
-class GraphData:
-    """What all layers need of a graph besides its indices.
-
-    Attributes:
-        graph: the graph.
-        weighting: factors of sums; d_weighting: the gradient with respect to them, added to.
-    """
-
-    graph: BlockGraph
-    weighting: Weighting
-    d_weighting: Weighting
-
-    @cached_property
-    def blocks(self) -> tuple[BlockData, ...]:
-        """The weighting, and the gradient to be added to, split into blocks."""
-        graph, weighting, d_weighting = self.graph, self.weighting, self.d_weighting
-        data = []
-        for block in graph.layout.blocks:
-            slots = (block.count, block.k_room)
-            square = (block.n_angle_edges, block.m_room)
-            data.append(
-                BlockData(
-                    block=block,
-                    edge_j=graph.edge_j[block.edges],
-                    symmetrise=weighting.symmetrise[block.edges].view(*slots, 3),
-                    d_symmetrise=d_weighting.symmetrise[block.edges].view(*slots, 3),
-                    message=weighting.message[block.edges].view(block.count, 1, block.k_room),
-                    d_message=d_weighting.message[block.edges].view(slots),
-                    angle=weighting.angle[block.angles].view(block.n_angle_edges, 1, block.m_room),
-                    d_angle=d_weighting.angle[block.angles].view(square),
-                    other=weighting.other[block.edges].unsqueeze(1),
-                    d_other=d_weighting.other[block.edges],
-                )
-            )
-        return tuple(data)
+def blocks_of(data: GraphData) -> tuple[BlockData, ...]:
+    """The weighting, and the gradient to be added to, split into blocks; made once."""
+    if "blocks" not in data.derived:
+        data.derived["blocks"] = tuple(
+            _block_data(data, block) for block in data.graph.layout.blocks
+        )
+    blocks: tuple[BlockData, ...] = data.derived["blocks"]
+    return blocks
 
 
-class LayerWeights:
-    """The weights of one layer, merged by input and split by reader.
-
-    Column order: nodes ``[self | ne, es | ea1, as]``, edges ``[ne, es]``, angles ``[ea1, as]``,
-    as far as the plan needs them.
-    """
-
-    def __init__(
-        self, config: DescriptorConfig, plan: LayerPlan, weights: dict[str, Tensor], layer: int
-    ) -> None:
-        name = f"{REPFLOWS}.layers.{layer}"
-        n, e, a = config.n_dim, config.e_dim, config.a_dim
-
-        def linear(part: str) -> tuple[Tensor, Tensor]:
-            return weights[f"{name}.{part}.matrix"], weights[f"{name}.{part}.bias"]
-
-        w_self, b_self = linear("node_self_mlp")
-        w_sym, self.sym_bias = linear("node_sym_linear")
-        self.sym = w_sym / 3
-        edge_maps = [linear("node_edge_linear")]
-        if plan.edges:
-            edge_maps.append(linear("edge_self_linear"))
-        w_i, w_j, w_e = torch.cat([m for m, _ in edge_maps], dim=1).split([n, n, e])
-        self.node_j, self.edge = w_j.contiguous(), w_e.contiguous()
-        node_i, bias = [w_self, w_i], [b_self, *(b for _, b in edge_maps)]
-        if plan.angles:
-            angle_maps = [linear("edge_angle_linear1")]
-            if plan.angle_self:
-                angle_maps.append(linear("angle_self_linear"))
-            merged = torch.cat([m for m, _ in angle_maps], dim=1)
-            w_a, w_n, w_k, w_q = merged.split(
-                [a, config.node_angle_dim, config.edge_angle_dim, config.edge_angle_dim]
-            )
-            self.angle = w_a.contiguous()
-            w_n, w_kq = self._compress(config, weights, name, w_n, torch.cat([w_k, w_q], dim=1))
-            self.angle_edge = w_kq
-            node_i.append(w_n)
-            bias += [b for _, b in angle_maps]
-            self.ea2, self.ea2_bias = linear("edge_angle_linear2")
-        self.node_i, self.node_bias = torch.cat(node_i, dim=1), torch.cat(bias)
-        self.width_edge = self.edge.shape[1]
-        self.width_angle = self.angle.shape[1] if plan.angles else 0
-        chunks = config.n_multi_edge_message
-        self.node_keep, self.node_rho = _residual(config, weights, f"{name}.n_residual", 2 + chunks)
-        edge_messages = 2 if config.update_angle else 1
-        if plan.edges:
-            self.edge_keep, self.edge_rho = _residual(
-                config, weights, f"{name}.e_residual", edge_messages
-            )
-        if plan.angle_self:
-            self.angle_keep, self.angle_rho = _residual(config, weights, f"{name}.a_residual", 1)
-
-    @staticmethod
-    def _compress(
-        config: DescriptorConfig, weights: dict[str, Tensor], name: str, w_n: Tensor, w_kq: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Maps from whole nodes and from the leading edge channels, compression included."""
-        if config.a_compress_rate and config.a_compress_use_split:
-            padding = w_n.new_zeros((config.n_dim - w_n.shape[0], w_n.shape[1]))
-            return torch.cat([w_n, padding]), w_kq
-        if config.a_compress_rate:
-            return (
-                weights[f"{name}.a_compress_n_linear.matrix"] @ w_n,
-                weights[f"{name}.a_compress_e_linear.matrix"] @ w_kq,
-            )
-        return w_n, w_kq
-
-
-def _residual(
-    config: DescriptorConfig, weights: dict[str, Tensor], name: str, n_messages: int
-) -> tuple[float, list[Tensor]]:
-    """``x_new = keep x + sum rho_q m_q`` for every update style."""
-    if config.update_style == "res_residual":
-        return 1.0, [weights[f"{name}.{q}"] for q in range(n_messages)]
-    width = {"n": config.n_dim, "e": config.e_dim, "a": config.a_dim}[name.rpartition(".")[2][0]]
-    average = config.update_style == "res_avg"
-    rho = (n_messages + average) ** -0.5
-    like = next(iter(weights.values()))
-    vector = torch.full(
-        (width,), rho, dtype=weights[f"{REPFLOWS}.edge_embd.matrix"].dtype, device=like.device
+def _block_data(data: GraphData, block: Block) -> BlockData:
+    weighting, d_weighting = data.weighting, data.d_weighting
+    slots, square = (block.count, block.k_room), (block.n_angle_edges, block.m_room)
+    return BlockData(
+        block=block,
+        edge_j=data.graph.edge_j[block.edges],
+        symmetrise=weighting.symmetrise[block.edges].view(*slots, 3),
+        d_symmetrise=d_weighting.symmetrise[block.edges].view(*slots, 3),
+        message=weighting.message[block.edges].view(block.count, 1, block.k_room),
+        d_message=d_weighting.message[block.edges].view(slots),
+        angle=weighting.angle[block.angles].view(block.n_angle_edges, 1, block.m_room),
+        d_angle=d_weighting.angle[block.angles].view(square),
+        other=weighting.other[block.edges].unsqueeze(1),
+        d_other=d_weighting.other[block.edges],
     )
-    return rho if average else 1.0, [vector] * n_messages
 
 
-class Projections(NamedTuple):
-    """Linear maps of the nodes, or the gradient with respect to them.
+class TensorNodes:
+    """The nodes of a layer by tensor operations.
 
-    Attributes:
-        own: ``(n_atoms, n_dim)`` the argument of v1.
-        edge: ``(n_atoms, width_edge)`` what the centre contributes to edge maps, with the bias.
-        angle: ``(n_atoms, width_angle)`` what it contributes to angle maps, with the bias.
+    Args:
+        config: the descriptor's options. layer: number of the layer.
+        activation: the descriptor's activation.
     """
 
-    own: Tensor
-    edge: Tensor
-    angle: Tensor
-
-
-class NodeSums(NamedTuple):
-    """Sums over the edges of each centre, or the gradient with respect to them.
-
-    Attributes:
-        psi: ``(n_atoms, 3, e_dim + n_dim)``; v3: ``(n_atoms, H n_dim)``.
-    """
-
-    psi: Tensor
-    v3: Tensor
-
-
-class Incoming(NamedTuple):
-    """Gradients that edges send to their neighbour's node.
-
-    Attributes:
-        projection: ``(n_edges, width_edge)`` with respect to the neighbour's projection.
-        node: ``(n_edges, n_dim)`` with respect to its features.
-    """
-
-    projection: Tensor
-    node: Tensor
-
-
-class LayerKernel:
-    """One layer in the parallel form: all messages read the features of the layer's start."""
-
-    def __init__(
-        self,
-        config: DescriptorConfig,
-        weights: dict[str, Tensor],
-        layer: int,
-        activation: ActivationKernel,
-        workspace: Workspace,
-    ) -> None:
+    def __init__(self, config: DescriptorConfig, layer: int, activation: ActivationKernel) -> None:
         self.plan = LayerPlan.of(config, layer)
-        self._config = config
-        self._w = LayerWeights(config, self.plan, weights, layer)
-        self._act = activation
-        self._ws = workspace
-        self._layer = layer
+        self._config, self._layer, self._act = config, layer, activation
         self._message_width = config.n_multi_edge_message * config.n_dim
 
-    # -- nodes ----------------------------------------------------------------------------------
+    def refresh(self, weights: Mapping[str, Tensor]) -> None:
+        """See :class:`~dpa3sim.kernels.api.Kernel`, like the other methods."""
+        self._w = LayerWeights(self._config, self.plan, weights, self._layer)
+        self.node_keep = self._w.node_keep
 
-    def forward(
-        self,
-        graph: BlockGraph,
-        data: GraphData,
-        features: Features,
-        tape: LayerTape,
-        place: str,
-    ) -> Features:
-        """New features; what the backward pass needs goes to ``tape``.
+    def project(self, node: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
+        w = self._w
+        return torch.addmm(w.node_bias, node[:n_atoms], w.node_i), node @ w.node_j
 
-        New edges and angles are in the workspace under ``place``.
-        """
-        n_atoms, n = graph.n_atoms, self._config.n_dim
-        node, edge, angle = features
-        own, p_j = self._project(node)
-        sums = NodeSums(
-            node.new_empty((n_atoms, 3, self._config.e_dim + n)),
-            node.new_empty((n_atoms, self._message_width)),
-        )
-        if self.plan.edges:
-            edge = self._ws(f"edge {place}", *edge.shape)
-        if self.plan.angle_self:
-            assert angle is not None
-            angle = self._ws(f"angle {place}", *angle.shape)
-        new = Features(node, edge, angle)
-        self._forward_blocks(graph, data, features, new, own, p_j, sums, tape, place)
-        tape.psi, tape.own, tape.p_j = sums.psi, own, p_j
-        return Features(self._update_node(node, sums, tape), edge, angle)
+    def project_backward(self, d_own: Tensor, d_neighbour: Tensor, d_node: Tensor) -> None:
+        d_node[: len(d_own)].addmm_(d_own, self._w.node_i.t())
+        d_node.addmm_(d_neighbour, self._w.node_j.t())
 
-    def backward(
-        self,
-        graph: BlockGraph,
-        data: GraphData,
-        features: Features,
-        grad: Features,
-        tape: LayerTape,
-    ) -> Features:
-        """Gradient with respect to ``features``; that of edges and angles replaces ``grad``'s.
-
-        The gradient of the weighting is added to ``data``. The nodes of the first layer are
-        constants: theirs is not computed.
-        """
-        assert tape.own is not None
-        assert tape.p_j is not None
-        w, node, own, p_j = self._w, features.node, tape.own, tape.p_j
-        d_projections = node.new_empty((graph.n_atoms, w.node_i.shape[1]))
-        d_own = self._split(d_projections)
-        d_sums = self._update_node_backward(grad.node, tape, d_own.own)
-        if grad.angle is None and self.plan.angles:
-            assert features.angle is not None
-            grad = grad._replace(angle=self._ws("d angle", *features.angle.shape).zero_())
-        incoming = None
-        if self._layer > 0:
-            incoming = Incoming(
-                self._ws("incoming projection", graph.layout.n_edges, w.width_edge),
-                self._ws("incoming node", graph.layout.n_edges, node.shape[1]),
-            )
-        self._backward_blocks(graph, data, features, grad, own, p_j, d_sums, d_own, incoming, tape)
-        d_node = grad.node
-        if incoming is not None:
-            if w.node_keep != 1:
-                d_node.mul_(w.node_keep)
-            d_p_j = self._sum_incoming(graph, incoming, d_node)
-            self._project_backward(d_projections, d_p_j, d_node)
-        return Features(d_node, grad.edge, grad.angle)
-
-    def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
-        """v1, v2, v3 and their combination."""
+    def update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
         w, n = self._w, self._config.n_dim
         assert tape.own is not None
         tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrise(sums.psi), w.sym)
@@ -428,8 +118,7 @@ class LayerKernel:
             node = torch.addcmul(node, rho, chunk)
         return node
 
-    def _update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
-        """Gradient of the sums over edges; that of the argument of v1 goes to ``d_self``."""
+    def update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
         w = self._w
         assert tape.own is not None
         assert tape.sym_pre is not None
@@ -443,25 +132,9 @@ class LayerKernel:
             torch.cat([d_node * rho for rho in w.node_rho[2:]], dim=1),
         )
 
-    def _sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
-        """Gradient of the neighbours' projections; that of their features is added to d_node."""
+    def sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
         d_node.add_(sum_incoming(incoming.node, graph))
         return sum_incoming(incoming.projection, graph)
-
-    def _project(self, node: Tensor) -> tuple[Projections, Tensor]:
-        """Linear maps of the nodes as centres, and as neighbours ``(n_atoms, width_edge)``."""
-        w = self._w
-        return self._split(torch.addmm(w.node_bias, node, w.node_i)), node @ w.node_j
-
-    def _project_backward(self, d_projections: Tensor, d_p_j: Tensor, d_node: Tensor) -> None:
-        """Add to ``d_node`` what reached the nodes through their linear maps."""
-        d_node.addmm_(d_projections, self._w.node_i.t())
-        d_node.addmm_(d_p_j, self._w.node_j.t())
-
-    def _split(self, projections: Tensor) -> Projections:
-        w = self._w
-        parts = [self._config.n_dim, w.width_edge, w.width_angle]
-        return Projections(*projections.split(parts, dim=1))
 
     def _symmetrise(self, psi: Tensor) -> Tensor:
         """sym_i[e] and sym_i[n_j] side by side, ``(n_atoms, axis (e_dim + n_dim))``, times 3."""
@@ -480,148 +153,24 @@ class LayerKernel:
             parts.append(d_x)
         return torch.cat(parts, dim=2)
 
-    # -- blocks: edges and angles ---------------------------------------------------------------
 
-    def _forward_blocks(
+class TensorPieces(TensorNodes):
+    """The pieces of edges and angles that both forms are made of, each with its derivative.
+
+    Args:
+        config, layer, activation: see :class:`TensorNodes`.
+        workspace: memory for temporaries.
+    """
+
+    def __init__(
         self,
-        graph: BlockGraph,
-        data: GraphData,
-        old: Features,
-        new: Features,
-        own: Projections,
-        p_j: Tensor,
-        sums: NodeSums,
-        tape: LayerTape,
-        place: str,
+        config: DescriptorConfig,
+        layer: int,
+        activation: ActivationKernel,
+        workspace: Workspace,
     ) -> None:
-        """New edges and angles into ``new``, what they send to nodes into ``sums``."""
-        for item in data.blocks:
-            self._forward_block(item, old, new, own, p_j, sums, tape)
-
-    def _backward_blocks(
-        self,
-        graph: BlockGraph,
-        data: GraphData,
-        old: Features,
-        grad: Features,
-        own: Projections,
-        p_j: Tensor,
-        d_sums: NodeSums,
-        d_own: Projections,
-        incoming: Incoming | None,
-        tape: LayerTape,
-    ) -> None:
-        """From ``grad`` and ``d_sums`` to ``d_own``, ``incoming`` and, in place, ``grad``."""
-        for item in data.blocks:
-            self._backward_block(item, old, grad, own, p_j, d_sums, d_own, incoming, tape)
-
-    def _forward_block(
-        self,
-        data: BlockData,
-        old: Features,
-        new: Features,
-        own: Projections,
-        p_j: Tensor,
-        sums: NodeSums,
-        tape: LayerTape,
-    ) -> None:
-        w, block, width, e = self._w, data.block, self._message_width, self._config.e_dim
-        edge = old.edge[block.edges]
-        pre = self._edge_pre(data, edge, own.edge, p_j, w.edge, self._place(tape, data, "edge pre"))
-        message = self._activate(tape, data, "edge", pre)
-        self._sum_edges(data, edge, old.node, message[:, :width], sums)
-        if not self.plan.edges:
-            return
-        new_edge = new.edge[block.edges]
-        _combine(w.edge_keep, edge, w.edge_rho[0], message[:, width:], new_edge)
-        if not self.plan.angles:
-            return
-        assert old.angle is not None
-        assert new.angle is not None
-        angle = old.angle[block.angles]
-        pq, pk = self._angle_projections(data, edge, own.angle)
-        pre = self._angle_pre(data, pq, pk, angle, w.angle, self._place(tape, data, "angle pre"))
-        message = self._activate(tape, data, "angle", pre)
-        reduced = self._reduce(data, message[:, :e])
-        self._add_edge_angle_message(data, edge, reduced, new_edge)
-        if self.plan.angle_self:
-            new_angle = new.angle[block.angles]
-            _combine(w.angle_keep, angle, w.angle_rho[0], message[:, e:], new_angle)
-
-    def _backward_block(
-        self,
-        data: BlockData,
-        old: Features,
-        grad: Features,
-        own: Projections,
-        p_j: Tensor,
-        d_sums: NodeSums,
-        d_own: Projections,
-        incoming: Incoming | None,
-        tape: LayerTape,
-    ) -> None:
-        w, block, width = self._w, data.block, self._message_width
-        edge, d_edge = old.edge[block.edges], grad.edge[block.edges]
-        pre = tape.pre.get((block.start, "edge"))
-        if pre is None:
-            pre = self._edge_pre(data, edge, own.edge, p_j, w.edge, "edge pre")
-        rows = tape.rows[block.start, "edge"]
-        d_pre = self._d_edge_pre(data, incoming)
-        self._message_backward(data, pre[:, :width], rows, d_sums, d_pre[:, :width])
-        if self.plan.edges:
-            torch.mul(d_edge, w.edge_rho[0], out=d_pre[:, width:])
-        self._act.backward_(d_pre, pre, rows)
-        torch.sum(_slots(data, d_pre), dim=1, out=d_own.edge[block.rows])
-        d_angle_edges = d_other = None
-        if self.plan.angles:
-            d_angle_edges, d_other = self._angle_backward(
-                data, old, grad, edge, d_edge, own, d_own, tape
-            )
-        if self.plan.edges and w.edge_keep != 1:
-            d_edge.mul_(w.edge_keep)
-        d_edge.addmm_(d_pre, w.edge.t())
-        if d_angle_edges is not None:
-            self._add_angle_gradients(data, d_edge, d_angle_edges, d_other)
-        self._sum_edges_backward(data, edge, old.node, d_sums, d_edge, incoming)
-
-    def _angle_backward(
-        self,
-        data: BlockData,
-        old: Features,
-        grad: Features,
-        edge: Tensor,
-        d_edge: Tensor,
-        own: Projections,
-        d_own: Projections,
-        tape: LayerTape,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Through both messages of the angles; the gradient of angles replaces ``grad``'s.
-
-        Returns:
-            Gradients of the angle-edges' projections and of the edge as its own R.
-        """
-        assert old.angle is not None
-        assert grad.angle is not None
-        w, block, e = self._w, data.block, self._config.e_dim
-        d_angle = grad.angle[block.angles]
-        pre = tape.pre.get((block.start, "angle"))
-        if pre is None:
-            pq, pk = self._angle_projections(data, edge, own.angle)
-            pre = self._angle_pre(data, pq, pk, old.angle[block.angles], w.angle, "angle pre")
-        rows = tape.rows[block.start, "angle"]
-        d_pre = self._ws("d angle pre", block.n_angles, w.width_angle)
-        d_other = self._reduce_backward(data, pre[:, :e], rows, edge, d_edge, d_pre[:, :e])
-        if self.plan.angle_self:
-            torch.mul(d_angle, w.angle_rho[0], out=d_pre[:, e:])
-        self._act.backward_(d_pre, pre, rows)
-        if self.plan.angle_self and w.angle_keep != 1:
-            d_angle.mul_(w.angle_keep)
-        d_angle.addmm_(d_pre, w.angle.t())
-        d_both = self._ws("d projections", block.n_angle_edges, 2 * w.width_angle)
-        self._angle_projections_backward(data, d_pre, d_both, d_own.angle, slice(None))
-        return d_both, d_other
-
-    # -- pieces, each with its derivative -------------------------------------------------------
+        super().__init__(config, layer, activation)
+        self._ws = workspace
 
     def _place(self, tape: LayerTape, data: BlockData, name: str) -> str:
         """Name of the memory for a pre-activation: its own if it is to be kept."""
@@ -820,34 +369,154 @@ class LayerKernel:
         target.add_(d_inputs.view(block.count, block.m_room, weight.shape[0]))
 
 
-class SequentialLayerKernel(LayerKernel):
-    """The sequential form: each phase reads the newest edges and angles, nodes change last."""
+class ParallelTensorKernel(TensorPieces):
+    """The parallel form: all messages read the features of the layer's start."""
+
+    def forward(self, x: LayerInputs, new: Features, sums: NodeSums, tape: LayerTape) -> None:
+        for data in blocks_of(x.data):
+            self._forward_block(data, x, new, sums, tape)
+
+    def backward(self, x: LayerInputs, grad: LayerGradients, tape: LayerTape) -> None:
+        for data in blocks_of(x.data):
+            self._backward_block(data, x, grad, tape)
 
     def _forward_block(
         self,
         data: BlockData,
-        old: Features,
+        x: LayerInputs,
         new: Features,
-        own: Projections,
-        p_j: Tensor,
+        sums: NodeSums,
+        tape: LayerTape,
+    ) -> None:
+        w, block, width, e = self._w, data.block, self._message_width, self._config.e_dim
+        old, own = x.features, x.own
+        edge = old.edge[block.edges]
+        pre = self._edge_pre(
+            data, edge, own.edge, x.neighbour, w.edge, self._place(tape, data, "edge pre")
+        )
+        message = self._activate(tape, data, "edge", pre)
+        self._sum_edges(data, edge, old.node, message[:, :width], sums)
+        if not self.plan.edges:
+            return
+        new_edge = new.edge[block.edges]
+        _combine(w.edge_keep, edge, w.edge_rho[0], message[:, width:], new_edge)
+        if not self.plan.angles:
+            return
+        assert old.angle is not None
+        assert new.angle is not None
+        angle = old.angle[block.angles]
+        pq, pk = self._angle_projections(data, edge, own.angle)
+        pre = self._angle_pre(data, pq, pk, angle, w.angle, self._place(tape, data, "angle pre"))
+        message = self._activate(tape, data, "angle", pre)
+        reduced = self._reduce(data, message[:, :e])
+        self._add_edge_angle_message(data, edge, reduced, new_edge)
+        if self.plan.angle_self:
+            new_angle = new.angle[block.angles]
+            _combine(w.angle_keep, angle, w.angle_rho[0], message[:, e:], new_angle)
+
+    def _backward_block(
+        self,
+        data: BlockData,
+        x: LayerInputs,
+        grads: LayerGradients,
+        tape: LayerTape,
+    ) -> None:
+        w, block, width = self._w, data.block, self._message_width
+        old, grad, incoming = x.features, grads.features, grads.incoming
+        edge, d_edge = old.edge[block.edges], grad.edge[block.edges]
+        pre = tape.pre.get((block.start, "edge"))
+        if pre is None:
+            pre = self._edge_pre(data, edge, x.own.edge, x.neighbour, w.edge, "edge pre")
+        rows = tape.rows[block.start, "edge"]
+        d_pre = self._d_edge_pre(data, incoming)
+        self._message_backward(data, pre[:, :width], rows, grads.sums, d_pre[:, :width])
+        if self.plan.edges:
+            torch.mul(d_edge, w.edge_rho[0], out=d_pre[:, width:])
+        self._act.backward_(d_pre, pre, rows)
+        torch.sum(_slots(data, d_pre), dim=1, out=grads.own.edge[block.rows])
+        d_angle_edges = d_other = None
+        if self.plan.angles:
+            d_angle_edges, d_other = self._angle_backward(data, x, grads, edge, d_edge, tape)
+        if self.plan.edges and w.edge_keep != 1:
+            d_edge.mul_(w.edge_keep)
+        d_edge.addmm_(d_pre, w.edge.t())
+        if d_angle_edges is not None:
+            self._add_angle_gradients(data, d_edge, d_angle_edges, d_other)
+        self._sum_edges_backward(data, edge, old.node, grads.sums, d_edge, incoming)
+
+    def _angle_backward(
+        self,
+        data: BlockData,
+        x: LayerInputs,
+        grads: LayerGradients,
+        edge: Tensor,
+        d_edge: Tensor,
+        tape: LayerTape,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Through both messages of the angles; the gradient of angles replaces ``grad``'s.
+
+        Returns:
+            Gradients of the angle-edges' projections and of the edge as its own R.
+        """
+        old, grad = x.features, grads.features
+        assert old.angle is not None
+        assert grad.angle is not None
+        w, block, e = self._w, data.block, self._config.e_dim
+        d_angle = grad.angle[block.angles]
+        pre = tape.pre.get((block.start, "angle"))
+        if pre is None:
+            pq, pk = self._angle_projections(data, edge, x.own.angle)
+            pre = self._angle_pre(data, pq, pk, old.angle[block.angles], w.angle, "angle pre")
+        rows = tape.rows[block.start, "angle"]
+        d_pre = self._ws("d angle pre", block.n_angles, w.width_angle)
+        d_other = self._reduce_backward(data, pre[:, :e], rows, edge, d_edge, d_pre[:, :e])
+        if self.plan.angle_self:
+            torch.mul(d_angle, w.angle_rho[0], out=d_pre[:, e:])
+        self._act.backward_(d_pre, pre, rows)
+        if self.plan.angle_self and w.angle_keep != 1:
+            d_angle.mul_(w.angle_keep)
+        d_angle.addmm_(d_pre, w.angle.t())
+        d_both = self._ws("d projections", block.n_angle_edges, 2 * w.width_angle)
+        self._angle_projections_backward(data, d_pre, d_both, grads.own.angle, slice(None))
+        return d_both, d_other
+
+
+class SequentialTensorKernel(TensorPieces):
+    """The sequential form: each phase reads the newest edges and angles, nodes change last."""
+
+    def forward(self, x: LayerInputs, new: Features, sums: NodeSums, tape: LayerTape) -> None:
+        for data in blocks_of(x.data):
+            self._forward_block(data, x, new, sums, tape)
+
+    def backward(self, x: LayerInputs, grad: LayerGradients, tape: LayerTape) -> None:
+        for data in blocks_of(x.data):
+            self._backward_block(data, x, grad, tape)
+
+    def _messages(self, x: LayerInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Linear maps and weight of the messages to nodes."""
+        width = self._message_width
+        return x.own.edge[:, :width], x.neighbour[:, :width], self._w.edge[:, :width]
+
+    def _forward_block(
+        self,
+        data: BlockData,
+        x: LayerInputs,
+        new: Features,
         sums: NodeSums,
         tape: LayerTape,
     ) -> None:
         assert new.angle is not None
-        width = self._message_width
         new_edge, new_angle = new.edge[data.block.edges], new.angle[data.block.angles]
-        self._update(data, old, own, p_j, new_edge, new_angle)
-        weight = self._w.edge[:, :width]
-        pre = self._edge_pre(data, new_edge, own.edge[:, :width], p_j[:, :width], weight, "v3 pre")
+        self._update(data, x, new_edge, new_angle)
+        p_i, p_j, weight = self._messages(x)
+        pre = self._edge_pre(data, new_edge, p_i, p_j, weight, "v3 pre")
         message = self._act.forward(pre, pre, self._act.rows(pre))
-        self._sum_edges(data, new_edge, old.node, message, sums)
+        self._sum_edges(data, new_edge, x.features.node, message, sums)
 
     def _update(
         self,
         data: BlockData,
-        old: Features,
-        own: Projections,
-        p_j: Tensor,
+        x: LayerInputs,
         new_edge: Tensor,
         new_angle: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -856,10 +525,11 @@ class SequentialLayerKernel(LayerKernel):
         Returns:
             The edges after phase 1 and the pre-activations of u1, t and the messages of R.
         """
+        old, own = x.features, x.own
         assert old.angle is not None
         w, ws, e, width = self._w, self._ws, self._config.e_dim, self._message_width
         edge, angle = old.edge[data.block.edges], old.angle[data.block.angles]
-        p_i, p_j, weight = own.edge[:, width:], p_j[:, width:], w.edge[:, width:]
+        p_i, p_j, weight = own.edge[:, width:], x.neighbour[:, width:], w.edge[:, width:]
         u1_pre = self._edge_pre(data, edge, p_i, p_j, weight, "u1 pre")
         u1 = self._act.forward(u1_pre, ws("u1", *u1_pre.shape), self._act.rows(u1_pre))
         edge1 = torch.addcmul(edge, w.edge_rho[0], u1, out=ws("edge 1", *edge.shape))
@@ -877,30 +547,26 @@ class SequentialLayerKernel(LayerKernel):
     def _backward_block(
         self,
         data: BlockData,
-        old: Features,
-        grad: Features,
-        own: Projections,
-        p_j: Tensor,
-        d_sums: NodeSums,
-        d_own: Projections,
-        incoming: Incoming | None,
+        x: LayerInputs,
+        grads: LayerGradients,
         tape: LayerTape,
     ) -> None:
+        grad, incoming, d_own = grads.features, grads.incoming, grads.own
         assert grad.angle is not None
         w, block, e, width = self._w, data.block, self._config.e_dim, self._message_width
         d_edge, d_angle = grad.edge[block.edges], grad.angle[block.angles]
         edge2, angle2 = self._ws("edge 2", *d_edge.shape), self._ws("angle 2", *d_angle.shape)
-        edge1, u1_pre, t_pre, angle_pre = self._update(data, old, own, p_j, edge2, angle2)
+        edge1, u1_pre, t_pre, angle_pre = self._update(data, x, edge2, angle2)
         d_pre = self._d_edge_pre(data, incoming)
         d_both = self._ws("d projections", block.n_angle_edges, 2 * w.width_angle)
         # Phase 4: nodes.
-        p_i, weight = own.edge[:, :width], w.edge[:, :width]
-        pre = self._edge_pre(data, edge2, p_i, p_j[:, :width], weight, "v3 pre")
+        p_i, p_j, weight = self._messages(x)
+        pre = self._edge_pre(data, edge2, p_i, p_j, weight, "v3 pre")
         rows = self._act.rows(pre)
-        self._message_backward(data, pre, rows, d_sums, d_pre[:, :width])
+        self._message_backward(data, pre, rows, grads.sums, d_pre[:, :width])
         self._act.backward_(d_pre[:, :width], pre, rows)
         d_edge.addmm_(d_pre[:, :width], weight.t())
-        self._sum_edges_backward(data, edge2, old.node, d_sums, d_edge, incoming)
+        self._sum_edges_backward(data, edge2, x.features.node, grads.sums, d_edge, incoming)
         # Phase 3: edges from angles.
         d_angle_pre, rows = self._ws("d angle pre", block.n_angles, e), self._act.rows(angle_pre)
         d_other = self._reduce_backward(data, angle_pre, rows, edge1, d_edge, d_angle_pre)

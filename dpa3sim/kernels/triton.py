@@ -6,6 +6,7 @@ be captured as a CUDA graph.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +16,19 @@ import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import BlockGraph, Layout
-from dpa3sim.kernels.api import Matmul
-from dpa3sim.kernels.tensor import (
+from dpa3sim.kernels.api import (
     Features,
     GraphData,
     Incoming,
-    LayerKernel,
+    LayerGradients,
+    LayerInputs,
     LayerTape,
+    Matmul,
     NodeSums,
-    Projections,
-    Workspace,
 )
+from dpa3sim.kernels.layer import LayerPlan, LayerWeights
+from dpa3sim.kernels.tensor import TensorNodes
+from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel, silut_constants
 from dpa3sim.model.config import Activation, DescriptorConfig
 
@@ -169,11 +172,13 @@ def _within(counts: np.ndarray) -> np.ndarray:
     return np.arange(counts.sum()) - np.repeat(_starts(counts), counts)
 
 
-class TritonLayerKernel(LayerKernel):
-    """The parallel form.
+class TritonKernel:
+    """The parallel form, by the programs of ``triton_programs.py``.
 
     Args:
-        config, weights, layer, activation, workspace: see :class:`LayerKernel`.
+        config: the descriptor's options. layer: number of the layer.
+        activation: for the nodes' products, which are tensor operations.
+        workspace: memory for temporaries.
         matmul: how the products of edges and angles round; those of nodes never do.
 
     Raises:
@@ -183,7 +188,6 @@ class TritonLayerKernel(LayerKernel):
     def __init__(
         self,
         config: DescriptorConfig,
-        weights: dict[str, Tensor],
         layer: int,
         activation: ActivationKernel,
         workspace: Workspace,
@@ -191,9 +195,19 @@ class TritonLayerKernel(LayerKernel):
     ) -> None:
         from dpa3sim.kernels import triton_programs
 
-        super().__init__(config, weights, layer, activation, workspace)
-        w = self._w
+        self.plan = LayerPlan.of(config, layer)
+        self._config, self._layer, self._ws = config, layer, workspace
+        self._message_width = config.n_multi_edge_message * config.n_dim
+        self._tensor = TensorNodes(config, layer, activation)
         self._programs = triton_programs
+        self._matmul = matmul
+
+    def refresh(self, weights: Mapping[str, Tensor]) -> None:
+        """See :class:`~dpa3sim.kernels.api.Kernel`, like the other methods."""
+        config = self._config
+        self._tensor.refresh(weights)
+        self._w = w = LayerWeights(config, self.plan, weights, self._layer)
+        self.node_keep = w.node_keep
         self._device = w.edge.device
         self._edge_rows = EDGE_ROWS[w.edge.dtype]
         self._rho = torch.stack(w.node_rho)
@@ -206,7 +220,7 @@ class TritonLayerKernel(LayerKernel):
             "WIDTH": w.width_edge,
             "B_ROWS": self._edge_rows,
             "B_DEPTH": _tile(e, DEPTH),
-            "PRECISION": _precision(matmul, self._programs.INTERPRETED),
+            "PRECISION": _precision(self._matmul, self._programs.INTERPRETED),
         }
         self._columns = _tile(max(e, width), COLUMNS)
         self._angle_columns = _tile(e, CHAINED_COLUMNS)
@@ -215,6 +229,15 @@ class TritonLayerKernel(LayerKernel):
             "B_COLUMNS": _tile(max(e, width), CHAINED_COLUMNS),
             "num_warps": WIDE_WARPS if _tile(e) >= WIDE else WARPS,
         }
+
+    def project(self, node: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
+        return self._tensor.project(node, n_atoms)
+
+    def project_backward(self, d_own: Tensor, d_neighbour: Tensor, d_node: Tensor) -> None:
+        self._tensor.project_backward(d_own, d_neighbour, d_node)
+
+    def sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
+        return self._tensor.sum_incoming(graph, incoming, d_node)
 
     def _run(
         self, name: str, grid: tuple[int, ...], *constants: dict[str, Any], **rest: Any
@@ -229,21 +252,11 @@ class TritonLayerKernel(LayerKernel):
 
     # -- blocks ---------------------------------------------------------------------------------
 
-    def _forward_blocks(
-        self,
-        graph: BlockGraph,
-        data: GraphData,
-        old: Features,
-        new: Features,
-        own: Projections,
-        p_j: Tensor,
-        sums: NodeSums,
-        tape: LayerTape,
-        place: str,
-    ) -> None:
+    def forward(self, x: LayerInputs, new: Features, sums: NodeSums, tape: LayerTape) -> None:
+        data, old, graph = x.data, x.features, x.data.graph
         w, jobs, e = self._w, self._jobs(graph), self._config.e_dim
         columns, width = self._columns, self._message_width
-        maps = self._edge_maps(graph, old, own, p_j)
+        maps = self._edge_maps(x)
         centres = {"edge_start": jobs.edge_start, "k_room": jobs.k}
         self._run(
             "messages",
@@ -272,14 +285,14 @@ class TritonLayerKernel(LayerKernel):
         if not self.plan.edges:
             return
         if self.plan.angles:
-            tape.reduced = self._ws(f"reduced {place}", graph.layout.n_angle_edges, e)
-            self._update_angles(graph, data, old, new, own, tape.reduced)
+            tape.reduced = self._ws(f"reduced {tape.place}", graph.layout.n_angle_edges, e)
+            self._update_angles(x, new, tape.reduced)
         self._run(
             "update_edges",
             (_tiles(graph.layout.n_edges, self._edge_rows), _tiles(e, columns)),
             self._product,
             maps,
-            self._edge_angle_map(graph, data, tape),
+            self._edge_angle_map(data, tape),
             n_edges=graph.layout.n_edges,
             centre=graph.edge_i,
             rho_self=w.edge_rho[0],
@@ -290,17 +303,10 @@ class TritonLayerKernel(LayerKernel):
             B_COLUMNS=columns,
         )
 
-    def _update_angles(
-        self,
-        graph: BlockGraph,
-        data: GraphData,
-        old: Features,
-        new: Features,
-        own: Projections,
-        reduced: Tensor,
-    ) -> None:
+    def _update_angles(self, x: LayerInputs, new: Features, reduced: Tensor) -> None:
         """R, and the new angles."""
-        maps, columns = self._angle_maps(graph, old, own), self._angle_columns
+        graph, data = x.data.graph, x.data
+        maps, columns = self._angle_maps(x), self._angle_columns
         n_slots, slot_row = graph.layout.n_angle_edges, self._jobs(graph).slot_row
         self._run(
             "angle_messages",
@@ -322,34 +328,23 @@ class TritonLayerKernel(LayerKernel):
                 KEEP=self._w.angle_keep,
             )
 
-    def _backward_blocks(
-        self,
-        graph: BlockGraph,
-        data: GraphData,
-        old: Features,
-        grad: Features,
-        own: Projections,
-        p_j: Tensor,
-        d_sums: NodeSums,
-        d_own: Projections,
-        incoming: Incoming | None,
-        tape: LayerTape,
-    ) -> None:
+    def backward(self, x: LayerInputs, grad: LayerGradients, tape: LayerTape) -> None:
+        data, old, graph, incoming = x.data, x.features, x.data.graph, grad.incoming
         w, jobs, plan = self._w, self._jobs(graph), self.plan
         n_edges, width = graph.layout.n_edges, w.width_edge
         d_input = d_angle_input = None
-        edge_angle = self._edge_angle_map(graph, data, tape)
+        edge_angle = self._edge_angle_map(data, tape)
         if plan.angles:
             d_other = data.d_weighting.other
-            d_input = self._edge_angle_backward(graph, old, grad, edge_angle, d_other)
-            d_angle_input = self._angles_backward(graph, data, old, grad, own, d_own, d_input)
+            d_input = self._edge_angle_backward(x, grad, edge_angle, d_other)
+            d_angle_input = self._angles_backward(x, grad, d_input)
         edge_jobs = {
             "job_row": jobs.edge_row,
             "job_start": jobs.edge_first,
             "edge_start": jobs.edge_start,
             "k_room": jobs.k,
             "symmetrise": data.weighting.symmetrise,
-            "d_psi": d_sums.psi,
+            "d_psi": grad.sums.psi,
         }
         d_own_jobs = self._ws("d own of jobs", len(jobs.edge_row), width)
         d_pre = incoming.projection if incoming else self._ws("d edge pre", n_edges, width)
@@ -359,15 +354,15 @@ class TritonLayerKernel(LayerKernel):
             self._sizes,
             self._product,
             self._chained,
-            self._edge_maps(graph, old, own, p_j),
+            self._edge_maps(x),
             {name: edge_angle[name] for name in ("angle_edge", "other", "SMOOTH")},
             edge_jobs,
             rho_self=w.edge_rho[0] if plan.edges else None,
             message_weight=data.weighting.message,
-            d_v3=d_sums.v3,
+            d_v3=grad.sums.v3,
             d_input=d_input,
             d_angle_input=d_angle_input,
-            d_edge=grad.edge,
+            d_edge=grad.features.edge,
             d_message_weight=data.d_weighting.message,
             d_pre=d_pre,
             d_own=d_own_jobs,
@@ -391,18 +386,14 @@ class TritonLayerKernel(LayerKernel):
             B_ROWS=self._edge_rows,
             B_COLUMNS=self._columns,
         )
-        self._sum(jobs.own_edge, d_own_jobs, d_own.edge)
+        self._sum(jobs.own_edge, d_own_jobs, grad.own.edge)
 
     def _edge_angle_backward(
-        self,
-        graph: BlockGraph,
-        old: Features,
-        grad: Features,
-        edge_angle: dict[str, Any],
-        d_other: Tensor,
+        self, x: LayerInputs, grad: LayerGradients, edge_angle: dict[str, Any], d_other: Tensor
     ) -> Tensor:
         """Gradient of the argument of u2, ``(n_edges, e_dim)``, where the layer needs it."""
-        layout, smooth = graph.layout, self._config.smooth_edge_update
+        graph, layout = x.data.graph, x.data.graph.layout
+        smooth = self._config.smooth_edge_update
         d_input = self._ws("d edge angle input", layout.n_edges, self._config.e_dim)
         n_rows = layout.n_angle_edges if smooth else layout.n_edges
         product = {k: v for k, v in self._product.items() if k != "WIDTH"}
@@ -414,29 +405,21 @@ class TritonLayerKernel(LayerKernel):
             edge_angle,
             n_rows=n_rows,
             angle_slots=graph.angle_slots,
-            edge=old.edge,
-            d_edge=grad.edge,
+            edge=x.features.edge,
+            d_edge=grad.features.edge,
             d_input=d_input,
             d_other=d_other,
             SMOOTHED=self._config.smooth_cutoff is not None,
         )
         return d_input
 
-    def _angles_backward(
-        self,
-        graph: BlockGraph,
-        data: GraphData,
-        old: Features,
-        grad: Features,
-        own: Projections,
-        d_own: Projections,
-        d_input: Tensor,
-    ) -> Tensor:
+    def _angles_backward(self, x: LayerInputs, grad: LayerGradients, d_input: Tensor) -> Tensor:
         """Through the angle maps.
 
         Returns:
             What reaches the leading channels of angle-edges, ``(n_angle_edges, channels)``.
         """
+        graph, data = x.data.graph, x.data
         w, jobs, update = self._w, self._jobs(graph), self.plan.angle_self
         n_jobs = len(jobs.angle_row)
         of_jobs = self._ws(
@@ -445,14 +428,14 @@ class TritonLayerKernel(LayerKernel):
         self._run(
             "angles_backward",
             (n_jobs,),
-            self._angle_maps(graph, old, own),
+            self._angle_maps(x),
             job_row=jobs.angle_row,
             job_q=jobs.angle_q,
             job_k=jobs.angle_k,
             angle_slots=graph.angle_slots,
             angle_weight=data.weighting.angle,
             d_input=d_input,
-            d_angle=grad.angle,
+            d_angle=grad.features.angle,
             d_angle_weight=data.d_weighting.angle,
             d_k=of_jobs,
             d_q=of_jobs[n_jobs * jobs.angle_rows :],
@@ -465,7 +448,7 @@ class TritonLayerKernel(LayerKernel):
         slots = graph.layout.n_angle_edges
         d_both = self._ws("d projections", 2 * slots, w.width_angle)
         self._sum(jobs.both, of_jobs, d_both)
-        self._sum(jobs.own_angle, d_both, d_own.angle)
+        self._sum(jobs.own_angle, d_both, grad.own.angle)
         out = self._ws("d angle edges", slots, w.angle_edge.shape[0])
         return torch.mm(d_both.view(slots, 2 * w.width_angle), w.angle_edge.t(), out=out)
 
@@ -487,24 +470,20 @@ class TritonLayerKernel(LayerKernel):
 
     # -- arguments that several programs share ----------------------------------------------------
 
-    def _edge_maps(
-        self, graph: BlockGraph, old: Features, own: Projections, p_j: Tensor
-    ) -> dict[str, Any]:
+    def _edge_maps(self, x: LayerInputs) -> dict[str, Any]:
         return {
-            "neighbour": graph.edge_j,
-            "edge": old.edge,
-            "own": own.edge,
-            "own_stride": own.edge.stride(0),
-            "projected": p_j,
+            "neighbour": x.data.graph.edge_j,
+            "edge": x.features.edge,
+            "own": x.own.edge,
+            "own_stride": x.own.edge.stride(0),
+            "projected": x.neighbour,
             "weight": self._w.edge,
         }
 
-    def _edge_angle_map(
-        self, graph: BlockGraph, data: GraphData, tape: LayerTape
-    ) -> dict[str, Any]:
+    def _edge_angle_map(self, data: GraphData, tape: LayerTape) -> dict[str, Any]:
         angles = self.plan.angles
         return {
-            "angle_edge": self._jobs(graph).angle_edge,
+            "angle_edge": self._jobs(data.graph).angle_edge,
             "other": data.weighting.other,
             "reduced": tape.reduced,
             "ea2": self._w.ea2 if angles else None,
@@ -513,7 +492,8 @@ class TritonLayerKernel(LayerKernel):
             "SMOOTH": self._config.smooth_edge_update,
         }
 
-    def _angle_maps(self, graph: BlockGraph, old: Features, own: Projections) -> dict[str, Any]:
+    def _angle_maps(self, x: LayerInputs) -> dict[str, Any]:
+        graph, old, own = x.data.graph, x.features, x.own
         w, jobs, config = self._w, self._jobs(graph), self._config
         channels = w.angle_edge.shape[0]
         inputs = old.edge[:, :channels].index_select(0, graph.angle_slots)
@@ -538,7 +518,7 @@ class TritonLayerKernel(LayerKernel):
 
     # -- nodes ----------------------------------------------------------------------------------
 
-    def _update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
+    def update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
         assert tape.own is not None
         w, new = self._w, torch.empty_like(node)
         tape.sym_pre = torch.addmm(w.sym_bias, self._symmetrise(sums.psi), w.sym)
@@ -554,7 +534,7 @@ class TritonLayerKernel(LayerKernel):
         )
         return new
 
-    def _update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+    def update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
         assert tape.psi is not None
         d_sym = torch.empty_like(d_node)
         d_v3 = d_node.new_empty((len(d_node), self._message_width))

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dpa3sim.graph.batch import GraphBatch
 from dpa3sim.graph.blocks import BlockGraph
+from dpa3sim.graph.reference import GraphBatch
 from dpa3sim.model.activations import activate
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.electrons import econf_rows
@@ -70,18 +70,26 @@ class Features(NamedTuple):
     angle: Tensor
 
 
-class Network:
+class Network(nn.Module):
     """A DPA3 model with its weights on one device.
 
     The fitting net, which costs next to nothing, and all sums over atoms are float64 always:
-    that halves the rounding error of float32 energies.
+    that halves the rounding error of float32 energies. Parameters have the names of
+    :mod:`dpa3sim.model.weights`, and no gradients until ``requires_grad_`` asks for them.
 
     Args:
         config: the model's options.
         weights: its tensors by name (:mod:`dpa3sim.model.weights`), already checked.
         device: where to compute.
         dtype: precision of the descriptor.
+
+    Attributes:
+        weights: the parameters by name.
+        included: ``(ntypes,)`` 1 for types that have an energy, 0 for excluded ones.
     """
+
+    weights: dict[str, Tensor]
+    included: Tensor
 
     def __init__(
         self,
@@ -90,19 +98,40 @@ class Network:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
+        super().__init__()
         self.config = config
         self.dtype = dtype
-        self.weights: dict[str, Tensor] = {}
         for name, array in weights.items():
             if name == "fitting_net.bias_atom_e":
                 array = array.astype(config.fitting.precision)  # rounded as in training
             kind = dtype if name.startswith("descriptor.") else torch.float64
-            self.weights[name] = torch.tensor(array, dtype=kind, device=device)
-        self._type_rows = self._make_type_rows(device)
+            self._register(name, torch.tensor(array, dtype=kind, device=device))
+        self.weights = dict(self.named_parameters())
         included = [t not in config.atom_exclude_types for t in range(config.ntypes)]
-        self.included = torch.tensor(included, dtype=torch.float64, device=device)
+        mask = torch.tensor(included, dtype=torch.float64, device=device)
+        self.register_buffer("included", mask, persistent=False)
+
+    def _register(self, name: str, tensor: Tensor) -> None:
+        """Add a parameter; the parts of its name become modules, as torch wants it."""
+        *path, last = name.split(".")
+        module: nn.Module = self
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.included.device
 
     # -- energy ---------------------------------------------------------------------------
+
+    def forward(self, graph: GraphBatch) -> Tensor:
+        """Energy of every structure, ``(n_structures,)`` float64, eV."""
+        energies = self.atomic_energies(graph, graph.vectors)
+        return sum_rows(energies, graph.structure, graph.n_structures)
 
     def atomic_energies(self, graph: GraphBatch, vectors: Tensor) -> Tensor:
         """Energy of every atom, ``(n_atoms,)`` float64, eV.
@@ -111,17 +140,17 @@ class Network:
             graph: the batch.
             vectors: ``(n_edges, 3)`` float64 edge vectors, Å; differentiate with respect to them.
         """
-        descriptor = self.descriptor(graph, vectors.to(self.dtype))
+        descriptor = self.descriptors(graph, vectors.to(self.dtype))
         energies = self._fitting(descriptor.to(torch.float64), graph)
         energies = energies + self.weights["fitting_net.bias_atom_e"][graph.types, 0]
         energies = energies + self.weights["out_bias"][0, graph.types, 0]
         return energies * self.included[graph.types]
 
-    def descriptor(self, graph: GraphBatch, vectors: Tensor) -> Tensor:
+    def descriptors(self, graph: GraphBatch, vectors: Tensor) -> Tensor:
         """The descriptor D_i, ``(n_atoms, output_dim)``."""
         config = self.config.descriptor
         geometry, edge, angle = self._embed_geometry(graph, vectors)
-        node, types = self.node_start(graph)
+        node, types = self.node_start(graph, self.type_rows())
         features = Features(node, edge, angle)
         update = self._sequential_layer if config.sequential_update else self._parallel_layer
         recompute = graph.angle_q.shape[0] > RECOMPUTE_ABOVE
@@ -170,14 +199,16 @@ class Network:
         geometry = Geometry(h=environment[:, 1:], switch=s_e, weight=weight, other=other)
         return geometry, edge, angle
 
-    def _make_type_rows(self, device: torch.device) -> Tensor:
+    def type_rows(self) -> Tensor:
         """The type table T, ``(ntypes, n_dim)``, identity included (docs/model.md#embeddings)."""
         config = self.config
         if config.descriptor.use_econf_tebd:
             rows = econf_rows(config.type_map)
         else:
             rows = np.eye(config.ntypes)
-        return self._embedding(TYPE_EMBEDDING, torch.tensor(rows, dtype=self.dtype, device=device))
+        return self._embedding(
+            TYPE_EMBEDDING, torch.tensor(rows, dtype=self.dtype, device=self.device)
+        )
 
     def _embedding(self, name: str, rows: Tensor) -> Tensor:
         """A linear layer with a skip connection wherever the widths allow one."""
@@ -188,10 +219,15 @@ class Network:
             return out + torch.cat([rows, rows], dim=1)
         return out
 
-    def node_start(self, graph: AnyGraph) -> tuple[Tensor, Tensor]:
-        """Node features n^0 and the embedding T before the activation, ``(n_atoms, n_dim)``."""
+    def node_start(self, graph: AnyGraph, type_rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Node features n^0 and the embedding T before the activation, ``(n_atoms, n_dim)``.
+
+        Args:
+            graph: the batch.
+            type_rows: what :meth:`type_rows` returns.
+        """
         config = self.config.descriptor
-        types = self._type_rows.index_select(0, graph.types)
+        types = type_rows.index_select(0, graph.types)
         if config.add_chg_spin_ebd:
             types = types + self._charge_spin_rows(graph).index_select(0, graph.structure)
         return activate(types, config.activation), types

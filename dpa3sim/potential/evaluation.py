@@ -21,7 +21,7 @@ class Evaluation:
         virial: ``(3, 3)``, -dE/dstrain, eV (docs/model.md#energy-forces-and-virial).
         n_edges, n_angles: size of the graph.
         n_cut_edges, n_cut_angle_edges: neighbours dropped by the model's selection limits.
-        warnings: what limits this result.
+        warnings: reasons to doubt the result.
     """
 
     energy: float

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.settings import Dtype
-from dpa3sim.structures.system import AtomsLike, Structure
+from dpa3sim.structures.system import AtomsLike, System
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,10 +26,10 @@ class PotentialLike(Protocol):
     def model(self) -> ModelFile:
         """The model in use."""
 
-    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+    def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
         """Energies, forces and virials."""
 
-    def check(self, structure: AtomsLike | Structure) -> None:
+    def check(self, structure: AtomsLike | System) -> None:
         """Raise InputError if ``structure`` cannot be evaluated."""
 
 
@@ -54,7 +54,7 @@ class BatchPotential(PotentialLike, Protocol):
         """What tells the results of this potential from those of others."""
 
     def evaluate_each(
-        self, structures: Sequence[AtomsLike | Structure]
+        self, structures: Sequence[AtomsLike | System]
     ) -> list[Evaluation | Dpa3simError]:
         """Like ``evaluate``, with the error of a bad structure in place of its result."""
 
@@ -63,7 +63,7 @@ class BatchPotential(PotentialLike, Protocol):
         """How many batches were asked of the model so far."""
 
     def hessian(
-        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+        self, structure: AtomsLike | System, atoms: Sequence[int] | None = None
     ) -> np.ndarray:
         """Second derivatives; see :meth:`Potential.hessian`."""
 

@@ -1,4 +1,6 @@
-"""How much memory an evaluation needs: a linear model, fitted to small probes.
+"""How much memory an evaluation needs, and the way of evaluating that fits into what there is.
+
+The need is a linear model, fitted to small probes:
 
 ``bytes = c . (1, atoms, edges, angles, edges and angles of the largest block)`` in the slots of
 a layout (docs/methods.md#memory-model). It is fitted once for each model, precision, device and
@@ -8,6 +10,7 @@ policy, and kept on disk, so that batches are sized without ever running out of 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,9 @@ from torch.utils._pytree import tree_leaves
 import dpa3sim
 from dpa3sim.checkpoints.registry import cache_directory
 from dpa3sim.common.files import atomic_write
-from dpa3sim.graph.blocks import BlockGraph, BlockLimits, Layout, make_layout
+from dpa3sim.graph.blocks import UNLIMITED, BlockGraph, BlockLimits, Layout, make_layout
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels.probes import probe
 from dpa3sim.model.config import ModelConfig
 
 # Shares of the free memory that an evaluation may use.
@@ -40,7 +44,24 @@ PROBES = (
     (12, 24, 10, True),
     (12, 24, 10, False),
 )
-UNLIMITED = 2**62
+# Pre-activations of the angles of a block: what fits the caches of a core or two, and what
+# keeps an accelerator busy.
+CPU_BLOCK_BYTES, DEVICE_BLOCK_BYTES = 4 * 2**20, 2**28
+# Work in angles that takes as long as starting the operations of another block (on the CPU
+# measured: 1600 with the 9-layer, 4100 with the 24-layer model; a GPU is far faster at angles).
+CPU_OVERHEAD, DEVICE_OVERHEAD = 2500.0, 2.0e5
+# The Triton programs start once for all blocks: what is left for a block are some 16 operations
+# of the geometry and the results, not 116 for each layer (counted; the ratio is for 9 layers).
+TRITON_OVERHEAD = DEVICE_OVERHEAD / 60
+# Pre-activations are kept up to here: beyond, writing and reading them gains little.
+KEEP_BYTES = 2**29
+# Below this no memory model is needed.
+SMALL_BYTES = 2**27
+# Room beyond the present counts where shapes have to stay:
+# docs/methods.md#candidates-edges-angles.
+DEVICE_MARGIN = 0.08
+# There, rooms come in multiples of this.
+ROOM_BUCKET = 4
 
 
 def memory_share(device: torch.device) -> float:
@@ -159,6 +180,106 @@ class MemoryModel:
             pass  # it is a cache: the next process fits again
 
 
+class MemoryPlan:
+    """Chooses how to evaluate a batch so that it fits into the memory.
+
+    Args:
+        evaluator: the model. config: its options.
+        device: where it runs.
+        identity: what tells this model and its precision from others.
+        max_memory: GiB; None is a share of what is free.
+
+    Attributes:
+        on_host: whether the device is the host.
+        max_memory: as given.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        config: ModelConfig,
+        device: torch.device,
+        identity: str,
+        max_memory: float | None,
+    ) -> None:
+        self.max_memory, self.on_host = max_memory, device.type == "cpu"
+        self._evaluator, self._config, self._device = evaluator, config, device
+        self._model = MemoryModel(evaluator, config, device, identity)
+
+    def needed(self, n_edges: np.ndarray, n_angle_edges: np.ndarray) -> tuple[int, bool]:
+        """Bytes that a batch takes at the peak besides the weights, and whether there are so many.
+
+        Args:
+            n_edges, n_angle_edges: ``(n_atoms,)``, of every atom.
+        """
+        for frugal in (False, True):
+            layout = make_layout(n_edges, n_angle_edges, self.limits(frugal))
+            policy = self.policy(layout, frugal)
+            if policy is not None:
+                return self._model.estimate(layout, policy), True
+        return self._model.estimate(layout, self._frugal()), False
+
+    def limits(self, frugal: bool) -> BlockLimits:
+        """Blocks whose temporaries fit the caches, or a share of the memory."""
+        kernels = self._evaluator.kernels
+        margin, bucket = (0.0, 1) if self.on_host else (DEVICE_MARGIN, ROOM_BUCKET)
+        if kernels == "compiled":  # no temporaries to bound, nothing to pad
+            return BlockLimits(UNLIMITED, UNLIMITED, overhead=0.0)
+        if kernels == "triton":
+            return BlockLimits(UNLIMITED, UNLIMITED, TRITON_OVERHEAD, margin=margin, bucket=bucket)
+        per_angle, per_edge = self._preactivations()
+        size = CPU_BLOCK_BYTES if self.on_host else min(DEVICE_BLOCK_BYTES, self._budget() // 32)
+        if frugal:
+            size //= 16
+        return BlockLimits(
+            angles=max(1, size // per_angle),
+            edges=max(1, size // per_edge),
+            overhead=CPU_OVERHEAD if self.on_host else DEVICE_OVERHEAD,
+            margin=margin,
+            bucket=bucket,
+        )
+
+    def policy(self, layout: Layout, frugal: bool) -> MemoryPolicy | None:
+        """The fastest way that fits into the memory; None if there is none."""
+        d, (per_angle, per_edge) = self._config.descriptor, self._preactivations()
+        features = layout.n_angles * d.a_dim + layout.n_edges * d.e_dim
+        per_layer = layout.n_angles * per_angle + layout.n_edges * per_edge
+        kept = d.nlayers * (per_layer + self._evaluator.itemsize * features)
+        if kept <= SMALL_BYTES:
+            return self._frugal() if frugal else self._fastest()
+        if frugal:  # the last resort may use all that there is
+            limit = self._budget() if self.max_memory is not None else self._free()
+            fits = self._model.estimate(layout, self._frugal()) <= limit
+            return self._frugal() if fits else None
+        budget = self._budget()
+        policies = [MemoryPolicy(), self._frugal()]
+        if kept <= KEEP_BYTES:
+            policies.insert(0, self._fastest())
+        return next((p for p in policies if self._model.estimate(layout, p) <= budget), None)
+
+    def _preactivations(self) -> tuple[int, int]:
+        """Bytes of an angle and of an edge in a layer."""
+        d, size = self._config.descriptor, self._evaluator.itemsize
+        return size * (d.e_dim + d.a_dim), size * (d.e_dim + d.n_multi_edge_message * d.n_dim)
+
+    def _budget(self) -> int:
+        """Bytes that an evaluation should not exceed."""
+        if self.max_memory is not None:
+            return int(self.max_memory * 2**30)
+        return int(memory_share(self._device) * self._free())
+
+    def _free(self) -> int:
+        return free_bytes(self._device) + self._evaluator.workspace.nbytes
+
+    def _fastest(self) -> MemoryPolicy:
+        # Others compute pre-activations faster than they could be written and read.
+        torch_only = self._evaluator.kernels == "torch"
+        return MemoryPolicy("preactivations" if torch_only else "inputs")
+
+    def _frugal(self) -> MemoryPolicy:
+        return MemoryPolicy(every=max(1, round(math.sqrt(self._config.descriptor.nlayers))))
+
+
 def _are_six_numbers(values: Any) -> bool:
     return isinstance(values, list) and len(values) == 6 and all(type(v) is float for v in values)
 
@@ -174,66 +295,6 @@ def _counts(layout: Layout) -> np.ndarray:
             max(b.n_angles for b in layout.blocks),
         ],
         dtype=np.float64,
-    )
-
-
-def probe(
-    config: ModelConfig,
-    n_atoms: int,
-    n_edges: int | np.ndarray,
-    n_angle_edges: int | np.ndarray,
-    together: bool,
-    device: torch.device,
-) -> BlockGraph:
-    """A graph of random vectors with the given numbers of edges and angle-edges.
-
-    Args:
-        config: the model.
-        n_atoms: number of centres.
-        n_edges, n_angle_edges: of every centre, or ``(n_atoms,)`` of each.
-        together: put all centres into one block, which needs equal numbers, or each in its own.
-        device: where the graph is.
-    """
-    descriptor, fitting = config.descriptor, config.fitting
-    if not descriptor.update_angle:
-        n_angle_edges = 0
-    size = UNLIMITED if together else 1
-    limits = BlockLimits(size, size, 0.0)
-    counts = np.full(n_atoms, n_edges), np.full(n_atoms, n_angle_edges)
-    layout = make_layout(*counts, limits)
-    rng = np.random.default_rng(0)
-    k, m, edge_start, *_ = layout.centres
-    edge_i = np.repeat(np.arange(n_atoms), k)
-    edge_j = rng.integers(n_atoms, size=len(edge_i))
-    incoming = np.argsort(edge_j, kind="stable")
-    slots = np.flatnonzero(np.arange(len(edge_i)) - edge_start[edge_i] < m[edge_i])
-    vectors = rng.normal(size=(len(edge_i), 3))
-    length: float | np.ndarray = 3
-    if descriptor.smooth_cutoff is not None:  # where every derivative counts
-        shares = rng.uniform(0.1, 0.9, size=(len(edge_i), 1))
-        length = descriptor.a_rcut - shares * descriptor.smooth_cutoff
-    vectors *= length / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
-
-    charged = descriptor.add_chg_spin_ebd
-    return BlockGraph(
-        layout=layout,
-        n_structures=1,
-        types=tensor(np.zeros(n_atoms, dtype=np.int64)),
-        structure=tensor(np.zeros(n_atoms, dtype=np.int64)),
-        edge_i=tensor(edge_i),
-        edge_j=tensor(edge_j),
-        vectors=tensor(vectors),
-        edge_mask=tensor(np.ones(len(edge_i), dtype=bool)),
-        angle_slots=tensor(slots),
-        angle_edge_mask=tensor(np.ones(len(slots), dtype=bool)),
-        incoming=tensor(incoming),
-        incoming_start=tensor(np.searchsorted(edge_j[incoming], np.arange(n_atoms))),
-        fparam=tensor(np.zeros((1, fitting.numb_fparam))),
-        aparam=tensor(np.zeros((n_atoms, fitting.numb_aparam))),
-        charge_spin=tensor(np.zeros((1, 2), dtype=np.int64)) if charged else None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -16,17 +16,17 @@ from dpa3sim.checkpoints import ModelFile
 from dpa3sim.checkpoints.reference import references
 from dpa3sim.checkpoints.registry import load_model, reference
 from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError, NonFiniteError
-from dpa3sim.graph.batch import GraphInput, make_batch
-from dpa3sim.graph.candidates import check_geometry
-from dpa3sim.graph.edges import EdgeRules, Truncation, find_edges
+from dpa3sim.graph.edges import EdgeRules, Edges, Truncation, find_edges
 from dpa3sim.graph.lists import Counters
-from dpa3sim.graph.resident import Member
+from dpa3sim.graph.reference import GraphBatch, make_batch
 from dpa3sim.kernels.api import Matmul
+from dpa3sim.model.inputs import with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
-from dpa3sim.potential.batches import BatchEvaluator, BatchItem, ItemResult
+from dpa3sim.potential.batches import BatchEvaluator
 from dpa3sim.potential.evaluation import Evaluation, raise_first
 from dpa3sim.potential.settings import Dtype, ModelSettings
-from dpa3sim.structures.system import AtomsLike, Structure, as_structure, extra_inputs, type_indices
+from dpa3sim.structures.geometry import check_geometry
+from dpa3sim.structures.system import AtomsLike, System, as_system
 
 DEFAULT_SKIN = 1.0
 MAX_SKIN = 5.0
@@ -80,7 +80,12 @@ class Potential:
             bits. Faster, but see :attr:`matmul_deviation`.
 
     Attributes:
+        model: the model in use.
+        device, dtype: where and in which precision it computes.
         counters: what the incremental graph did so far.
+        network: the readable definition of the model, differentiable, with its weights.
+        rules: cutoffs and limits of neighbours.
+        batcher: evaluates batches; holds kernels, sessions and the memory model.
 
     Raises:
         CheckpointError: the model cannot be read. InputError: a bad argument.
@@ -116,7 +121,7 @@ class Potential:
         self.dtype: Dtype = config.descriptor.precision if dtype == "auto" else dtype
         self.truncate: Truncation = truncate
         self.counters = Counters()
-        self._rules = EdgeRules(
+        self.rules = EdgeRules(
             e_rcut=config.descriptor.e_rcut,
             a_rcut=config.descriptor.a_rcut,
             e_sel=config.descriptor.e_sel,
@@ -124,14 +129,14 @@ class Potential:
             excluded_pairs=config.excluded_pairs,
             truncate=truncate,
         )
-        self._network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
+        self.network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
         self.matmul: Matmul = matmul
         if matmul != "full" and self.dtype != "float32":
             raise InputError(f"matmul={matmul!r} is for float32, not for {self.dtype}")
-        self._batches = BatchEvaluator(
-            self._network, self._rules, skin, max_memory, self._memory_key, self.counters, matmul
+        self.batcher = BatchEvaluator(
+            self.network, self.rules, skin, max_memory, self._memory_key, self.counters, matmul
         )
         self._skin, self._max_memory = skin, max_memory
         if matmul != "full" and self.kernels != "triton":
@@ -142,41 +147,57 @@ class Potential:
         self._others: dict[str, Potential] = {}  # the same model in other precisions
         self._lock = RLock()
 
+    @classmethod
+    def load(
+        cls, settings: ModelSettings, model: str | Path | ModelFile | None = None
+    ) -> Potential:
+        """The model that the settings describe, or another one with their other options.
+
+        Raises:
+            CheckpointError: the model cannot be read. InputError: a bad argument.
+        """
+        return cls(
+            settings.model if model is None else model,
+            head=settings.head,
+            device=settings.device,
+            dtype=settings.dtype,
+            truncate=settings.truncate,
+            smooth_cutoff=settings.smooth_cutoff,
+            matmul=settings.matmul,
+        )
+
     @property
     def kernels(self) -> str:
         """What computes the layers: ``"triton"``, a build of the compiled kernels, ``"torch"``."""
-        return self._batches.selection.kernels
+        return self.batcher.selection.kernels
 
     @property
     def kernels_reason(self) -> str:
         """Why these kernels."""
-        return self._batches.selection.reason
+        return self.batcher.selection.reason
 
     @cached_property
     def matmul_deviation(self) -> MatmulDeviation | None:
         """What ``matmul`` changes against ``"full"``; measured when first asked for."""
         if self.matmul == "full":
             return None
-        items = []
+        systems = []
         for known in references():
             try:
-                items.append(self._item(known.atoms))
+                systems.append(self.system(known.atoms))
             except InputError:  # an element that this model does not know, or an input is missing
                 continue
         # Evaluators of their own: neither lists nor counters nor warnings of the user are touched.
-        arguments = self._network, self._rules, 0.0, None, self._memory_key
-        results = []
-        for matmul in (self.matmul, "full"):
-            outputs = BatchEvaluator(*arguments, Counters(), matmul).evaluate(items)
-            for output in outputs:
-                if not isinstance(output, ItemResult):
-                    raise output
-            results.append([x for x in outputs if isinstance(x, ItemResult)])
+        arguments = self.network, self.rules, 0.0, None, self._memory_key
+        rounded, full = (
+            raise_first(BatchEvaluator(*arguments, Counters(), matmul).evaluate(systems))
+            for matmul in (self.matmul, "full")
+        )
         energy = force = 0.0
-        for a, b in zip(*results, strict=True):
-            energy = max(energy, abs(float(a.energies.sum() - b.energies.sum())) / len(a.energies))
+        for a, b in zip(rounded, full, strict=True):
+            energy = max(energy, abs(a.energy - b.energy) / len(a.energies))
             force = max(force, float(np.abs(a.forces - b.forces).max()))
-        return MatmulDeviation(energy, force, len(items))
+        return MatmulDeviation(energy, force, len(systems))
 
     @property
     def smooth_cutoff(self) -> float | None:
@@ -219,7 +240,7 @@ class Potential:
         smoothed = "" if width is None else f", cutoff smoothed over {width:g} Å"
         return f"{self.model.name}{head}{smoothed}; {self.dtype}{matmul} on {self.device}"
 
-    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+    def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
         """Evaluate any mix of structures, as few batches as memory allows.
 
         Raises:
@@ -230,23 +251,20 @@ class Potential:
         return raise_first(self.evaluate_each(structures))
 
     def evaluate_each(
-        self, structures: Sequence[AtomsLike | Structure]
+        self, structures: Sequence[AtomsLike | System]
     ) -> list[Evaluation | Dpa3simError]:
         """Like :meth:`evaluate`, with the error of a bad structure in place of its result."""
-        inputs: dict[int, BatchItem] = {}
+        inputs: dict[int, System] = {}
         results: dict[int, Evaluation | Dpa3simError] = {}
         for index, structure in enumerate(structures):
             try:
-                inputs[index] = self._item(structure)
+                inputs[index] = self.system(structure)
             except InputError as error:
                 results[index] = error
         with self._lock:
-            outputs = self._batches.evaluate(list(inputs.values()))
-        for (index, item), output in zip(inputs.items(), outputs, strict=True):
-            if isinstance(output, ItemResult):
-                results[index] = self._evaluation(item, output)
-            else:
-                results[index] = output
+            outputs = self.batcher.evaluate(list(inputs.values()))
+        for (index, system), output in zip(inputs.items(), outputs, strict=True):
+            results[index] = self._judged(system, output)
         return [results[index] for index in range(len(structures))]
 
     def forget(self) -> None:
@@ -256,7 +274,7 @@ class Potential:
         are those of a fresh start. On a CPU they never depend on it.
         """
         with self._lock:
-            self._batches.forget()
+            self.batcher.forget()
             self._others.clear()
 
     def in_precision(self, dtype: Dtype) -> Potential:
@@ -276,17 +294,17 @@ class Potential:
                 )
             return self._others[dtype]
 
-    def check(self, structure: AtomsLike | Structure) -> None:
+    def check(self, structure: AtomsLike | System) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
-        self._graph_input(structure)
+        self.edges(structure)
 
-    def neighbours(self, structure: AtomsLike | Structure) -> tuple[np.ndarray, np.ndarray]:
+    def neighbours(self, structure: AtomsLike | System) -> tuple[np.ndarray, np.ndarray]:
         """How many edges and angle-edges each atom has, ``(n_atoms,)`` both; cheap, as `check`.
 
         Raises:
             InputError: a structure that cannot be computed.
         """
-        edges = self._graph_input(structure).edges
+        edges = self.edges(structure)
         n_atoms = len(edges.n_angle_edges)
         return np.bincount(edges.i, minlength=n_atoms), edges.n_angle_edges
 
@@ -297,14 +315,14 @@ class Potential:
             n_edges, n_angle_edges: ``(n_atoms,)``, see :meth:`neighbours`.
         """
         with self._lock:
-            return self._batches.memory_needed(n_edges, n_angle_edges)
+            return self.batcher.memory.needed(n_edges, n_angle_edges)
 
     def batch_sizes(self, sizes: Sequence[int]) -> list[int]:
         """Atoms of the batches that structures of so many atoms are evaluated in, memory aside."""
-        return self._batches.batch_sizes(sizes)
+        return self.batcher.batch_sizes(sizes)
 
     def hessian(
-        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+        self, structure: AtomsLike | System, atoms: Sequence[int] | None = None
     ) -> np.ndarray:
         """Second derivatives d2E/dx_i dx_j, ``(3n, 3n)``, eV/Å^2, always in float64.
 
@@ -319,49 +337,56 @@ class Potential:
         Raises:
             InputError: a structure that cannot be computed.
         """
-        structure = as_structure(structure)
-        rows = range(len(structure.numbers)) if atoms is None else atoms
-        batch = make_batch([self._graph_input(structure)], self.device)
-        network = self._network
+        system = as_system(structure)
+        rows = range(len(system)) if atoms is None else atoms
+        batch = self.graph([system])
+        network = self.network
         if self.dtype != "float64":
             network = Network(self.model.config, self.model.weights, self.device, torch.float64)
         with self._lock:
             return hessian(network, batch, rows)
 
-    def _graph_input(self, structure: AtomsLike | Structure) -> GraphInput:
-        """The graph from a fresh search, without skin: what the resident one must equal."""
-        structure = as_structure(structure)
-        types = type_indices(structure, self.model.config)
-        fparam, aparam, charge_spin = extra_inputs(structure, self.model.config)
-        edges = find_edges(structure.positions, structure.cell, structure.pbc, types, self._rules)
-        vectors = edges.vectors(structure.positions, structure.cell)
-        return GraphInput(types, vectors, edges, fparam, aparam, charge_spin)
+    def graph(self, structures: Sequence[AtomsLike | System]) -> GraphBatch:
+        """The graph of a fresh search, without skin, on which :attr:`network` runs.
 
-    def _item(self, structure: AtomsLike | Structure) -> BatchItem:
-        structure = as_structure(structure)
-        types = type_indices(structure, self.model.config)
-        member = Member(types, *extra_inputs(structure, self.model.config))
-        check_geometry(structure.positions, structure.cell, structure.pbc)
-        return BatchItem(structure.positions, structure.cell, structure.pbc, member)
+        Raises:
+            InputError: a structure that cannot be computed.
+        """
+        systems = [self.system(structure) for structure in structures]
+        return make_batch(systems, [self.edges(x) for x in systems], self.device)
 
-    def _evaluation(self, item: BatchItem, output: ItemResult) -> Evaluation | NonFiniteError:
-        energy = float(output.energies.sum())
-        if not (np.isfinite(energy) and np.isfinite(output.forces).all()):
+    def edges(self, structure: AtomsLike | System) -> Edges:
+        """The edges of a structure by a fresh search, without skin.
+
+        Raises:
+            InputError: a structure that cannot be computed.
+        """
+        x = self.system(structure)
+        return find_edges(x.positions, x.cell, x.pbc, x.types, self.rules)
+
+    def system(self, structure: AtomsLike | System) -> System:
+        """The structure with the types and extra inputs that the model takes, checked.
+
+        Raises:
+            InputError: a structure that cannot be computed; overlaps of atoms are found later.
+        """
+        system = with_inputs(as_system(structure), self.model.config)
+        check_geometry(system.positions, system.cell, system.pbc)
+        return system
+
+    def _judged(
+        self, system: System, output: Evaluation | Dpa3simError
+    ) -> Evaluation | Dpa3simError:
+        """The evaluation with its warnings, if it is finite."""
+        if isinstance(output, Dpa3simError):
+            return output
+        if not (np.isfinite(output.energy) and np.isfinite(output.forces).all()):
             return NonFiniteError("the model returned a value that is not finite")
-        return Evaluation(
-            energy=energy,
-            energies=output.energies,
-            forces=output.forces,
-            virial=output.virial,
-            n_edges=output.n_edges,
-            n_angles=output.n_angles,
-            n_cut_edges=output.n_cut_edges,
-            n_cut_angle_edges=output.n_cut_angle_edges,
-            warnings=self._limits(item.member.types, output),
-        )
+        messages = self._reservations(system.types, output)
+        return replace(output, warnings=messages) if messages else output
 
-    def _limits(self, types: np.ndarray, output: ItemResult) -> tuple[str, ...]:
-        """What limits a result: elements never trained, neighbours cut. Warns of each once."""
+    def _reservations(self, types: np.ndarray, output: Evaluation) -> tuple[str, ...]:
+        """Reasons to doubt a result: untrained elements, cut neighbours. Warns of each once."""
         messages = []
         symbols = {self.model.config.type_map[t] for t in np.unique(types)}
         unseen = ", ".join(sorted(symbols & self._untrained))

@@ -3,74 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dpa3sim.graph.blocks import BlockGraph, BlockLimits, Layout, make_layout, sum_incoming
-from dpa3sim.graph.edges import MIN_DISTANCE
-from dpa3sim.graph.lists import Counters
+from dpa3sim.graph.blocks import BlockGraph, Layout, make_layout, sum_incoming
+from dpa3sim.graph.edges import MIN_DISTANCE, EdgeRules
+from dpa3sim.graph.lists import Counters, ListCache
 from dpa3sim.graph.resident import STATISTICS, Arrangement, Measured, ResidentGraph
 from dpa3sim.graph.skin import SkinList
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.potential.memory import MemoryPlan
+from dpa3sim.structures.system import System
 
 WARM_UPS = 3
+# Candidates of an atom come in multiples of this where shapes have to stay.
+CANDIDATE_BUCKET = 16
 
 
-@dataclass(frozen=True)
-class Step:
-    """Results of one step on the host, atoms in the order of the structures.
+class OverlapError(Exception):
+    """Atoms of some structures are too close.
 
     Attributes:
-        energies: ``(n_atoms,)`` eV; forces: ``(n_atoms, 3)`` eV/Å.
-        virials: ``(n_structures, 3, 3)`` eV, -dE/dstrain.
-        statistics: ``(n_structures, 6)``, columns :data:`STATISTICS`.
+        indices: of the structures.
     """
 
-    energies: np.ndarray
-    forces: np.ndarray
-    virials: np.ndarray
-    statistics: np.ndarray
+    def __init__(self, indices: Sequence[int]) -> None:
+        super().__init__(indices)
+        self.indices = indices
+
+
+class TooLargeError(Exception):
+    """The batch does not fit into the memory.
+
+    Attributes:
+        costs: angles of each structure.
+    """
+
+    def __init__(self, costs: Sequence[float]) -> None:
+        super().__init__(costs)
+        self.costs = costs
 
 
 class Session:
     """Evaluates one batch, step after step, moving only positions in and results out.
 
-    Where the host is the device (``exact``), it looks at the distances first and lays the blocks
-    out for the counts of every step, so that results depend on the structures alone. Elsewhere
-    shapes have some margin, come in buckets and stay: a step is one program without host
-    synchronisation, captured as a CUDA graph where there is CUDA, and its results come with a
-    status. Only if that says that a list has expired, atoms overlap or a centre outgrew its room,
-    the step is done again; new lists go where the old ones were, so that the capture stays.
+    Where the host is the device, it looks at the distances first and lays the blocks out for the
+    counts of every step, so that results depend on the structures alone. Elsewhere shapes have some
+    margin, come in buckets and stay: a step is one program without host synchronisation, captured
+    as a CUDA graph where there is CUDA, and its results come with a status. Only if that says that
+    a list has expired, atoms overlap or a centre outgrew its room, the step is done again; new
+    lists go where the old ones were, so that the capture stays.
 
     Args:
-        graph: the batch.
+        systems: the batch, with the inputs of the model.
+        rules: cutoffs and limits of the model. with_angles: whether it has angles at all.
         evaluator: the model.
-        limits: how centres are put into blocks.
-        exact: see above.
+        memory: decides how to evaluate.
+        lists: where lists of neighbours come from.
+        device: where the model is.
+        frugal: use as little memory as possible.
         counters: where the work is counted.
     """
 
     def __init__(
         self,
-        graph: ResidentGraph,
+        systems: Sequence[System],
+        rules: EdgeRules,
+        with_angles: bool,
         evaluator: Evaluator,
-        limits: BlockLimits,
-        exact: bool,
+        memory: MemoryPlan,
+        lists: ListCache,
+        device: torch.device,
+        frugal: bool,
         counters: Counters,
     ) -> None:
-        self.graph = graph
+        found = [lists.find(system) for system in systems]
+        self._exact = memory.on_host
+        bucket = 1 if self._exact else CANDIDATE_BUCKET
+        self.graph = ResidentGraph(found, systems, rules, with_angles, device, bucket=bucket)
         self._evaluator = evaluator
-        self._limits = limits
-        self._exact = exact
+        self._memory, self._frugal = memory, frugal
+        self._lists = lists
         self._counters = counters
         self._measured: Measured | None = None
         self._arranged: tuple[Measured, Layout, Arrangement] | None = None
         self._policy: MemoryPolicy | None = None
         self._capture: _Capture | None = None
         self._layout_counts: tuple[np.ndarray, np.ndarray] | None = None
+
+    def step(self, systems: Sequence[System]) -> list[Evaluation]:
+        """Evaluate the batch with other positions and cells.
+
+        Args:
+            systems: like those of the batch, with completed cells.
+
+        Raises:
+            OverlapError: atoms are closer than any edge may be. TooLargeError: see there.
+        """
+        repeated = self._repeat(systems)
+        if repeated is not None:
+            return repeated
+        statistics = self._measure_renewing(systems)
+        overlapping = np.flatnonzero(statistics[:, 1] < MIN_DISTANCE)
+        if len(overlapping):
+            raise OverlapError(overlapping.tolist())
+        policy = self._memory.policy(self.layout, self._frugal)
+        if policy is None:
+            self.forget()
+            raise TooLargeError(statistics[:, 3].tolist())
+        return self._evaluate(policy)
 
     @property
     def layout(self) -> Layout:
@@ -79,55 +123,60 @@ class Session:
         assert layout is not None
         return layout
 
-    def repeat(self, positions: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> Step | None:
-        """A step with the shapes of the last one; for the arguments, see :meth:`measure`.
-
-        Returns:
-            None if that is not possible: :meth:`measure` and :meth:`evaluate` are needed.
-        """
+    def _repeat(self, systems: Sequence[System]) -> list[Evaluation] | None:
+        """A step with the shapes of the last one, where the host need not look; else None."""
         if self._exact or self._policy is None:
             return None
-        self.graph.upload(self.graph.pack(positions, cells))
-        step, overflow = self._run(self._policy)
-        expired = (step.statistics[:, 0] > 0).any()
-        overlap = (step.statistics[:, 1] < MIN_DISTANCE).any()
-        return None if expired or overlap or overflow else step
+        self.graph.upload(self.graph.pack(systems))
+        results, statistics, overflow = self._run(self._policy)
+        expired = (statistics[:, 0] > 0).any()
+        overlap = (statistics[:, 1] < MIN_DISTANCE).any()
+        return None if expired or overlap or overflow else self._evaluations(results, statistics)
 
-    def measure(self, positions: Sequence[np.ndarray], cells: Sequence[np.ndarray]) -> np.ndarray:
+    def _measure_renewing(self, systems: Sequence[System]) -> np.ndarray:
+        """Statistics of the batch, after renewing the lists that have expired."""
+        statistics = self._measure(systems)
+        expired = np.flatnonzero(statistics[:, 0] > 0).tolist()
+        if expired:
+            lists = list(self.graph.lists)
+            for index in expired:
+                lists[index] = self._lists.find(systems[index], lists[index])
+            self._replace_lists(lists)
+            statistics = self._measure(systems)
+        return statistics
+
+    def _measure(self, systems: Sequence[System]) -> np.ndarray:
         """Send positions and cells, decide what the edges are, and make room for them.
-
-        Args:
-            positions: ``(n_atoms, 3)`` of each structure, wrapped or not, Å.
-            cells: completed ``(3, 3)`` of each, Å.
 
         Returns:
             Statistics ``(n_structures, 6)``, columns :data:`STATISTICS`. Where "moved" is above
-            zero the list has expired: give the structure a new one and measure again.
+            zero the list has expired.
         """
-        self.graph.upload(self.graph.pack(positions, cells))
+        self.graph.upload(self.graph.pack(systems))
         measured = self._measured = self.graph.measure()
         statistics: np.ndarray = measured.statistics.cpu().numpy()
         if (statistics[:, 0] <= 0).all():
             self._fit_layout(measured)
         return statistics
 
-    def replace_lists(self, lists: Sequence[SkinList]) -> None:
-        """New candidate lists, one for each structure."""
+    def _replace_lists(self, lists: Sequence[SkinList]) -> None:
+        """Use new candidate lists, one for each structure."""
         programs = self.graph.programs
         self.graph.set_lists(lists)
         self._arranged = None
         if self.graph.programs != programs:
             self._capture = None
 
-    def evaluate(self, policy: MemoryPolicy) -> Step:
+    def _evaluate(self, policy: MemoryPolicy) -> list[Evaluation]:
         """Run the model on what was measured last."""
         assert self._measured is not None
         if not self._exact:
             self._policy = policy
-            return self._run(policy)[0]
+            results, statistics, _ = self._run(policy)
+            return self._evaluations(results, statistics)
         measured = self._measured
-        results = self._model(self.graph.graph(measured, self._arrange(measured)), policy)
-        return self._step(results.numpy(), measured.statistics.numpy())
+        results = self._model(self.graph.graph(measured, self._arrange(measured)), policy).numpy()
+        return self._evaluations(results, measured.statistics.numpy())
 
     def forget(self) -> None:
         """Free what the last step left."""
@@ -145,8 +194,8 @@ class Session:
         results = self._model(self.graph.graph(measured, self.graph.arrange(measured)), policy)
         return torch.cat([measured.statistics.flatten(), overflow, results])
 
-    def _run(self, policy: MemoryPolicy) -> tuple[Step, bool]:
-        """The program, its results in one transfer, and whether there was room for all."""
+    def _run(self, policy: MemoryPolicy) -> tuple[np.ndarray, np.ndarray, bool]:
+        """The program: results and statistics in one transfer, and whether room was missing."""
         if self.graph.device.type != "cuda":
             output = self.program(policy)
         else:
@@ -156,12 +205,27 @@ class Session:
         host = output.cpu().numpy()
         size = self.graph.n_structures * len(STATISTICS)
         statistics = host[:size].reshape(-1, len(STATISTICS))
-        return self._step(host[size + 1 :], statistics), bool(host[size] > 0)
+        return host[size + 1 :], statistics, bool(host[size] > 0)
 
-    def _step(self, results: np.ndarray, statistics: np.ndarray) -> Step:
-        n, b = self.graph.n_atoms, self.graph.n_structures
+    def _evaluations(self, results: np.ndarray, statistics: np.ndarray) -> list[Evaluation]:
+        """What :meth:`_model` returned, of each structure."""
+        n = self.graph.n_atoms
         energies, forces, virials = np.split(results, [n, 4 * n])
-        return Step(energies, forces.reshape(n, 3), virials.reshape(b, 3, 3), statistics)
+        found = []
+        for index, (start, size) in enumerate(
+            zip(self.graph.starts.tolist(), self.graph.sizes.tolist(), strict=True)
+        ):
+            own = energies[start : start + size].copy()
+            found.append(
+                Evaluation(
+                    float(own.sum()),
+                    own,
+                    forces[3 * start : 3 * (start + size)].reshape(size, 3).copy(),
+                    virials[9 * index : 9 * (index + 1)].reshape(3, 3).copy(),
+                    *statistics[index, 2:].astype(int).tolist(),
+                )
+            )
+        return found
 
     def _fit_layout(self, measured: Measured) -> None:
         """Make sure that every centre has room, with none to spare if ``exact``."""
@@ -174,7 +238,7 @@ class Session:
                 return
             if not self._exact:
                 counts = np.maximum(known[0], counts[0]), np.maximum(known[1], counts[1])
-        self.graph.set_layout(make_layout(*counts, self._limits))
+        self.graph.set_layout(make_layout(*counts, self._memory.limits(self._frugal)))
         self._layout_counts = counts
         self._arranged = self._capture = self._policy = None
         self._counters.layouts += 1

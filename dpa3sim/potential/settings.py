@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from dpa3sim.common.settings import option, validate
 from dpa3sim.graph.edges import Truncation
 from dpa3sim.kernels.api import Matmul
-
-if TYPE_CHECKING:
-    from dpa3sim.checkpoints import ModelFile
-    from dpa3sim.potential.potential import Potential
 
 Dtype = Literal["auto", "float32", "float64"]
 
@@ -50,27 +45,6 @@ class ModelSettings:
     def __post_init__(self) -> None:
         validate(self)
 
-    def load_for(self, settings: Any) -> Potential:
-        """Load the model for a protocol, which may have an option of the same name, ``dtype``."""
-        return replace(self, dtype=getattr(settings, "dtype", self.dtype)).load()
-
-    def load(self, model: str | Path | ModelFile | None = None) -> Potential:
-        """Load the model onto its device.
-
-        Args:
-            model: used instead of the option ``model``, such as a file that was read already.
-
-        Raises:
-            CheckpointError: the model cannot be read. InputError: a bad argument.
-        """
-        from dpa3sim.potential.potential import Potential
-
-        return Potential(
-            self.model if model is None else model,
-            head=self.head,
-            device=self.device,
-            dtype=self.dtype,
-            truncate=self.truncate,
-            smooth_cutoff=self.smooth_cutoff,
-            matmul=self.matmul,
-        )
+    def for_protocol(self, settings: Any) -> ModelSettings:
+        """The same in the precision of a protocol, where that has an option ``dtype``."""
+        return replace(self, dtype=getattr(settings, "dtype", self.dtype))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,12 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors", "ipi")
 
 
-def session(potential: Potential, command: list[str]) -> dict[str, Any]:
+def session(potential: Potential, command: Sequence[str]) -> dict[str, Any]:
     """Facts about one run of a command, JSON-ready."""
     deviation = potential.matmul_deviation
     return {
         "started": timestamp(),
-        "command": command,
+        "command": list(command),
         "dpa3sim": dpa3sim.__version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),

@@ -30,7 +30,7 @@ from dpa3sim.potential.evaluation import Evaluation, raise_first
 from dpa3sim.potential.interface import BatchPotential
 from dpa3sim.potential.settings import Dtype
 from dpa3sim.run.directory import EVALUATIONS
-from dpa3sim.structures.system import AtomsLike, Structure, as_structure
+from dpa3sim.structures.system import AtomsLike, System, as_system
 
 if TYPE_CHECKING:
     import torch
@@ -189,11 +189,11 @@ class StoredPotential:
             raise InputError(f"{self.path} is of a model in {self.dtype}, not in {dtype}")
         return self
 
-    def check(self, structure: AtomsLike | Structure) -> None:
+    def check(self, structure: AtomsLike | System) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
         self.potential.check(structure)
 
-    def evaluate(self, structures: Sequence[AtomsLike | Structure]) -> list[Evaluation]:
+    def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
         """Like :meth:`Potential.evaluate`, with saved evaluations in the place of new ones.
 
         Raises:
@@ -202,15 +202,15 @@ class StoredPotential:
         return raise_first(self.evaluate_each(structures))
 
     def evaluate_each(
-        self, structures: Sequence[AtomsLike | Structure]
+        self, structures: Sequence[AtomsLike | System]
     ) -> list[Evaluation | Dpa3simError]:
         """Like :meth:`evaluate`, with the error of a bad structure in place of its result."""
-        plain = [as_structure(structure) for structure in structures]
+        plain = [as_system(structure) for structure in structures]
         keys = [self._key(structure) for structure in plain]
         with self._lock:
             self._request += 1
             known: dict[bytes, Evaluation | Dpa3simError] = {}
-            fresh: dict[bytes, Structure] = {}
+            fresh: dict[bytes, System] = {}
             for key, structure in zip(keys, plain, strict=True):
                 if key in known or key in fresh:
                     continue
@@ -230,14 +230,14 @@ class StoredPotential:
         return [known[key] for key in keys]
 
     def hessian(
-        self, structure: AtomsLike | Structure, atoms: Sequence[int] | None = None
+        self, structure: AtomsLike | System, atoms: Sequence[int] | None = None
     ) -> np.ndarray:
         """Like :meth:`Potential.hessian`, saved as a whole.
 
         Raises:
             InputError: see there.
         """
-        plain = as_structure(structure)
+        plain = as_system(structure)
         rows = list(range(len(plain.numbers))) if atoms is None else list(atoms)
         key = hashlib.sha256(self._key(plain) + repr(rows).encode()).digest()
         with self._lock:
@@ -268,7 +268,7 @@ class StoredPotential:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _chunks(self, structures: dict[bytes, Structure]) -> list[list[bytes]]:
+    def _chunks(self, structures: dict[bytes, System]) -> list[list[bytes]]:
         """The keys of ``structures`` in batches, by size alone."""
         chunks: list[list[bytes]] = []
         room = 0
@@ -281,7 +281,7 @@ class StoredPotential:
             room -= size
         return chunks
 
-    def _compute(self, missing: dict[bytes, Structure]) -> dict[bytes, Evaluation | Dpa3simError]:
+    def _compute(self, missing: dict[bytes, System]) -> dict[bytes, Evaluation | Dpa3simError]:
         """Evaluate as one batch, and save what it gives, all or nothing of it."""
         began, batches = time.monotonic(), self.counters.batches
         outcomes = self.potential.evaluate_each(list(missing.values()))
@@ -328,7 +328,7 @@ class StoredPotential:
             raise InputError(f"{self.path}: damaged; --force starts again")
         return tuple(values)
 
-    def _key(self, structure: Structure) -> bytes:
+    def _key(self, structure: System) -> bytes:
         digest = hashlib.sha256(self._identity)
         for part in structure.key():
             data = part if isinstance(part, bytes) else str(part).encode()

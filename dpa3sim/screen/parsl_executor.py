@@ -38,9 +38,11 @@ def _resident(model: ModelSettings, threads: int | None) -> Potential:
     """The model of this process, loaded when first asked for."""
     import torch
 
+    from dpa3sim.potential.potential import Potential
+
     if threads:
         torch.set_num_threads(threads)
-    return model.load()
+    return Potential.load(model)
 
 
 def compute_chunk(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpa3sim.common.errors import InputError
-from dpa3sim.graph.candidates import check_crowd, check_geometry, complete_cell
+from dpa3sim.structures.geometry import check_crowd, check_geometry, complete_cell
 from dpa3sim.structures.isotopes import as_elements, with_symbols
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,10 +47,10 @@ class Source:
         """Hash of the structure: what decides its energy and its motion, and its constraints."""
         from ase.io.jsonio import encode
 
-        from dpa3sim.structures.system import Structure
+        from dpa3sim.structures.system import System
 
         constraints = encode([c.todict() for c in self.atoms.constraints])
-        content: tuple[Any, ...] = (Structure.from_atoms(self.atoms).key(), constraints)
+        content: tuple[Any, ...] = (System.from_atoms(self.atoms).key(), constraints)
         if self.atoms.has("masses") and (masses := _unusual_masses(self.atoms)):
             content = (*content, masses)
         return hashlib.sha256(repr(content).encode()).hexdigest()
@@ -284,3 +285,11 @@ def _with_folder(source: Source, number: int) -> str:
 
 def _with_number(source: Source, number: int) -> str:
     return source.label if number == 1 else f"{source.label}-{number}"
+
+
+def introduction(sources: Sequence[Source], where: str = "") -> list[str]:
+    """Structures in a line that a person can check, and what is suspicious about them."""
+    origins = ", ".join(source.origin for source in sources)
+    kinds = "; ".join(source.line for source in sources)
+    lines = [f"{origins}: {kinds}" + (f" -> {where}" if where else "")]
+    return lines + [f"warning: {warning}" for s in sources for warning in s.warnings]

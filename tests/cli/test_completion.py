@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dpa3sim.cli.completion import SHELLS
+from dpa3sim.cli.commands.completion import SHELLS
 from dpa3sim.cli.main import COMMANDS
 
 pytest.importorskip("shtab", reason="the scripts are made by shtab")

@@ -6,7 +6,7 @@ import numpy as np
 from tests_support import DATA, load_reference
 
 from dpa3sim.checkpoints.registry import embedded_path
-from dpa3sim.cli import doctor
+from dpa3sim.cli.commands import doctor
 from dpa3sim.cli.main import main
 
 

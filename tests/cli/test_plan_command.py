@@ -10,8 +10,8 @@ from ase.build import bulk, molecule
 from ase.io import write
 
 from dpa3sim import Potential
+from dpa3sim.cli.commands.plan import SUBCOMMANDS
 from dpa3sim.cli.main import main
-from dpa3sim.cli.plan import SUBCOMMANDS
 from dpa3sim.potential.memory import peak_bytes
 from dpa3sim.run.cost import MOST_ATOMS, Neighbours, Pace, stand_in
 
@@ -135,10 +135,12 @@ def test_usage(capsys):
 def test_every_command_with_a_protocol_can_be_planned():
     from importlib import import_module
 
+    from dpa3sim.cli.command import Command
     from dpa3sim.cli.main import COMMANDS
-    from dpa3sim.cli.protocol import Command
 
-    modules = {name: import_module(f"dpa3sim.cli.{name.replace('-', '_')}") for name in COMMANDS}
+    modules = {
+        name: import_module(f"dpa3sim.cli.commands.{name.replace('-', '_')}") for name in COMMANDS
+    }
     protocols = {
         name
         for name, module in modules.items()
@@ -156,7 +158,7 @@ def test_nothing_large_is_evaluated_and_too_large_is_told(capsys, monkeypatch):
         return original(self, structures)
 
     monkeypatch.setattr(Potential, "evaluate_each", evaluate_each)
-    monkeypatch.setattr("dpa3sim.potential.batches.free_bytes", lambda device: 10**8)
+    monkeypatch.setattr("dpa3sim.potential.memory.free_bytes", lambda device: 10**8)
     write("large.vasp", bulk("Si", cubic=True) * 6, format="vasp")
     plan = planned(capsys, "md", "large.vasp", "--steps", "10")
     assert max(sizes) <= MOST_ATOMS

@@ -23,7 +23,8 @@ from ase.io import write
 from tests_support import DATA, ENVIRONMENT, TESTS
 
 from dpa3sim.cli import main as command_line
-from dpa3sim.cli import relax, signals
+from dpa3sim.cli import signals
+from dpa3sim.cli.commands import relax
 from dpa3sim.cli.main import main
 from dpa3sim.cli.options import Parser
 from dpa3sim.cli.signals import stopped_by_signals

@@ -12,9 +12,9 @@ from ase.io import write
 
 from dpa3sim import Potential
 from dpa3sim.cli.main import main
-from dpa3sim.cli.protocol import write_structure
 from dpa3sim.common.errors import InputError
 from dpa3sim.protocols.crystals import guards
+from dpa3sim.run.output import write_structure
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import Source, read_structure
 

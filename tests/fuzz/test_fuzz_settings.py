@@ -108,7 +108,7 @@ def check_settings(example: tuple[type, bytes | None, list[str]]) -> None:
             json.dumps(options_of.to_dict(made), allow_nan=False)
 
 
-test_settings = short(cases(), 150)(check_settings)
+test_settings = short(cases(), 80)(check_settings)
 
 
 @slow

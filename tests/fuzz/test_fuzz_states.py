@@ -143,7 +143,7 @@ def check_run_directories(example: tuple[str, float, str, float, Any, Any]) -> N
         assert run(folder, command, "--force")[0] in (0, 3)
 
 
-test_run_directories = short(damages, 60)(check_run_directories)
+test_run_directories = short(damages, 30)(check_run_directories)
 
 
 @cache

@@ -28,8 +28,8 @@ from fuzz_support import (
 from hypothesis import strategies as st
 
 from dpa3sim import Potential
-from dpa3sim.cli.protocol import write_structure
 from dpa3sim.common.errors import InputError
+from dpa3sim.run.output import write_structure
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.inspection import describe
 from dpa3sim.structures.reading import Source, read_structures
@@ -261,8 +261,8 @@ def check_readers(example: tuple[str, bytes, str | None, str | None]) -> None:
         path.unlink()
 
 
-test_structures = short(files(), 300)(check_structures)
-test_readers = short(words(), 300)(check_readers)
+test_structures = short(files(), 120)(check_structures)
+test_readers = short(words(), 150)(check_readers)
 
 
 @slow

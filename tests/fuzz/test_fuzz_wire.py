@@ -177,7 +177,7 @@ def check_wire(example: tuple[bytes, int]) -> None:
             assert isinstance(client.run(), Statistics)
 
 
-test_wire = short(streams(), 300)(check_wire)
+test_wire = short(streams(), 120)(check_wire)
 
 
 @slow

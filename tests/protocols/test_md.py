@@ -18,7 +18,7 @@ from dpa3sim.protocols.dynamics.integrators import degrees_of_freedom
 from dpa3sim.protocols.dynamics.recorders import MemoryRecorder
 from dpa3sim.protocols.dynamics.statistics import statistics
 from dpa3sim.run.recorder import FileRecorder
-from dpa3sim.structures.system import as_structure
+from dpa3sim.structures.system import as_system
 
 METHODS = {
     "nve": {"ensemble": "nve"},
@@ -561,6 +561,6 @@ def test_rows_agree_with_the_structure(copper):
     assert row["volume_A3"] == pytest.approx(atoms.get_volume())
     kinetic = atoms.get_kinetic_energy()
     assert row["temperature_K"] == pytest.approx(2 * kinetic / (93 * units.kB))
-    virial = EMTPotential._evaluate(as_structure(atoms)).virial
+    virial = EMTPotential._evaluate(as_system(atoms)).virial
     pressure = (2 * kinetic + np.trace(virial)) / (3 * atoms.get_volume()) / units.GPa
     assert row["pressure_GPa"] == pytest.approx(pressure)

@@ -11,6 +11,7 @@ from tests_support import (
     assert_equal_results,
     autograd_results,
     hydrogen_oxygen_structures,
+    session_of,
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +23,6 @@ from dpa3sim.common.errors import InputError, OutOfMemoryError
 from dpa3sim.graph.blocks import BlockLimits
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.potential.memory import peak_bytes
-from dpa3sim.potential.session import Session
 
 TOLERANCE = 1e-10
 SMALL = DATA / "models/dynamic/model.pt"
@@ -93,7 +93,7 @@ def test_a_bad_structure_gets_an_error_and_no_one_else(tiny):
 
 def fail_above(monkeypatch, potential, limit, error=torch.OutOfMemoryError):
     """Let the model run out of memory for more than ``limit`` atoms at once."""
-    evaluator = potential._batches._evaluator
+    evaluator = potential.batcher.evaluator
     evaluate = evaluator.evaluate
 
     def limited(graph, policy):
@@ -132,7 +132,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(tiny, monkeypatch):
     def broken(graph, policy):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(tiny._batches._evaluator, "evaluate", broken)
+    monkeypatch.setattr(tiny.batcher.evaluator, "evaluate", broken)
     with pytest.raises(RuntimeError, match="something else"):
         tiny.evaluate(hydrogen_oxygen_structures())
 
@@ -148,18 +148,18 @@ def silicon(repeat):
 )
 def test_the_memory_model_predicts_what_is_used(policy, embedded):
     potential = Potential(embedded.model)
-    batches = potential._batches
+    batches = potential.batcher
     for atoms in (silicon((2, 2, 2)), silicon((3, 2, 2)), bulk("Cu", cubic=True) * 3):
         potential.evaluate([atoms])
-        session = next(reversed(batches._sessions.values()))
+        session = next(reversed(batches.sessions.values()))
         measured = session._measured
         graph = session.graph.graph(measured, session.graph.arrange(measured))
 
         def run(graph=graph):
-            with batches._evaluator.workspace.private({}):
-                batches._evaluator.evaluate(graph, policy)
+            with batches.evaluator.workspace.private({}):
+                batches.evaluator.evaluate(graph, policy)
 
-        estimate = batches._memory.estimate(graph.layout, policy)
+        estimate = batches.memory._model.estimate(graph.layout, policy)
         assert estimate == pytest.approx(peak_bytes(potential.device, run), rel=0.2)
 
 
@@ -170,7 +170,7 @@ def test_batches_are_as_large_as_memory_allows(embedded, monkeypatch):
     whole = Potential(embedded.model, dtype="float64")
     expected = whole.evaluate(structures)
     assert whole.counters.batches == 1
-    whole._batches._policy(next(iter(whole._batches._sessions.values())).layout, False)
+    whole.batcher.memory.policy(next(iter(whole.batcher.sessions.values())).layout, False)
     limited = Potential(embedded.model, dtype="float64", max_memory=0.12)
     for result, single in zip(limited.evaluate(structures), expected, strict=True):
         assert_equal_results(result, single, TOLERANCE)
@@ -209,7 +209,7 @@ def test_memory_of_many_batches_is_bounded(tiny, monkeypatch):
     monkeypatch.setattr(dpa3sim.potential.batches, "MAX_SESSION_ATOMS", 20)
     for n in range(1, 9):
         tiny.evaluate([molecule("H2O")] * n)
-    sessions = tiny._batches._sessions.values()
+    sessions = tiny.batcher.sessions.values()
     assert sum(s.graph.n_atoms for s in sessions) <= 24
 
 
@@ -226,8 +226,8 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def operations(session_of, structures):
-    session, step = session_of(structures)
+def operations(make, structures):
+    session, step = make(structures)
     with Counting() as mode:
         step()
     return mode.count, len(session.layout.blocks)
@@ -235,17 +235,11 @@ def operations(session_of, structures):
 
 def device_session(potential, structures, margin=0.3):
     """A session as on an accelerator, but on the CPU; and the means to do a step."""
-    batches = potential._batches
-    items = [potential._item(atoms) for atoms in structures]
-    template = batches._session(items, False)
     limits = BlockLimits(angles=10**7, edges=10**6, overhead=1e9, margin=margin)
-    evaluator = Evaluator(potential._network, sparse=False)
-    session = Session(template.graph, evaluator, limits, False, potential.counters)
-    positions = [x.positions for x in items]
-    cells = [x.strain(x.cell)[0] @ x.cell for x in session.graph.lists]
-    session.measure(positions, cells)
-    session.evaluate(MemoryPolicy("preactivations"))
-    return session, lambda: session.repeat(positions, cells)
+    policy = MemoryPolicy("preactivations")
+    session, systems = session_of(potential, structures, limits, policy, False)
+    session.step(systems)
+    return session, lambda: session._repeat(systems)
 
 
 def test_operations_do_not_grow_with_the_number_of_structures(tiny):
@@ -295,8 +289,8 @@ def test_a_step_never_waits_for_the_device(name):
         result = step()
     assert transfers.copies == 1  # status and results together
     expected = potential.evaluate(structures)
-    forces = np.concatenate([r.forces for r in expected])
-    np.testing.assert_allclose(result.forces, forces, rtol=0, atol=1e-12)
+    for found, wanted in zip(result, expected, strict=True):
+        np.testing.assert_allclose(found.forces, wanted.forces, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -305,20 +299,15 @@ def test_a_step_lives_on_one_device(name):
     potential = Potential(DATA / name / "model.pt")
     structures = with_inputs(hydrogen_oxygen_structures())
     session, _ = device_session(potential, structures)
-    from dpa3sim.graph.resident import ResidentGraph
     from dpa3sim.model.network import Network
 
     device = torch.device("meta")
-    model = potential.model
-    network = Network(model.config, model.weights, device, torch.float32)
-    members = [potential._item(atoms).member for atoms in structures]
-    with_angles = model.config.descriptor.update_angle
-    graph = ResidentGraph(session.graph.lists, members, potential._rules, with_angles, device)
-    graph.set_layout(session.layout)
+    network = Network(potential.model.config, potential.model.weights, device, torch.float32)
     limits = BlockLimits(angles=10**7, edges=10**6, overhead=1e9)
-    there = Session(graph, Evaluator(network, sparse=False), limits, False, potential.counters)
+    there, _ = session_of(potential, structures, limits, MemoryPolicy(), False, network)
+    there.graph.set_layout(session.layout)
     output = there.program(MemoryPolicy())
-    n, b = graph.n_atoms, graph.n_structures
+    n, b = there.graph.n_atoms, there.graph.n_structures
     assert output.device == device
     assert output.shape == (6 * b + 1 + 4 * n + 9 * b,)
     assert output.dtype == torch.float64
@@ -327,9 +316,9 @@ def test_a_step_lives_on_one_device(name):
 def test_overflow_and_expired_lists_are_noticed_and_done_again(tiny):
     """Denser and denser, until room and lists no longer suffice."""
     atoms = hydrogen_oxygen_structures()[1]
-    batches = tiny._batches
-    batches._on_host = False  # the way of an accelerator
-    batches._evaluator = Evaluator(tiny._network, sparse=False)
+    batches = tiny.batcher
+    batches.use(Evaluator(tiny.network, sparse=False))
+    batches.memory.on_host = False  # the way of an accelerator
     for _ in range(12):
         atoms.set_cell(atoms.cell.array * 0.975, scale_atoms=True)
         atoms.rattle(0.02, seed=1)
@@ -342,13 +331,13 @@ def test_overflow_and_expired_lists_are_noticed_and_done_again(tiny):
 def test_new_lists_go_where_the_old_ones_were(tiny):
     """Addresses are part of a captured step, which has to outlive the lists."""
     structures = hydrogen_oxygen_structures()
-    batches = tiny._batches
-    batches._on_host = False
-    batches._evaluator = Evaluator(tiny._network, sparse=False)
+    batches = tiny.batcher
+    batches.use(Evaluator(tiny.network, sparse=False))
+    batches.memory.on_host = False
     rng = np.random.default_rng(2)
 
     def addresses():
-        (session,) = batches._sessions.values()
+        (session,) = batches.sessions.values()
         graph = session.graph
         tensors = [*graph._candidates, graph._input, *vars(graph._slots).values()]
         return graph.programs, [t.data_ptr() for t in tensors if isinstance(t, torch.Tensor)]
@@ -381,7 +370,7 @@ def test_a_captured_step_gives_what_the_cpu_gives(tiny):
             atoms.positions += rng.normal(scale=0.03, size=atoms.positions.shape)
         for a, b in zip(gpu.evaluate(structures), tiny.evaluate(structures), strict=True):
             assert_equal_results(a, b, 1e-9)
-    (session,) = gpu._batches._sessions.values()
+    (session,) = gpu.batcher.sessions.values()
     assert session._capture is not None
     assert session._capture._graph is not None
     first, again = gpu.evaluate(structures), gpu.evaluate(structures)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from matscipy.neighbours import neighbour_list
 
 from dpa3sim.common.errors import InputError
-from dpa3sim.graph.angles import find_angles
 from dpa3sim.graph.edges import EdgeRules, find_edges
+from dpa3sim.graph.reference import find_angles
 
 N_RANDOM = 500
 

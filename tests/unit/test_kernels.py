@@ -1,5 +1,7 @@
 """The hand-written layers against the readable network, in every option and memory policy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,17 +10,15 @@ from tests_support import (
     assert_equal_results,
     autograd_results,
     hydrogen_oxygen_structures,
+    session_of,
 )
 
 from dpa3sim import Potential
 from dpa3sim.graph.blocks import BlockLimits, make_layout
-from dpa3sim.graph.lists import Counters
-from dpa3sim.graph.resident import ResidentGraph
-from dpa3sim.graph.skin import SkinList
+from dpa3sim.kernels import libraries
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.activations import ActivationKernel, activate
 from dpa3sim.model.config import ACTIVATIONS, Activation
-from dpa3sim.potential.session import Session
 
 MODELS = sorted(
     [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
@@ -50,21 +50,10 @@ def structures():
     return found
 
 
-def sessions(potential, atoms, limits, exact=True):
-    """One that can be told how to arrange and what to keep, as BatchEvaluator makes them."""
-    item = potential._item(atoms)
-    rules = potential._rules
-    skin = SkinList.search(item.positions, item.cell, item.pbc, rules.e_rcut, 0.3)
-    with_angles = potential.model.config.descriptor.update_angle
-    graph = ResidentGraph([skin], [item.member], rules, with_angles, torch.device("cpu"))
-    evaluator = Evaluator(potential._network, sparse=exact)
-    return Session(graph, evaluator, limits, exact, Counters()), item, skin
-
-
-def run(session, item, skin, policy):
-    cell = skin.deformation(item.positions, item.cell).cell
-    session.measure([item.positions], [cell])
-    return session.evaluate(policy)
+def run(potential, atoms, limits, policy, on_host=True):
+    """An evaluation that is told how to arrange and what to keep."""
+    session, systems = session_of(potential, [atoms], limits, policy, on_host)
+    return session.step(systems)[0]
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
@@ -81,11 +70,11 @@ def test_layers_equal_the_network(path):
 def test_what_is_kept_and_how_it_is_cut_does_not_matter(name, policy, chunk, water):
     potential = load(next(path for path in MODELS if path.parent.name == name))
     limits = BlockLimits(angles=chunk, edges=chunk, overhead=10.0)
-    step = run(*sessions(potential, water, limits), policy)
+    step = run(potential, water, limits, policy)
     expected = potential.evaluate([water])[0]
     np.testing.assert_allclose(step.energies, expected.energies, rtol=0, atol=ROUNDING)
     np.testing.assert_allclose(step.forces, expected.forces, rtol=0, atol=ROUNDING)
-    np.testing.assert_allclose(step.virials[0], expected.virial, rtol=0, atol=10 * ROUNDING)
+    np.testing.assert_allclose(step.virial, expected.virial, rtol=0, atol=10 * ROUNDING)
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
@@ -94,10 +83,76 @@ def test_spare_room_does_not_matter(path):
     potential = load(path)
     limits = BlockLimits(angles=10**6, edges=10**6, overhead=1e5, margin=0.4)
     for atoms in structures():
-        step = run(*sessions(potential, atoms, limits, exact=False), POLICIES[0])
+        step = run(potential, atoms, limits, POLICIES[0], on_host=False)
         expected = potential.evaluate([atoms])[0]
         np.testing.assert_allclose(step.energies, expected.energies, rtol=0, atol=ROUNDING)
         np.testing.assert_allclose(step.forces, expected.forces, rtol=0, atol=ROUNDING)
+
+
+class Copies:
+    """Nodes that are computed elsewhere: here, copies of all centres."""
+
+    def __init__(self):
+        self.calls = []
+
+    def forward(self, node):
+        self.calls.append("forward")
+        return torch.cat([node, node])
+
+    def backward(self, d_node):
+        self.calls.append("backward")
+        here, elsewhere = d_node.chunk(2)
+        return here + elsewhere
+
+
+@pytest.mark.parametrize("kernels", ["tensor operations", "compiled"])
+@pytest.mark.parametrize("name", ["dynamic", "static_linear", "sequential", "res_avg"])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_nodes_that_are_no_centres(name, policy, kernels, water):
+    """Half of the edges point to copies; features and gradients are exchanged between layers."""
+    library = libraries.status().library if kernels == "compiled" else None
+    if kernels == "compiled" and library is None:
+        pytest.skip("the kernels are not built")
+    potential = load(next(path for path in MODELS if path.parent.name == name))
+    limits = BlockLimits(angles=10**6, edges=10**6, overhead=10.0)
+    session, systems = session_of(potential, [water], limits, policy, True)
+    session.step(systems)
+    graph = session.graph.graph(session._measured, session.graph.arrange(session._measured))
+    n = graph.n_atoms
+    edge_j = graph.edge_j + n * (torch.arange(len(graph.edge_j)) % 2)
+    order = torch.argsort(edge_j, stable=True)
+    starts = torch.searchsorted(edge_j[order], torch.arange(2 * n))
+    wide = replace(
+        graph,
+        types=graph.types.repeat(2),
+        structure=graph.structure.repeat(2),
+        edge_j=edge_j,
+        incoming=order,
+        incoming_start=starts,
+    )
+    assert (wide.n_atoms, wide.n_nodes) == (n, 2 * n)
+    evaluator = Evaluator(potential.network, True, library)
+    expected = [x.clone() for x in evaluator.evaluate(graph, policy)]
+    copies = Copies()
+    found = evaluator.evaluate(wide, policy, copies)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=ROUNDING)
+    layers = potential.model.config.descriptor.nlayers
+    assert copies.calls.count("backward") == layers - 1
+    assert copies.calls.count("forward") >= layers - 1
+
+
+def test_other_weights_are_taken(water):
+    """After `refresh` an evaluator computes with the weights that the network has now."""
+    potential = load(DATA / "models/dynamic/model.pt")
+    before = potential.evaluate([water])[0]
+    with torch.no_grad():
+        for weight in potential.network.parameters():
+            weight.mul_(1.01)
+    potential.batcher.evaluator.refresh()
+    after = potential.evaluate([water])[0]
+    assert abs(after.energy - before.energy) > 1e-3
+    assert_equal_results(after, autograd_results(potential, water), ROUNDING)
 
 
 def test_the_same_batch_gives_the_same_bits(embedded):

@@ -13,8 +13,8 @@ import dpa3sim.kernels.libraries
 from dpa3sim import Potential
 from dpa3sim.checkpoints import read_model
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels.probes import probe
 from dpa3sim.model.network import Network
-from dpa3sim.potential.memory import probe
 
 MODELS = sorted(
     [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
@@ -91,7 +91,7 @@ def test_real_models_and_their_float32_rounding(embedded, library):
 
 def test_threads_do_not_change_a_bit(library):
     potential = Potential(DATA / "models/static_linear/model.pt")
-    network = potential._network
+    network = potential.network
     graph = random_graph(potential, 40, 20, 8)
     before = torch.get_num_threads()
     try:
@@ -109,8 +109,8 @@ def test_threads_do_not_change_a_bit(library):
 def test_whole_structures(library):
     potential = Potential(DATA / "models/dynamic/model.pt")
     tensors = Potential(DATA / "models/dynamic/model.pt")
-    tensors._batches._evaluator = Evaluator(tensors._network, sparse=True)
-    potential._batches._evaluator = Evaluator(potential._network, True, library)
+    tensors.batcher.use(Evaluator(tensors.network, sparse=True))
+    potential.batcher.use(Evaluator(potential.network, True, library))
     structures = hydrogen_oxygen_structures()
     pairs = zip(potential.evaluate(structures), tensors.evaluate(structures), strict=True)
     for result, expected in pairs:

@@ -9,7 +9,6 @@ from tests_support import DATA, NoHostAccess
 
 from dpa3sim import Potential
 from dpa3sim.common.errors import CheckpointError
-from dpa3sim.graph.batch import make_batch
 from dpa3sim.model import network
 from dpa3sim.model.config import ACTIVATIONS, Activation
 from dpa3sim.model.electrons import econf_rows, occupations
@@ -98,7 +97,7 @@ def test_recomputing_layers_changes_nothing(variant, water, monkeypatch):
 
 
 def _batch(potential, atoms, device):
-    return make_batch([potential._graph_input(atoms)], torch.device(device))
+    return potential.graph([atoms])
 
 
 MODELS = ["variants/sequential", "variants/fparam_aparam", "models/charge_spin", "variants/excl"]
@@ -110,7 +109,7 @@ def test_network_never_waits_for_the_device(name, water):
     water.info |= {"fparam": [0.1, 0.2], "aparam": np.zeros((len(water), 1))}
     batch = _batch(potential, water, "cpu")
     with NoHostAccess():
-        energies = potential._network.atomic_energies(batch, batch.vectors.requires_grad_(True))
+        energies = potential.network.atomic_energies(batch, batch.vectors.requires_grad_(True))
         (gradient,) = torch.autograd.grad(energies.sum(), batch.vectors)
     assert torch.isfinite(gradient).all()
 

@@ -47,8 +47,7 @@ def load(name, **arguments):
 
 def shares(potential, atoms):
     """The distances, and which of the edges are partly their own R."""
-    graph = potential._graph_input(atoms)
-    r = np.linalg.norm(graph.vectors, axis=1)
+    r = np.linalg.norm(potential.graph([atoms]).vectors.numpy(), axis=1)
     descriptor = potential.model.config.descriptor
     return r, (r > descriptor.a_rcut - potential.smooth_cutoff) & (r < descriptor.a_rcut)
 
@@ -72,8 +71,8 @@ def test_kernels_equal_the_network(name, truncate):
 @pytest.mark.parametrize("on_host", [True, False], ids=["exact shapes", "room to spare"])
 def test_tensor_operations_equal_the_network(name, on_host):
     potential = load(name, smooth_cutoff=0.9)
-    potential._batches._evaluator = Evaluator(potential._network, sparse=on_host)
-    potential._batches._on_host = on_host
+    potential.batcher.use(Evaluator(potential.network, sparse=on_host))
+    potential.batcher.memory.on_host = on_host
     structures = hydrogen_oxygen_structures()
     for atoms, result in zip(structures, potential.evaluate(structures), strict=True):
         assert_equal_results(result, autograd_results(potential, atoms), ROUNDING)
@@ -94,9 +93,9 @@ def test_float32_is_a_rounding(embedded64):
 
 
 def evaluations(potential, structures):
-    for evaluator in (None, Evaluator(potential._network, sparse=True)):
+    for evaluator in (None, Evaluator(potential.network, sparse=True)):
         if evaluator is not None:
-            potential._batches._evaluator = evaluator
+            potential.batcher.use(evaluator)
         yield from potential.evaluate(structures)
 
 
@@ -281,9 +280,9 @@ def test_memory_needed_is_as_without(smoothed, embedded64):
     atoms = bulk("NaCl", "rocksalt", 5.64, cubic=True)
     peaks = []
     for potential in (embedded64, smoothed):
-        evaluator = Evaluator(potential._network, sparse=True)
+        evaluator = Evaluator(potential.network, sparse=True)
         potential = Potential(potential.model, dtype="float64")
-        potential._batches._evaluator = evaluator
+        potential.batcher.use(evaluator)
         potential.evaluate([atoms])
         peaks.append(evaluator.workspace.nbytes)
     assert peaks[0] == peaks[1]

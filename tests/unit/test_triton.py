@@ -24,7 +24,7 @@ import dpa3sim.potential.potential
 from dpa3sim import DPA3Calculator, Potential
 from dpa3sim.checkpoints.reference import Reference
 from dpa3sim.checkpoints.registry import load_model
-from dpa3sim.cli import doctor
+from dpa3sim.cli.commands import doctor
 from dpa3sim.cli.main import main
 from dpa3sim.common.errors import InputError
 from dpa3sim.kernels import choice as selection
@@ -32,11 +32,11 @@ from dpa3sim.kernels import libraries as native
 from dpa3sim.kernels import triton as triton_kernels
 from dpa3sim.kernels.api import Matmul
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels.probes import probe
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import ACTIVATIONS, Activation
 from dpa3sim.model.network import Network
 from dpa3sim.model.weights import weight_shapes
-from dpa3sim.potential.memory import probe
 from dpa3sim.run import provenance
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -257,16 +257,16 @@ def test_whole_structures_with_room_to_spare(name, trusted):
     """As on an accelerator: fixed shapes, whose empty slots must not matter."""
     potential = Potential(load(name), device=DEVICE)
     assert potential.kernels == "triton"
-    potential._batches._on_host = False
+    potential.batcher.memory.on_host = False
     tensors = Potential(load(name), device="cpu")
-    tensors._batches._evaluator = Evaluator(tensors._network, sparse=True)
+    tensors.batcher.use(Evaluator(tensors.network, sparse=True))
     structures = [hydrogen_oxygen_structures()[i] for i in (0, 2, 7)]
     for _ in range(2):
         results = potential.evaluate(structures)
         for result, expected in zip(results, tensors.evaluate(structures), strict=True):
             assert_equal_results(result, expected, 1e-11)
         structures[0].rattle(0.03, seed=1)
-    (session,) = potential._batches._sessions.values()
+    (session,) = potential.batcher.sessions.values()
     assert session.layout.n_edges > sum(result.n_edges for result in results)
 
 

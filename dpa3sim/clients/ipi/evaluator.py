@@ -19,8 +19,8 @@ from ase.units import Bohr, Hartree
 from dpa3sim.clients.ipi.wire import Results
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.settings import suggestion
-from dpa3sim.graph.candidates import check_geometry, complete_cell
-from dpa3sim.structures.system import AtomsLike, Structure, as_structure
+from dpa3sim.structures.geometry import check_geometry, complete_cell
+from dpa3sim.structures.system import AtomsLike, System, as_system
 
 if TYPE_CHECKING:
     from dpa3sim.potential.evaluation import Evaluation
@@ -60,7 +60,7 @@ class BatchEvaluator:
     def __init__(
         self,
         potentials: PotentialLike | Sequence[PotentialLike],
-        structure: AtomsLike | Structure,
+        structure: AtomsLike | System,
         extras: Sequence[str] = (),
     ) -> None:
         several = isinstance(potentials, Sequence)
@@ -72,7 +72,7 @@ class BatchEvaluator:
                 hint = suggestion(name, EXTRAS) or f"; there are {', '.join(EXTRAS)}"
                 raise InputError(f"unknown extra {name!r}" + hint)
         self._extras = tuple(extras)
-        self._structure = as_structure(structure).copy()
+        self._structure = as_system(structure).copy()
         self.natoms = len(self._structure.numbers)
         self.calls = self.structures = 0
         for potential in self._potentials:
@@ -117,7 +117,7 @@ class BatchEvaluator:
             self(np.repeat(cell[None], m, axis=0), np.repeat(positions[None], m, axis=0))
         self.calls = self.structures = 0
 
-    def _make(self, cells: np.ndarray, positions: np.ndarray) -> list[Structure]:
+    def _make(self, cells: np.ndarray, positions: np.ndarray) -> list[System]:
         """Wrapped structures, from Å."""
         pbc = self._structure.pbc
         structures = []

@@ -25,6 +25,7 @@ import numpy as np
 from dpa3sim.clients.ipi.evaluator import BatchEvaluator
 from dpa3sim.common import settings as options_of
 from dpa3sim.common.errors import Dpa3simError, InputError
+from dpa3sim.potential.potential import Potential
 from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure
@@ -65,7 +66,7 @@ class DPA3PES:
         given = ReadingSettings(
             **{k: str(options.pop(k)) for k in ("elements", "format") if k in options}
         )
-        potentials = [_settings(options | {"model": model}).load() for model in models]
+        potentials = [Potential.load(_settings(options | {"model": m})) for m in models]
         atoms = read_structure(str(structure), given).atoms
         self._evaluate = BatchEvaluator(potentials, atoms, _words(extras))
         self._evaluate.warm_up()

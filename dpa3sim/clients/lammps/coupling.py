@@ -18,9 +18,10 @@ from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.common.settings import suggestion
 from dpa3sim.common.units import KCAL_PER_MOL
+from dpa3sim.model.inputs import extra_inputs
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import PotentialLike
-from dpa3sim.structures.system import Structure, extra_inputs
+from dpa3sim.structures.system import System
 
 # LAMMPS's unit of energy in eV, by its style of units; lengths are Å in both.
 _ENERGY_UNITS = {"metal": 1.0, "real": KCAL_PER_MOL}
@@ -160,7 +161,7 @@ class Coupling:
         order = np.argsort(tag, kind="stable")
         types = np.asarray(self._lmp.numpy.extract_atom("type"))[:nlocal]
         cell, pbc = self._box()
-        structure = Structure(self._numbers[types[order]], x[order], cell, pbc)
+        structure = System(self._numbers[types[order]], x[order], cell, pbc)
         self.evaluation = result = self._potential.evaluate([structure])[0]
         self.evaluations += 1
         f[order] = result.forces / self._energy_unit
@@ -216,7 +217,7 @@ def _check_elements(elements: Sequence[str], n_types: int, potential: PotentialL
 
 def _check_inputs(potential: PotentialLike) -> None:
     """Refuse models that want more than LAMMPS has."""
-    nothing = Structure(np.zeros(0, dtype=int), np.zeros((0, 3)), np.eye(3), np.ones(3, dtype=bool))
+    nothing = System(np.zeros(0, dtype=int), np.zeros((0, 3)), np.eye(3), np.ones(3, dtype=bool))
     try:
         extra_inputs(nothing, potential.model.config)
     except InputError as error:

@@ -1141,7 +1141,13 @@ template <class T> void nodes(const Nodes<T> *l, bool forward) {
 }  // namespace
 
 extern "C" {
-int64_t dpa3_abi() { return 3; }
+int64_t dpa3_abi() { return 4; }
+// The caller compares these with its own layout of the arguments.
+int64_t dpa3_size(int64_t which) {
+    const int64_t sizes[] = {sizeof(Layer<double>), sizeof(Product<double>), sizeof(Nodes<double>),
+                             sizeof(Incoming<double>)};
+    return which < 4 ? sizes[which] : 0;
+}
 
 void dpa3_forward_f32(const Layer<float> *layer) { run<float, true>(layer); }
 void dpa3_forward_f64(const Layer<double> *layer) { run<double, true>(layer); }

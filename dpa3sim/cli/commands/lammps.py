@@ -1,0 +1,111 @@
+"""Run a LAMMPS input with the forces of the model.
+
+The input says where the model comes in, by a line 'fix dpa3 all external pf/callback 1 1'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.live import Terminal
+from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
+from dpa3sim.cli.signals import stopped_by_signals
+from dpa3sim.common.errors import INTERRUPTED, InputError
+from dpa3sim.potential.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from dpa3sim.clients.lammps.script import Script
+
+EXAMPLES = """\
+dpa3sim lammps in.silicon --elements Si
+dpa3sim lammps in.quartz --elements Si O -var T 300 --dtype float64
+"""
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim lammps``."""
+    parser.usage = "dpa3sim lammps INPUT --elements Si O [-var NAME VALUE] [options]"
+    parser.add_argument("input", metavar="INPUT", help="a LAMMPS input; - is the standard input")
+    parser.add_argument(
+        "--elements",
+        nargs="+",
+        required=True,
+        metavar="X",
+        help="an element for each atom type, in their order",
+    )
+    group = parser.add_argument_group("for LAMMPS")
+    group.add_argument(
+        "-var",
+        "--var",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE"),
+        help="set a variable of the input; may be repeated",
+    )
+    group.add_argument(
+        "-log", "--log", metavar="FILE", default="log.lammps", help="LAMMPS's log [log.lammps]"
+    )
+    add_settings(parser, "model", ModelSettings)
+    add_config(parser)
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the input."""
+    from dpa3sim.clients.lammps.library import start
+    from dpa3sim.clients.lammps.script import Script
+
+    (model,) = resolve(args, ModelSettings)
+    elements = [e for word in args.elements for e in word.split(",") if e]
+    script = Script.parse(_read(args.input), args.input)
+    terminal = Terminal(args.quiet)
+    lmp = start(_arguments(args))
+    try:
+        potential = terminal.load(model)
+        types = ", ".join(f"{number} {e}" for number, e in enumerate(elements, start=1))
+        terminal.say(f"{args.input}: the model is fix {script.fix_id}; atom types {types}")
+        return _follow(script, lmp, potential, elements, terminal)
+    finally:
+        lmp.close()
+
+
+def _follow(
+    script: Script, lmp: Any, potential: Any, elements: list[str], terminal: Terminal
+) -> int:
+    sys.stdout.flush()  # LAMMPS writes past Python
+    start = time.monotonic()
+    try:
+        coupling = script.begin(lmp, potential, elements)
+        with stopped_by_signals(coupling.stop):
+            script.finish(lmp, coupling)
+    finally:
+        lmp.flush_buffers()
+    if coupling.stopped:
+        terminal.say("interrupted; the run ended after its step, later ones were left out")
+        return INTERRUPTED
+    terminal.say(f"{coupling.evaluations} evaluations in {time.monotonic() - start:.1f} s")
+    return 0
+
+
+def _arguments(args: argparse.Namespace) -> list[str]:
+    """LAMMPS's own command line."""
+    arguments = ["-log", args.log, "-nocite"]
+    for words in args.var:
+        if len(words) < 2:
+            raise InputError(f"-var {words[0]}: LAMMPS wants a name and a value")
+        arguments += ["-var", *words]
+    return arguments + (["-screen", "none"] if args.quiet else [])
+
+
+def _read(name: str) -> str:
+    try:
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{name}: is no text") from None

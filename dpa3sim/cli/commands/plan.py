@@ -1,0 +1,168 @@
+"""Say what a command will take, without running it: evaluations, atoms, memory and time.
+
+`dpa3sim plan COMMAND ...` takes the arguments of that command: `dpa3sim plan phonon POSCAR`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.command import Command
+from dpa3sim.cli.live import Terminal
+from dpa3sim.cli.options import Parser
+from dpa3sim.common.durations import estimated
+from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.protocols.base import HESSIAN
+from dpa3sim.run.job import exit_code, origins
+from dpa3sim.structures.reading import introduction
+from dpa3sim.structures.sources import entries
+
+if TYPE_CHECKING:
+    from dpa3sim.run.cost import Cost
+    from dpa3sim.run.job import Job
+
+SUBCOMMANDS = {
+    "sp": "single points",
+    "relax": "relaxation",
+    "eos": "equation of state",
+    "elastic": "elastic constants",
+    "md": "molecular dynamics",
+    "neb": "barriers",
+    "vacancy": "vacancies",
+    "surface": "surfaces",
+    "phonon": "phonons",
+    "gruneisen": "mode Grüneisen parameters",
+    "qha": "thermal expansion",
+    "pimd": "path integrals",
+}
+EXAMPLES = """\
+dpa3sim plan phonon POSCAR --supercell 20A   # evaluations, atoms, memory and time
+dpa3sim plan relax 'in/*.cif' --screen run   # of a screening, the sum
+"""
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim plan`` alone."""
+    parser.usage = f"dpa3sim plan {{{','.join(SUBCOMMANDS)}}} STRUCTURE ..."
+    parser.epilog = "The options are those of the command: dpa3sim plan phonon --help."
+
+
+def run(args: argparse.Namespace) -> int:
+    """There is nothing to plan without a command.
+
+    Raises:
+        InputError: always.
+    """
+    raise InputError(f"plan needs a command, one of {', '.join(SUBCOMMANDS)}")
+
+
+def subcommand(name: str) -> PlannedCommand:
+    """What stands in the place of the module of a command."""
+    module = import_module(f"dpa3sim.cli.commands.{name}")
+    examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
+    return PlannedCommand(module.COMMAND, examples)
+
+
+@dataclass(frozen=True)
+class PlannedCommand:
+    """A command that is not run: what it would take is told."""
+
+    command: Command
+    EXAMPLES: str
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command; those for its output have no effect."""
+        parser.description = __doc__
+        self.command.configure(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Estimate every calculation, after the checks of the command; of a screening the sum."""
+        resolved = self.command.resolved(args)
+        if self.command.screen(resolved) is not None:
+            return _plan_screening(self.command, args, resolved)
+        return self.command.each(args, _plan)
+
+
+def _plan(job: Job) -> tuple[dict[str, Any], int]:
+    from dpa3sim.run.cost import estimate
+
+    cost = estimate(job.stages(), job.potential)
+    for line in (*introduction(job.sources), *lines(cost)):
+        job.reporter.say(line)
+    return {"command": job.name, "structure": origins(job.sources), **cost.to_dict()}, 0
+
+
+def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[Any]) -> int:
+    """All structures of a screening, in whatever shards."""
+    from dpa3sim.run.cost import estimate
+
+    settings, model, reading, screen = resolved
+    command.check_screening(args, settings)
+    terminal = Terminal(args.quiet or args.json)
+    potential = terminal.load(model.for_protocol(settings))
+    stages, codes = [], []
+    for entry in entries(args.structures, reading):
+        try:
+            stages += command.job((entry.source,), potential, settings, Path()).stages()
+            codes.append(0)
+        except Dpa3simError as error:
+            where = "" if error is entry.atoms else f"{entry.origin}: "
+            print(f"dpa3sim: error: {where}{error}", file=sys.stderr)
+            codes.append(error.exit_code)
+    if not stages:
+        if not codes:
+            raise InputError("there are no structures in what was given")
+        return exit_code(codes)
+    count = len(codes) - sum(map(bool, codes))
+    terminal.say(f"{count} structures -> {screen.screen}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Dpa3simWarning)  # they are for results
+        cost = estimate(stages, potential, screen.at_once if command.job.together else 1)
+    for line in lines(cost):
+        terminal.say(line)
+    if args.json:
+        told = {"command": command.job.name, "n_structures": count, **cost.to_dict()}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+    return exit_code(codes)
+
+
+def lines(cost: Cost) -> list[str]:
+    """The stages as a table, the sums, and what they rest on."""
+    head = ("structures", "atoms of each", "evaluations", "time")
+    table = [_line("", *head)]
+    for part in cost.parts:
+        count = _to(part.evaluations) + ("" if part.exact else " *")
+        seconds = _times(part.seconds)
+        table.append(_line(part.name, str(part.structures), _to(part.atoms), count, seconds))
+    table.append(_line("in all", "", "", _to(cost.evaluations), _times(cost.seconds)))
+    table += [f"* {name}: {note}" for name, note in cost.notes]
+    gib = 2**30
+    table.append(
+        f"memory: {cost.needed / gib:.2g} GiB for the largest batch, model and libraries aside; "
+        f"{cost.available / gib:.3g} GiB may be used"
+    )
+    if any(part.kind == HESSIAN for part in cost.parts):
+        table[-1] += "; that of second derivatives is not known"
+    table.append(cost.basis)
+    return table + [f"warning: {warning}" for warning in cost.warnings]
+
+
+def _line(name: str, structures: str, atoms: str, evaluations: str, seconds: str) -> str:
+    return f"{name:<32}{structures:>10}  {atoms:>13}  {evaluations:>15}  {seconds:>18}"
+
+
+def _to(numbers: Any) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _times(seconds: tuple[float, float]) -> str:
+    low, high = (estimated(s) for s in seconds)
+    return low if low == high else f"{low} to {high}"
