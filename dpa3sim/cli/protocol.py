@@ -51,8 +51,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from dpa3sim.potential.potential import Potential
-    from dpa3sim.protocols.base import Stage
-    from dpa3sim.protocols.crystals.prepare import Event
+    from dpa3sim.protocols.base import Event, Stage
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,20 @@ def _dataset(lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: f
         return None
 
 
+def spacegroup(atoms: Atoms, symprec: float) -> str | None:
+    """International symbol and number, such as ``Fd-3m (227)``; None where there is none."""
+    dataset = symmetry(atoms, symprec)
+    return None if dataset is None else f"{dataset.international} ({dataset.number})"
+
+
+def conventional_cell(atoms: Atoms, symprec: float) -> tuple[float, ...] | None:
+    """a, b, c (Å) and angles (degrees) of the conventional cell; None where there is none."""
+    from ase.geometry import cell_to_cellpar
+
+    dataset = symmetry(atoms, symprec)
+    return None if dataset is None else tuple(map(float, cell_to_cellpar(dataset.std_lattice)))
+
+
 def symmetrized(atoms: Atoms, symprec: float) -> Atoms:
     """The crystal with cell and positions made exactly symmetric, in the same orientation.
 

@@ -10,6 +10,7 @@ from tests_support import EMTPotential
 
 from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import vacancy
+from dpa3sim.protocols.crystals.point_defects import sites
 from dpa3sim.protocols.vacancy import Settings
 
 SMALL = Settings(supercell="8A")
@@ -132,9 +133,9 @@ def test_sites_that_symmetry_tells_apart():
         setting=2,
         cellpar=[8.08] * 3 + [90] * 3,
     )
-    sites = vacancy.sites(Cells.of(spinel, 0.01))
-    assert {(s.element, s.multiplicity) for s in sites} == {("Mg", 2), ("Al", 4), ("O", 8)}
-    for site in sites:
+    found = sites(Cells.of(spinel, 0.01))
+    assert {(s.element, s.multiplicity) for s in found} == {("Mg", 2), ("Al", 4), ("O", 8)}
+    for site in found:
         assert spinel.symbols[site.input_index] == site.element
 
 
