@@ -19,6 +19,8 @@ from dpa3sim.cli.main import COMMANDS, find
 from dpa3sim.common import settings as options_of
 from dpa3sim.protocols import PUBLIC
 from dpa3sim.protocols.base import Result
+from dpa3sim.protocols.crystals.prepare import PropertyResult
+from dpa3sim.protocols.harmonics.properties import HarmonicResult
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = "<!-- Written by docs/make_api.py; change docstrings and settings instead. -->\n"
@@ -62,9 +64,12 @@ def api() -> str:
         "Each is a module of `dpa3sim.protocols` with `Settings` (the [options](options.md) of\n"
         "its command), `Result` (`to_dict()` is what `result.json` holds), `run`, `check`, which\n"
         "raises an error for an unsuitable structure without computing anything, and `stages`,\n"
-        "which lists what `run` is going to evaluate. All results have what `base.Result` has.\n"
+        "which lists what `run` is going to evaluate. All results have the attributes of the\n"
+        "first class below, properties of crystals also those of the second, and `phonon`,\n"
+        "`gruneisen` and `qha` also those of the third.\n"
     )
-    parts += _object("base.Result", Result)
+    for kind in (Result, PropertyResult, HarmonicResult):
+        parts += _object(kind.__name__, kind)
     for name in PUBLIC:
         module = import_module(f"dpa3sim.protocols.{name}")
         parts.append(f"### `dpa3sim.protocols.{name}`\n")

@@ -8,38 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-PUBLIC = (
-    "relax",
-    "sp",
-    "eos",
-    "elastic",
-    "phonon",
-    "gruneisen",
-    "qha",
-    "vacancy",
-    "surface",
-    "neb",
-    "md",
-    "pimd",
-)
-"""The public modules, which are imported only when they are used."""
+# The public modules, which are imported only when they are used.
+PUBLIC = tuple("relax sp eos elastic phonon gruneisen qha vacancy surface neb md pimd".split())
 
 if TYPE_CHECKING:
     from . import elastic, eos, gruneisen, md, neb, phonon, pimd, qha, relax, sp, surface, vacancy
     from .base import Property
 
     # The type checker verifies that each of them satisfies the contract.
-    _MODULES: tuple[Property, ...] = (
-        relax,
-        sp,
-        eos,
-        elastic,
-        phonon,
-        gruneisen,
-        qha,
-        vacancy,
-        surface,
-        neb,
-        md,
-        pimd,
-    )
+    _CRYSTALS: tuple[Property, ...] = (eos, elastic, phonon, gruneisen, qha, vacancy, surface)
+    _OTHERS: tuple[Property, ...] = (relax, sp, neb, md, pimd)

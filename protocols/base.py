@@ -52,7 +52,8 @@ class Result(Generic[SettingsT]):
 
     Attributes:
         settings: the options of the run.
-        converged: whether the run met its thresholds; reasons: which of them it met or missed.
+        converged: whether the run met its thresholds.
+        reasons: why it did or did not.
         warnings: what impairs the numbers.
     """
 

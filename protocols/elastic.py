@@ -173,7 +173,7 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: the structure is no crystal.
+        InputError: the structure is not a crystal.
         NotConvergedError: the first relaxation did not converge; if that of a strained cell does
             not, ``converged`` is False.
     """
@@ -252,7 +252,7 @@ def _relax_ions(
     moving = np.flatnonzero(forces > settings.fmax)
     if not len(moving):
         return []
-    # Only a tight tolerance tells the symmetry of a strained cell from that of the unstrained one.
+    # Only a tight tolerance distinguishes the symmetries of strained and unstrained cells.
     options = replace(prepare.relax_settings(settings, "fixed"), symprec=STRAINED_SYMPREC)
     cells = [strained[index] for index in moving]
     relaxed = prepare.relax_together(

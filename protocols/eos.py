@@ -123,7 +123,7 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: the structure is no crystal.
+        InputError: the structure is not a crystal.
         NotConvergedError: the first relaxation did not converge; if that at one of the volumes
             does not, ``converged`` is False.
     """

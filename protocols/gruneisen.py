@@ -20,13 +20,7 @@ from .harmonics import imaginary
 from .harmonics.bands import BandPath
 from .harmonics.force_constants import Harmonic
 from .harmonics.imaginary import Verdict
-from .harmonics.properties import (
-    HarmonicResult,
-    HarmonicRun,
-    HarmonicSettings,
-    check,
-    harmonic_stages,
-)
+from .harmonics.properties import HarmonicResult, HarmonicRun, HarmonicSettings, check, stages_of
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -34,7 +28,7 @@ if TYPE_CHECKING:
     from dpa3sim.potential.interface import BatchPotential
 
 __all__ = ["Result", "Settings", "averages", "check", "run", "stages"]
-# Modes below this (THz) are left out: translations, and modes near Γ that phonopy takes for
+# Modes below this (THz) are left out: translations, and modes near Γ that phonopy regards as
 # degenerate and exchanges.
 LOWEST = 0.2
 
@@ -102,7 +96,7 @@ class Result(HarmonicResult[Settings]):
 
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
-    return harmonic_stages(atoms, settings, cutoff, 3, strained=2)
+    return stages_of(atoms, settings, cutoff, 3, strained=2)
 
 
 def run(
@@ -120,7 +114,7 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: the structure is no crystal, or a supercell does not fit it.
+        InputError: the structure is not a crystal, or a supercell does not fit it.
         NotConvergedError: a relaxation did not converge.
         UnphysicalError: the crystal is dynamically unstable.
     """

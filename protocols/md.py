@@ -117,7 +117,9 @@ class Settings:
                 if getattr(self, name) != "auto":
                     raise InputError(f"ensemble=nve has no {name} ({getattr(self, name)})")
             if self.temperature_end is not None:
-                raise InputError("ensemble=nve has no temperature_end: nothing controls it")
+                raise InputError(
+                    "ensemble=nve has no temperature_end: nothing controls the temperature"
+                )
         if self.ensemble != "npt":
             if self.barostat != "auto":
                 raise InputError(
@@ -158,7 +160,9 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
     _check_constraints(atoms, settings)
     if settings.ensemble == "npt" and not atoms.pbc.all():
         kind = "a molecule" if not atoms.pbc.any() else "not periodic along all three axes"
-        raise InputError(f"ensemble=npt needs a structure periodic in 3 axes; this one is {kind}")
+        raise InputError(
+            f"ensemble=npt needs a structure periodic along three axes; this one is {kind}"
+        )
     if settings.keep_velocities and not atoms.has("momenta"):
         raise InputError("keep_velocities: the structure has no velocities")
     thermostat, barostat = settings.methods

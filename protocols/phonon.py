@@ -20,13 +20,7 @@ from .harmonics.bands import BandPath
 from .harmonics.force_constants import Harmonic
 from .harmonics.gamma_modes import Mode, gamma_frequencies, gamma_modes
 from .harmonics.imaginary import Child, Verdict
-from .harmonics.properties import (
-    HarmonicResult,
-    HarmonicRun,
-    HarmonicSettings,
-    check,
-    harmonic_stages,
-)
+from .harmonics.properties import HarmonicResult, HarmonicRun, HarmonicSettings, check, stages_of
 from .harmonics.spectrum import Dos, Thermal
 
 if TYPE_CHECKING:
@@ -112,7 +106,7 @@ def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
 
     Following an unstable mode takes further evaluations, which cannot be counted in advance.
     """
-    return harmonic_stages(atoms, settings, cutoff, 1)
+    return stages_of(atoms, settings, cutoff, 1)
 
 
 def run(
@@ -130,7 +124,7 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: the structure is no crystal, or a supercell or file of Born charges does not
+        InputError: the structure is not a crystal, or a supercell or file of Born charges does not
             fit it.
         NotConvergedError: a relaxation did not converge.
     """

@@ -27,8 +27,8 @@ from .harmonics.properties import (
     HarmonicRun,
     HarmonicSettings,
     check,
-    harmonic_stages,
     series,
+    stages_of,
 )
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Result(HarmonicResult[Settings]):
 
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
-    return harmonic_stages(atoms, settings, cutoff, settings.volumes, settings.volumes)
+    return stages_of(atoms, settings, cutoff, settings.volumes, settings.volumes)
 
 
 def run(
@@ -161,7 +161,7 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: the structure is no crystal, or a supercell does not fit it.
+        InputError: the structure is not a crystal, or a supercell does not fit it.
         NotConvergedError: a relaxation did not converge.
         UnphysicalError: the crystal is unstable at a volume, or has no minimum on the grid.
     """
@@ -201,7 +201,7 @@ def _doubts(found: Any, kept: int, n_atoms: int) -> list[str]:
     if kept < len(found.temperatures):
         doubts.append(
             f"above {found.temperatures[kept - 1]:g} K the volume leaves the grid, so that there "
-            "are no results; a larger --largest has more"
+            "are no results; use a larger --largest"
         )
     residual = _fit_residual(found, kept, n_atoms)
     if residual > ROUGH:

@@ -248,7 +248,7 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: the structure is no crystal, or a face has no slab with two equal faces.
+        InputError: the structure is not a crystal, or a face has no slab with two equal faces.
         NotConvergedError: a relaxation did not converge.
     """
     settings, progress = settings or Settings(), progress or silent

@@ -220,7 +220,7 @@ def run(
         progress: called with every :class:`Event`.
 
     Raises:
-        InputError: the structure is no crystal, its supercell has a single atom, or a reference
+        InputError: the structure is not a crystal, its supercell has a single atom, or a reference
             does not fit.
         NotConvergedError: a relaxation did not converge.
     """
@@ -242,8 +242,8 @@ def run(
         *_size_warnings(vacancies, len(shapes), settings, width, energy_per_atom),
         *_reference_warnings(vacancies, potentials),
         *(
-            f"reference {name} is a molecule; model {potential.model.name} is used for it, "
-            "whatever its training data"
+            f"reference {name} is a molecule; model {potential.model.name} is used regardless of "
+            "its training data"
             for name, reference in (references or {}).items()
             if not reference.pbc.any()
         ),
@@ -437,7 +437,7 @@ def _reference_warnings(
     missing = [element for element in elements if element not in potentials]
     if missing:
         warnings.append(
-            f"no reference for {', '.join(missing)}: only the energy without the chemical "
+            f"there is no reference for {', '.join(missing)}: only the energy without the chemical "
             "potential (removal_energy_eV) is known; add the latter, or use --reference"
         )
     if NONMETALS & set(elements):

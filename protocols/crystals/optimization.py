@@ -10,16 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from ase.optimize.optimize import Optimizer
 
-OPTIMIZERS = (
-    "auto",
-    "LBFGS",
-    "BFGS",
-    "FIRE",
-    "FIRE2",
-    "BFGSLineSearch",
-    "LBFGSLineSearch",
-    "MDMin",
-)
+OPTIMIZERS = tuple("auto LBFGS BFGS FIRE FIRE2 BFGSLineSearch LBFGSLineSearch MDMin".split())
 # "auto" uses the robust FIRE above this force (eV/Å) and the faster L-BFGS below it.
 FIRE_UNTIL = 1.0
 # LBFGS has gone astray if a force exceeds this, eV/Å.

@@ -123,7 +123,7 @@ def check(atoms: Atoms, settings: PropertySettings, what: str) -> Cells:
         what: the property, for the message, in the plural: ``"elastic constants"``.
 
     Raises:
-        InputError: the structure is no crystal, or its symmetry is ambiguous.
+        InputError: the structure is not a crystal, or its symmetry is ambiguous.
     """
     check_crystal(atoms, what)
     if settings.fix_symmetry:
@@ -146,7 +146,7 @@ def prepare(
     its primitive cell is relaxed, so that all cells of a crystal give the same results.
 
     Raises:
-        InputError: the structure is no crystal.
+        InputError: the structure is not a crystal.
         NotConvergedError: the relaxation did not converge.
     """
     check_crystal(atoms, what)
@@ -220,7 +220,7 @@ def _has_free_positions(cells: Cells) -> bool:
 def relax_settings(
     settings: PropertySettings, cell: str, *, symmetric: bool = True
 ) -> relax.Settings:
-    """The options of a relaxation in a property protocol; ``symmetric`` allows to keep symmetry."""
+    """The options of a relaxation; unless ``symmetric``, it does not keep the space group."""
     return relax.Settings(
         cell=cell,
         fmax=settings.fmax,
@@ -295,7 +295,7 @@ def _relax(
     result = relax.run(start, potential, relax_settings(settings, "full"), progress=report)
     if not result.converged:
         raise NotConvergedError(
-            f"the relaxation before it did not converge in {result.steps[-1].index} steps "
+            f"the initial relaxation did not converge in {result.steps[-1].index} steps "
             f"({'; '.join(result.reasons)}); use more --steps, a looser --fmax and --smax, or "
             "--no-relax"
         )

@@ -214,8 +214,8 @@ def _result(
     reasons = unmet(steps[-1], settings)
     done = "forces are below" if settings.cell == "fixed" else "forces and stress are below"
     stress = calculator.results.get("stress")
-    known = ("energy", "forces", "energies", "stress")
-    results = {k: v for k, v in calculator.results.items() if k in known}
+    known = ("energy", "forces", "energies", "stress")  # the order of columns in files
+    results = {k: calculator.results[k] for k in known if k in calculator.results}
     final.calc = SinglePointCalculator(final, **results)
     return Result(
         settings=settings,

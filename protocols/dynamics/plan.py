@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from ..md import Settings
 
-# The time constant of a thermostat or barostat must be at least so many steps.
+# Smallest time constant of a thermostat or barostat, in time steps.
 MIN_STEPS_OF_TIME = 10
 # Highest frequencies, THz, of structures whose lightest element has at most this mass (u).
 HIGHEST_FREQUENCIES = ((1.5, 125.0), (2.5, 95.0), (20.5, 75.0), (math.inf, 50.0))

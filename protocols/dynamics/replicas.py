@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 # Limits beyond which a simulation has exploded: temperature (K), and volumes over the first one.
 MAX_TEMPERATURE = 1e5
 VOLUME_RANGE = (0.2, 8.0)
-# On a CPU, where results do not depend on the history of neighbour lists, states are also saved
-# after so many seconds.
+# On a CPU, where results do not depend on the history of neighbour lists, states are also saved at
+# this interval, s.
 SAVE_SECONDS = 60.0
-# Progress is reported at most so often, s.
+# Shortest time between two reports of progress, s.
 TELL_SECONDS = 0.2
 # Time reserved for the end of a run with a time limit: a share of it, and at most so many seconds.
 MARGIN, MAX_MARGIN = 0.05, 60.0
@@ -327,7 +327,7 @@ class Simulation:
             raise UnphysicalError(f"{self._where(index, self.step + 1)}: {error}") from None
 
     def _after_step(self) -> None:
-        """Check, record and save; decide whether to go on."""
+        """Check, record and save the replicas; decide whether to continue."""
         self.step += 1
         for index, replica in enumerate(self.replicas):
             self._check(index)
@@ -376,13 +376,13 @@ class Simulation:
         hint = "try a shorter timestep, or relax the structure first"
         temperature = temperature_of(atoms, self.plan.degrees)
         if not temperature <= MAX_TEMPERATURE:  # NaN as well
-            raise UnphysicalError(f"{where}: temperature {temperature:.3g} K; {hint}")
+            raise UnphysicalError(f"{where}: the temperature is {temperature:.3g} K; {hint}")
         if not np.isfinite(atoms.positions).all():
             raise UnphysicalError(f"{where}: positions are not finite; {hint}")
         if self.plan.barostat != "none":
             ratio = atoms.get_volume() / self.start.get_volume()
             if not VOLUME_RANGE[0] <= ratio <= VOLUME_RANGE[1]:
-                raise UnphysicalError(f"{where}: volume {ratio:.3g} times that of the start")
+                raise UnphysicalError(f"{where}: the volume is {ratio:.3g} times the first one")
 
     # -- what is kept ------------------------------------------------------------------------------
 

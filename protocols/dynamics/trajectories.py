@@ -128,7 +128,7 @@ class Analyser:
         self._velocities = Velocities(self._groups, atoms.get_masses(), n_frames, interval)
 
     def read(self, frames: Iterable[Frame]) -> None:
-        """Take the frames of a replica."""
+        """Add the frames of a replica."""
         self._displacements.restart()
         self._velocities.restart()
         part: Displacements | None = None
@@ -269,13 +269,8 @@ class Displacements:
         self._origins: deque[np.ndarray] = deque(maxlen=self._n_lags)
         self._index = 0
 
-    @property
-    def held(self) -> int:
-        """Frames in memory."""
-        return len(self._origins)
-
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         index, self._index = self._index, self._index + 1
         if index % self.stride:
             return
@@ -330,13 +325,8 @@ class Velocities:
         self._segment = np.empty((self.length, len(self._masses), 3))
         self._filled = 0
 
-    @property
-    def held(self) -> int:
-        """Frames in memory."""
-        return self.length
-
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         self._segment[self._filled] = frame.velocities
         self._filled += 1
         if self._filled == self.length:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from dpa3sim.potential.evaluation import Evaluation
     from dpa3sim.potential.interface import BatchPotential
 
-# Translation and permutation symmetry are imposed in turn, so often.
+    from .properties import HarmonicSettings
+
+# Number of rounds in which translation and permutation symmetry are imposed in turn.
 SYMMETRIZE_ROUNDS = 10
 # Rounding error of forces, eV/Å (docs/validation.md).
 ROUNDING = {"float32": 1e-5, "float64": 1e-13}
@@ -88,26 +90,23 @@ def force_stages(
     atoms: Atoms,
     matrix: np.ndarray,
     count: int,
-    *,
-    method: str,
-    distance: float,
-    symprec: float,
+    settings: HarmonicSettings,
     certain: bool,
     note: str,
 ) -> list[Stage]:
     """What :func:`harmonic` is going to evaluate for ``count`` crystals like ``atoms``.
 
     Args:
-        atoms: the primitive cell. matrix, method, distance, symprec: see :func:`harmonic`.
+        atoms: the primitive cell. matrix, settings: see :func:`harmonic`.
         certain, note: see :class:`Stage`.
     """
-    phonon = new_phonopy(atoms, matrix, symprec)
+    phonon = new_phonopy(atoms, matrix, settings.symprec)
     rest = Stage("undisplaced crystal", [len(atoms)] * count, atoms, certain=certain)
-    if method == "analytic":
+    if settings.method == "analytic":
         sizes = hessian_sizes(phonon, atoms) * count
         what = Stage("second derivatives", sizes, atoms, certain=certain, note=note, kind=HESSIAN)
     else:
-        phonon.generate_displacements(distance=distance)
+        phonon.generate_displacements(distance=settings.distance)
         displaced = len(phonon.supercells_with_displacements or ())
         sizes = [len(phonon.supercell)] * displaced * count
         what = Stage("displaced supercells", sizes, atoms, certain=certain, note=note)
@@ -118,10 +117,7 @@ def harmonic(
     structures: Sequence[Atoms],
     matrix: np.ndarray,
     potential: BatchPotential,
-    *,
-    method: str,
-    distance: float,
-    symprec: float,
+    settings: HarmonicSettings,
     nac: Sequence[Any] = (),
     progress: Progress = silent,
 ) -> list[Harmonic]:
@@ -131,17 +127,15 @@ def harmonic(
         structures: the cells, at or near minima of their energy.
         matrix: ``(3, 3)``, vectors of the supercells in those of the cells.
         potential: evaluates all displaced supercells as one request.
-        method: ``"fd"``, finite displacements, or ``"analytic"``, second derivatives.
-        distance: of the displacements, Å.
-        symprec: tolerance of symmetry, Å.
+        settings: with method and length of displacements, and tolerance of symmetry.
         nac: phonopy's parameters of the non-analytical correction of each cell; empty without.
         progress: called with what is going to be computed.
     """
-    phonons = [new_phonopy(atoms, matrix, symprec) for atoms in structures]
-    if method == "analytic":
+    phonons = [new_phonopy(atoms, matrix, settings.symprec) for atoms in structures]
+    if settings.method == "analytic":
         results = _analytic(phonons, structures, potential, progress)
     else:
-        results = _finite(phonons, structures, potential, distance, progress)
+        results = _finite(phonons, structures, potential, settings.distance, progress)
     for result, parameters in zip(results, nac, strict=bool(nac)):
         result.phonon.nac_params = parameters
     return results

@@ -164,16 +164,7 @@ class HarmonicRun:
             cell = new_phonopy(unit.atoms, np.eye(3, dtype=int), symprec).primitive
             nac = [self.charges.parameters(unit, cell, symprec)] * len(structures)
         before = potential.batches
-        crystals = harmonic(
-            structures,
-            self.matrix,
-            potential,
-            method=self.settings.method,
-            distance=self.settings.distance,
-            symprec=self.settings.symprec,
-            nac=nac,
-            progress=self.progress,
-        )
+        crystals = harmonic(structures, self.matrix, potential, self.settings, nac, self.progress)
         return crystals, potential.batches - before
 
 
@@ -186,7 +177,7 @@ def check(atoms: Atoms, settings: HarmonicSettings) -> None:
         _born(cells, settings)
 
 
-def harmonic_stages(
+def stages_of(
     atoms: Atoms, settings: HarmonicSettings, cutoff: float, crystals: int, strained: int = 0
 ) -> list[Stage]:
     """What a protocol that needs force constants is going to evaluate.
@@ -210,9 +201,7 @@ def harmonic_stages(
             start,
             matrix,
             crystals,
-            method=settings.method,
-            distance=settings.distance,
-            symprec=settings.symprec,
+            settings,
             certain=fixed and sure,
             note=note if fixed else "unless the relaxed cell needs another supercell",
         ),

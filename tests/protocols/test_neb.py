@@ -180,7 +180,7 @@ def test_a_minimum_on_the_way_is_told():
     del initial[0], final[0]
     settings = Settings(images=5, fmax=0.1, climb=False, match=False)
     found = neb.run(initial, final, EMTPotential(), settings)
-    assert any("minimum on the way, at image 3" in warning for warning in found.warnings)
+    assert any("minimum on the path, at image 3" in warning for warning in found.warnings)
     assert any("no image climbed" in warning for warning in found.warnings)
 
 

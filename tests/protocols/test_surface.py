@@ -191,4 +191,4 @@ def test_copper_with_the_embedded_model(embedded64):
     found = surface.run(bulk("Cu"), embedded64, Settings(thickness=7.0, sizes=1))
     assert [s.miller for s in found.surfaces] == [(1, 1, 1), (1, 0, 0), (1, 1, 0)]
     assert 1.2 < found.surfaces[0].gamma * J_PER_M2 < 1.5  # PBE: 1.3 J/m^2
-    assert any("was not looked at" in warning for warning in found.warnings)
+    assert any("was not checked" in warning for warning in found.warnings)

@@ -68,9 +68,9 @@ def test_sizes_and_relaxation(copper):
     assert site["formation_energy_eV"] < site["formation_energy_unrelaxed_eV"]
     assert site["image_distance_A"] > site["face_distance_A"] > 8
     assert site["neighbour_displacement_A"] < 0  # neighbours of a vacancy in a metal move inwards
-    assert any("sees its own images" in warning for warning in copper.warnings)
+    assert any("interacts with its own images" in warning for warning in copper.warnings)
     one = vacancy.run(bulk("Cu"), EMTPotential(), Settings(supercell="3,3,3", sizes=1))
-    assert any("was not looked at (sizes = 1)" in warning for warning in one.warnings)
+    assert any("was not checked (sizes = 1)" in warning for warning in one.warnings)
     assert one.to_dict()["sites"][0]["size_change_eV"] is None
 
 
