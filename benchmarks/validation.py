@@ -27,7 +27,7 @@ from peers import ROOT, marks, write_report
 
 from dpa3sim import DPA3Calculator, Potential
 from dpa3sim.protocols import elastic, phonon
-from dpa3sim.protocols.relax import conventional_cell
+from dpa3sim.protocols.crystals.cells import conventional_cell
 
 REPORT = "literature"
 START, END = marks(REPORT)

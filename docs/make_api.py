@@ -17,6 +17,10 @@ from typing import Any
 
 from dpa3sim.cli.main import COMMANDS, find
 from dpa3sim.common import settings as options_of
+from dpa3sim.protocols import PUBLIC
+from dpa3sim.protocols.base import Result
+from dpa3sim.protocols.crystals.prepare import PropertyResult
+from dpa3sim.protocols.harmonics.properties import HarmonicResult
 
 DOCS = Path(__file__).resolve().parent
 GENERATED = "<!-- Written by docs/make_api.py; change docstrings and settings instead. -->\n"
@@ -41,20 +45,6 @@ API: dict[str, tuple[str, ...]] = {
     "dpa3sim.reading": ("Source", "read_structure", "read_structures"),
     "dpa3sim.ipi": ("serve",),
 }
-PROTOCOLS = (
-    "relax",
-    "sp",
-    "eos",
-    "elastic",
-    "phonon",
-    "gruneisen",
-    "qha",
-    "vacancy",
-    "surface",
-    "neb",
-    "md",
-    "pimd",
-)
 
 
 def api() -> str:
@@ -72,18 +62,20 @@ def api() -> str:
     parts.append("## Protocols\n")
     parts.append(
         "Each is a module of `dpa3sim.protocols` with `Settings` (the [options](options.md) of\n"
-        "its command), `Result` (`to_dict()` is what `result.json` holds) and `run`. `check` says\n"
-        "what is wrong with a structure without computing anything.\n"
+        "its command), `Result` (`to_dict()` is what `result.json` holds), `run`, `check`, which\n"
+        "raises an error for an unsuitable structure without computing anything, and `stages`,\n"
+        "which lists what `run` is going to evaluate. All results have the attributes of the\n"
+        "first class below, properties of crystals also those of the second, and `phonon`,\n"
+        "`gruneisen` and `qha` also those of the third.\n"
     )
-    for name in PROTOCOLS:
+    for kind in (Result, PropertyResult, HarmonicResult):
+        parts += _object(kind.__name__, kind)
+    for name in PUBLIC:
         module = import_module(f"dpa3sim.protocols.{name}")
         parts.append(f"### `dpa3sim.protocols.{name}`\n")
         parts.append(_text(module.__doc__))
         for member in ("run", "check"):
             parts += _object(f"{name}.{member}", getattr(module, member))
-        if not hasattr(module, "Result"):  # it has a module of its own
-            home = {"md": "results", "pimd": "path_integrals"}[name]
-            module = import_module(f"dpa3sim.protocols.dynamics.{home}")
         parts += _object(f"{name}.Result", module.Result)
     return "\n".join(parts)
 

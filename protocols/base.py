@@ -1,22 +1,80 @@
-"""What a protocol is going to ask of the model, counted before anything is computed.
+"""The contract of every protocol: settings, a check, a plan, a run and a result.
 
-Every protocol has a pure function ``stages(*structures, settings, cutoff)`` beside ``run``; both
-decide by the same functions what is evaluated.
+Each public module satisfies :class:`Property`. Its ``stages`` and its ``run`` decide by the same
+functions what is evaluated, so that a plan can be made before anything is computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from dpa3sim.common import settings as options_of
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Steps that relaxations take, from those that begin near their minimum to those that do not
-# (docs/report.md). With many degrees of freedom they are more; the most is the option's.
+# Steps of a relaxation that starts near its minimum, and of one that does not (docs/report.md).
+# Many degrees of freedom need more; the settings limit their number.
 TYPICAL_STEPS = (3, 60)
 EVALUATION, HESSIAN = "evaluation", "second derivatives"
+SettingsT = TypeVar("SettingsT")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a run.
+
+    Attributes:
+        stage: what is being done, such as ``"relax"``.
+        message: one line about it.
+        done, total: how much of the stage is done; 0, 0 where that is unknown.
+    """
+
+    stage: str
+    message: str
+    done: int = 0
+    total: int = 0
+
+
+Progress = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Ignore an event: the progress of a run that nobody follows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Generic[SettingsT]):
+    """What every protocol returns.
+
+    Attributes:
+        settings: the options of the run.
+        converged: whether the run met its thresholds.
+        reasons: why it did or did not.
+        warnings: what impairs the numbers.
+    """
+
+    settings: SettingsT
+    converged: bool = True
+    reasons: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready summary; every key with a dimension ends in its unit."""
+        return {
+            "converged": self.converged,
+            "reasons": list(self.reasons),
+            "warnings": list(self.warnings),
+            **self._values(),
+            "settings": options_of.to_dict(self.settings),
+        }
+
+    def _values(self) -> dict[str, Any]:
+        """What :meth:`to_dict` adds for this protocol."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -25,10 +83,10 @@ class Stage:
 
     Attributes:
         name: what is done.
-        atoms: of each structure.
-        sample: a structure of the same kind, of any size: what an atom of it costs.
+        atoms: number of atoms of each structure.
+        sample: a structure of the same kind and of any size, which shows what an atom costs.
         evaluations: of each structure, the least and the most.
-        certain: whether which structures there are cannot change any more.
+        certain: whether the structures are already known for sure.
         note: what the numbers depend on.
         kind: :data:`EVALUATION` of energy, forces and virial, or :data:`HESSIAN`.
     """
@@ -61,13 +119,46 @@ def relaxation(
     *,
     always: bool = True,
 ) -> Stage:
-    """A stage of relaxations, whose steps nobody knows before.
+    """A stage of relaxations, whose number of steps cannot be known in advance.
 
     Args:
         name, atoms, sample: see :class:`Stage`.
-        steps: the largest number of them that is allowed.
-        always: whether none of the structures can be at its minimum already.
+        steps: the largest number of steps that is allowed.
+        always: whether every structure is evaluated; otherwise some may already be at a minimum.
     """
     low, high = (min(typical, steps) for typical in TYPICAL_STEPS)
     note = f"{low} to {high} steps, as is typical" + (f"; at most {steps}" if steps > high else "")
     return Stage(name, atoms, sample, (1 + low if always else 0, 1 + high), note=note)
+
+
+AnyResult = Result[Any]
+
+
+class Property(typing.Protocol):
+    """What each public module of :mod:`dpa3sim.protocols` offers.
+
+    ``check(*structures, settings)`` raises InputError for structures that the protocol cannot
+    handle, and computes nothing. ``stages(*structures, settings, cutoff)`` lists what ``run`` is
+    going to evaluate with a model of that cutoff (Å). ``run(*structures, potential, settings, *,
+    progress)`` computes, without reading or writing files; ``progress`` is called as it goes on.
+    """
+
+    @property
+    def Settings(self) -> type[Any]:  # noqa: N802
+        """The options: a frozen dataclass with the one place for defaults and help texts."""
+
+    @property
+    def Result(self) -> type[AnyResult]:  # noqa: N802
+        """What ``run`` returns."""
+
+    @property
+    def check(self) -> Callable[..., Any]:
+        """See above."""
+
+    @property
+    def stages(self) -> Callable[..., list[Stage]]:
+        """See above."""
+
+    @property
+    def run(self) -> Callable[..., AnyResult]:
+        """See above."""

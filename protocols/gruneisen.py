@@ -1,7 +1,7 @@
 """Mode Grüneisen parameters: how frequencies change with the volume (phonopy).
 
-γ = -(V / ω) dω/dV, from the dynamical matrices at two volumes about the minimum, ions and shape
-relaxed at each.
+γ = -(V / ω) dω/dV, from the dynamical matrices at two volumes about the minimum, with ions and
+shape relaxed at each.
 """
 
 from __future__ import annotations
@@ -11,33 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.common import settings as options_of
-from dpa3sim.common.errors import UnphysicalError
 from dpa3sim.common.settings import option
 from dpa3sim.common.units import KELVIN_PER_THZ
 
-from . import phonon
-from .base import Stage
-from .crystals import prepare
-from .crystals.prepare import Event, Prepared, Progress
+from .base import Event, Progress, Stage, silent
 from .crystals.volumes import at_volumes
 from .harmonics import imaginary
 from .harmonics.bands import BandPath
 from .harmonics.force_constants import Harmonic
 from .harmonics.imaginary import Verdict
-from .phonon import HarmonicSettings
+from .harmonics.properties import HarmonicResult, HarmonicRun, HarmonicSettings, check, stages_of
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential.interface import BatchPotential
 
-WHAT = "Grüneisen parameters"
-# Modes below this (THz) are left out: translations, and those near Γ that phonopy takes for
+__all__ = ["Result", "Settings", "averages", "check", "run", "stages"]
+# Modes below this (THz) are left out: translations, and modes near Γ that phonopy regards as
 # degenerate and exchanges.
 LOWEST = 0.2
-# h / k_B, K per THz.
-check = phonon.check
 
 
 @dataclass(frozen=True)
@@ -47,25 +40,22 @@ class Settings(HarmonicSettings):
     strain: float = option(0.01, "relative change of the volume, to either side", minimum=1e-5)
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, kw_only=True)
+class Result(HarmonicResult[Settings]):
     """Mode Grüneisen parameters of a crystal.
 
     Attributes:
-        prepared: the relaxed crystal. crystals: it, smaller, and larger, with force constants.
+        crystals: with force constants: at the relaxed volume, a smaller and a larger one.
         path: of the bands.
         distances: along the path, of each line. bands: ``(n, modes)`` THz of each line.
-        band_parameters: of the same, NaN for translations.
+        band_parameters: Grüneisen parameters of the bands, NaN for translations.
         mesh: numbers of points. frequencies, parameters: ``(n, modes)`` on the mesh.
         weights: ``(n,)``.
         temperatures: K. averages: ``(n,)``, mean over the modes weighted by their heat capacity.
         gamma_frequencies, gamma_parameters: of the optical modes at Γ.
     """
 
-    settings: Settings
-    prepared: Prepared
     crystals: tuple[Harmonic, Harmonic, Harmonic]
-    matrix: np.ndarray
     path: BandPath
     distances: list[np.ndarray]
     bands: list[np.ndarray]
@@ -79,23 +69,18 @@ class Result:
     gamma_frequencies: np.ndarray
     gamma_parameters: np.ndarray
     verdict: Verdict
-    n_batches: int
-    converged: bool
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready summary; every key with a dimension ends in its unit."""
+    @property
+    def reference(self) -> Harmonic:
+        """The crystal whose supercell the result describes."""
+        return self.crystals[0]
+
+    def _values(self) -> dict[str, Any]:
         crystal, cells = self.crystals[0], self.prepared.cells
         counted = np.isfinite(self.parameters)
         return {
-            "converged": self.converged,
-            "reasons": list(self.reasons),
-            "warnings": list(self.warnings),
-            **self.prepared.to_dict(),
-            **phonon.supercell_keys(crystal, self.matrix, cells),
-            "n_batches": self.n_batches,
-            **phonon.residual_keys(crystal),
+            **super()._values(),
+            **crystal.residuals.to_dict(),
             **self.verdict.to_dict(),
             "volume_strains": [0.0, -self.settings.strain, self.settings.strain],
             "frequencies_gamma_optical_THz": self.gamma_frequencies.tolist(),
@@ -106,13 +91,12 @@ class Result:
             "gruneisen_average": self.averages.tolist(),
             "mesh": list(self.mesh),
             **self.path.to_dict(cells.input.atoms.cell[:], crystal.phonon.primitive.cell),
-            "settings": options_of.to_dict(self.settings),
         }
 
 
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
-    return phonon.harmonic_stages(atoms, settings, cutoff, 3, strained=2)
+    return stages_of(atoms, settings, cutoff, 3, strained=2)
 
 
 def run(
@@ -127,57 +111,44 @@ def run(
     Args:
         atoms: any cell of the crystal; not changed.
         potential: the model. settings: options, defaults where None.
-        progress: called with what happens.
+        progress: called with every :class:`Event`.
 
     Raises:
-        InputError: no crystal, or a supercell that does not fit it.
+        InputError: the structure is not a crystal, or a supercell does not fit it.
         NotConvergedError: a relaxation did not converge.
         UnphysicalError: the crystal is dynamically unstable.
     """
-    settings = settings or Settings()
-    check(atoms, settings)
-    charges = phonon.born_charges(atoms, settings)
-    prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
-    matrix, warnings = phonon.preflight(prepared, settings, charges, strain=settings.strain / 3)
-    strained, _ = at_volumes(prepared, (-settings.strain, settings.strain), settings, progress)
-    crystals, n_batches = phonon.force_constants(
-        [prepared.cells.primitive.atoms, *strained], matrix, prepared, settings, charges, progress
-    )
+    settings, progress = settings or Settings(), progress or silent
+    begun = HarmonicRun.begin(atoms, potential, settings, progress, strain=settings.strain / 3)
+    prepared, changes = begun.prepared, (-settings.strain, settings.strain)
+    strained, _ = at_volumes(prepared, changes, settings, progress)
+    crystals, n_batches = begun.force_constants([prepared.cells.primitive.atoms, *strained])
     verdicts = []
     for crystal, name in zip(crystals, ("relaxed", "smaller", "larger"), strict=True):
         crystal.phonon.run_mesh(settings.mesh)
-        verdicts.append(phonon.verdict_of(crystal))
-        refuse_unstable(verdicts[-1], f"the crystal at the {name} volume")
+        verdicts.append(imaginary.judge(crystal))
+        imaginary.refuse_unstable(verdicts[-1], f"the crystal at the {name} volume")
     verdict = verdicts[0]
-    warnings += phonon.verdict_warnings(verdict, crystals[0].phonon)
-    if progress:
-        progress(Event("gruneisen", "derivatives of the frequencies"))
-    path = BandPath.of(crystals[0].atoms, settings.symprec)
-    return _result(settings, prepared, crystals, matrix, path, verdict, n_batches, warnings)
+    warnings = (*begun.warnings, *imaginary.warnings_of(verdict, crystals[0].phonon))
+    progress(Event("gruneisen", "derivatives of the frequencies"))
+    return Result(
+        settings=settings,
+        prepared=prepared,
+        matrix=begun.matrix,
+        n_batches=n_batches,
+        verdict=verdict,
+        reasons=("the force constants at all volumes are complete",),
+        warnings=warnings,
+        **_parameters(crystals, settings),
+    )
 
 
-def refuse_unstable(verdict: Verdict, what: str) -> None:
-    """Raise UnphysicalError for an unstable crystal: nothing can be built on it."""
-    if verdict.state == imaginary.UNSTABLE:
-        raise UnphysicalError(
-            f"{what} is dynamically unstable ({verdict.reason}); "
-            "dpa3sim phonon --imaginary follow finds a lower one"
-        )
-
-
-def _result(
-    settings: Settings,
-    prepared: Prepared,
-    crystals: list[Harmonic],
-    matrix: np.ndarray,
-    path: BandPath,
-    verdict: Verdict,
-    n_batches: int,
-    warnings: list[str],
-) -> Result:
+def _parameters(crystals: list[Harmonic], settings: Settings) -> dict[str, Any]:
+    """The fields of :class:`Result` that follow from the force constants."""
     from phonopy import PhonopyGruneisen
 
     start, smaller, larger = crystals
+    path = BandPath.of(start.atoms, settings.symprec)
     mesh = tuple(np.asarray(start.phonon.mesh_numbers).tolist())
     found: Any = PhonopyGruneisen(start.phonon, larger.phonon, smaller.phonon)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -185,40 +156,32 @@ def _result(
         found.set_band_structure(path.lines(start.phonon.primitive.cell))
     _, weights, frequencies, _, parameters = found.get_mesh()
     _, distances, bands, _, band_parameters = found.get_band_structure()
+    weights, frequencies = np.asarray(weights), np.asarray(frequencies)
     gamma_frequencies, gamma_parameters = _at_gamma(crystals)
-    t = phonon.temperatures(settings)
-    parameters = _masked(frequencies, parameters)
-    return Result(
-        settings=settings,
-        prepared=prepared,
-        crystals=(start, smaller, larger),
-        matrix=matrix,
-        path=path,
-        distances=[np.asarray(d) for d in distances],
-        bands=[np.asarray(f) for f in bands],
-        band_parameters=[_masked(f, p) for f, p in zip(bands, band_parameters, strict=True)],
-        mesh=mesh,
-        frequencies=np.asarray(frequencies),
-        parameters=parameters,
-        weights=np.asarray(weights),
-        temperatures=t,
-        averages=averages(t, np.asarray(frequencies), parameters, np.asarray(weights)),
-        gamma_frequencies=gamma_frequencies,
-        gamma_parameters=gamma_parameters,
-        verdict=verdict,
-        n_batches=n_batches,
-        converged=True,
-        reasons=("the force constants at all volumes are complete",),
-        warnings=(*prepared.warnings, *warnings),
-    )
+    parameters, t = _masked(frequencies, parameters), settings.temperatures
+    return {
+        "crystals": (start, smaller, larger),
+        "path": path,
+        "distances": [np.asarray(d) for d in distances],
+        "bands": [np.asarray(f) for f in bands],
+        "band_parameters": [_masked(f, p) for f, p in zip(bands, band_parameters, strict=True)],
+        "mesh": mesh,
+        "frequencies": frequencies,
+        "parameters": parameters,
+        "weights": weights,
+        "temperatures": t,
+        "averages": averages(t, frequencies, parameters, weights),
+        "gamma_frequencies": gamma_frequencies,
+        "gamma_parameters": gamma_parameters,
+    }
 
 
 def _at_gamma(crystals: list[Harmonic]) -> tuple[np.ndarray, np.ndarray]:
-    """Frequencies, THz, and parameters of the optical modes at Γ."""
+    """Frequencies, THz, and Grüneisen parameters of the optical modes at Γ."""
     from phonopy.gruneisen.core import GruneisenBase
 
     start, smaller, larger = (crystal.phonon for crystal in crystals)
-    matrices: list[Any] = [phonon.dynamical_matrix for phonon in (start, larger, smaller)]
+    matrices: list[Any] = [p.dynamical_matrix for p in (start, larger, smaller)]
     gamma = np.zeros((1, 3))
     with np.errstate(divide="ignore", invalid="ignore"):
         found = GruneisenBase(matrices[0], matrices[1], matrices[2], qpoints=gamma)
@@ -229,7 +192,7 @@ def _at_gamma(crystals: list[Harmonic]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _masked(frequencies: np.ndarray, parameters: np.ndarray) -> np.ndarray:
-    """The parameters, NaN for translations, what is near them, and imaginary modes."""
+    """The parameters, NaN for translations, modes near them, and imaginary modes."""
     return np.where(np.asarray(frequencies) > LOWEST, parameters, np.nan)
 
 
@@ -238,7 +201,7 @@ def averages(
 ) -> np.ndarray:
     """Mean Grüneisen parameter ``(n,)``, modes weighted by their heat capacities.
 
-    At 0 K, where these vanish, it is the value of the lowest temperature above.
+    At 0 K, where these vanish, it is the value at the next temperature.
     """
     counted = np.isfinite(parameters)
     f, p = frequencies[counted], parameters[counted]

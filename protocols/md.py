@@ -1,14 +1,13 @@
-"""Molecular dynamics: trajectories in an ensemble, and what they say.
+"""Molecular dynamics: trajectories in an ensemble, and averages over them.
 
-:func:`run` moves one or several replicas in lockstep, all evaluations of a step in one batch. What
-comes out of it streams into a recorder; a run that continues from the recorder's state
-does the same as one that was never stopped, to the last bit. The reasons of the choices are in
+:func:`run` moves one or several replicas in lockstep, with all evaluations of a step in one batch.
+Frames and rows stream into a recorder; a run that continues from the recorder's state reproduces
+one that was never stopped, to the last bit. The choices are explained in
 docs/methods.md#molecular-dynamics.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,10 @@ from dpa3sim.common import settings as options_of
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.settings import option
 
-from .base import Stage
+from .base import Progress, Stage, silent
+from .crystals.isotopes import check_masses
+from .dynamics.plan import Plan, check_time, highest_frequency
+from .dynamics.results import Result
 
 # ASE takes most of a second to import; `dpa3sim md --help` needs only the settings.
 if TYPE_CHECKING:
@@ -26,24 +28,18 @@ if TYPE_CHECKING:
 
     from dpa3sim.potential.interface import BatchPotential
 
-    from .crystals.prepare import Progress
     from .dynamics.recorders import Recorder
-    from .dynamics.results import Result
 
+__all__ = ["Result", "Settings", "check", "run", "stages"]
 ENSEMBLES = ("nve", "nvt", "npt")
 THERMOSTATS = ("auto", "langevin", "nose-hoover", "bussi", "berendsen")
 BAROSTATS = ("auto", "mtk", "mtk-full", "berendsen")
 # Time constants, fs.
 THERMOSTAT_TIMES = {"langevin": 1000.0, "nose-hoover": 100.0, "bussi": 100.0, "berendsen": 100.0}
 BAROSTAT_TIME = 1000.0
-# Steps, fs: with hydrogen (lighter than this, u) and without.
+# Time steps, fs: with atoms lighter than this (u), which are hydrogen, and without.
 LIGHT_MASS, LIGHT_TIMESTEP, TIMESTEP = 1.5, 0.5, 1.0
-# A thermostat or barostat must be slower than so many steps.
-MIN_STEPS_OF_TIME = 10
-# Highest frequencies, THz, of structures whose lightest element has at most this mass (u).
-HIGHEST_FREQUENCIES = ((1.5, 125.0), (2.5, 95.0), (20.5, 75.0), (math.inf, 50.0))
 CONSTRAINTS = ("FixAtoms", "FixCartesian")
-EQUILIBRATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,9 @@ class Settings:
                 if getattr(self, name) != "auto":
                     raise InputError(f"ensemble=nve has no {name} ({getattr(self, name)})")
             if self.temperature_end is not None:
-                raise InputError("ensemble=nve has no temperature_end: nothing controls it")
+                raise InputError(
+                    "ensemble=nve has no temperature_end: nothing controls the temperature"
+                )
         if self.ensemble != "npt":
             if self.barostat != "auto":
                 raise InputError(
@@ -139,7 +137,7 @@ class Settings:
 
     @property
     def methods(self) -> tuple[str, str]:
-        """Thermostat and barostat, ``"none"`` where there is none."""
+        """Names of thermostat and barostat, ``"none"`` where there is none."""
         if self.ensemble == "nve":
             return "none", "none"
         if self.ensemble == "nvt":
@@ -148,64 +146,12 @@ class Settings:
         return ("berendsen" if barostat == "berendsen" else "nose-hoover"), barostat
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The settings with everything decided for a structure.
-
-    Attributes:
-        timestep, thermostat_time, barostat_time: fs.
-        thermostat, barostat: names, ``"none"`` where there is none.
-        interval, table_interval: steps.
-        degrees: degrees of freedom that have a temperature.
-        periodic: whether all three axes are, so that there is a pressure.
-    """
-
-    settings: Settings
-    timestep: float
-    thermostat: str
-    barostat: str
-    thermostat_time: float
-    barostat_time: float
-    interval: int
-    table_interval: int
-    degrees: int
-    periodic: bool
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Of the table; their names end in their units."""
-        energies = ("potential_eV", "kinetic_eV", "total_eV", "conserved_eV", "temperature_K")
-        cell = (
-            "pressure_GPa",
-            "volume_A3",
-            *(f"{name}_A" for name in "abc"),
-            *(f"{name}_deg" for name in ("alpha", "beta", "gamma")),
-        )
-        return ("step", "time_ps", *energies, *(cell if self.periodic else ()))
-
-    def equilibration(self, steps: int) -> int:
-        """Steps that averages leave out of so many."""
-        return equilibration_steps(self.settings.equilibration, steps)
-
-    def time(self, step: int) -> float:
-        """Simulated time, ps."""
-        return step * self.timestep / 1000
-
-    def target(self, step: int, ramp: int) -> float:
-        """Temperature of the thermostat in a step, K."""
-        start, end = self.settings.temperature, self.settings.temperature_end
-        if end is None:
-            return start
-        return start + (end - start) * min(1.0, step / max(1, ramp))
-
-
 def check(atoms: Atoms, settings: Settings) -> Plan:
     """Decide what the settings leave open.
 
     Raises:
-        InputError: the settings cannot be applied to the structure.
+        InputError: the settings do not fit the structure.
     """
-    from .crystals.isotopes import check_masses
     from .dynamics.integrators import degrees_of_freedom
 
     if len(atoms) == 0:
@@ -214,15 +160,17 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
     _check_constraints(atoms, settings)
     if settings.ensemble == "npt" and not atoms.pbc.all():
         kind = "a molecule" if not atoms.pbc.any() else "not periodic along all three axes"
-        raise InputError(f"ensemble=npt needs a structure periodic in 3 axes; this one is {kind}")
+        raise InputError(
+            f"ensemble=npt needs a structure periodic along three axes; this one is {kind}"
+        )
     if settings.keep_velocities and not atoms.has("momenta"):
         raise InputError("keep_velocities: the structure has no velocities")
     thermostat, barostat = settings.methods
     degrees = degrees_of_freedom(atoms, thermostat)
     if degrees < 1:
         raise InputError(
-            f"{len(atoms)} atom(s) with nothing free to move: no degree of freedom is left once "
-            "the whole is at rest"
+            f"{len(atoms)} atom(s) have no degree of freedom left at zero total momentum; "
+            "free more atoms"
         )
     light = atoms.get_masses().min() < LIGHT_MASS
     timestep = settings.timestep or (LIGHT_TIMESTEP if light else TIMESTEP)
@@ -250,41 +198,21 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
     n, berendsen = len(atoms), settings.methods[1] == "berendsen"
-    # That barostat scales the cell before each step, which takes an evaluation more.
+    # That barostat scales the cell before each step, which takes another evaluation.
     times = settings.steps * (2 if berendsen else 1) + 1
-    note = "" if settings.max_hours is None else f"less if {settings.max_hours:g} h are over before"
+    note = "" if settings.max_hours is None else f"fewer if {settings.max_hours:g} h end earlier"
     steps = Stage("steps", [n] * settings.replicas, atoms, (times, times), note=note)
     bulk_modulus = Stage("bulk modulus, for the barostat", [n, n], atoms)
     return [bulk_modulus, steps] if berendsen else [steps]
-
-
-def check_time(name: str, value: float, timestep: float) -> None:
-    """Raise InputError for a time constant (fs) too short to be integrated with this step (fs)."""
-    if value < MIN_STEPS_OF_TIME * timestep:
-        raise InputError(
-            f"{name} = {value:g} fs must be at least {MIN_STEPS_OF_TIME} time steps of "
-            f"{timestep:g} fs"
-        )
-
-
-def equilibration_steps(given: int | None, steps: int) -> int:
-    """Steps that averages of a run of ``steps`` leave out: those asked for, or a share."""
-    return int(EQUILIBRATION_SHARE * steps) if given is None else given
 
 
 def _check_constraints(atoms: Atoms, settings: Settings) -> None:
     for constraint in atoms.constraints:
         name = type(constraint).__name__
         if name not in CONSTRAINTS:
-            raise InputError(f"constraint {name}: molecular dynamics knows only FixAtoms")
+            raise InputError(f"constraint {name}: molecular dynamics supports only FixAtoms")
     if atoms.constraints and settings.ensemble == "npt":
         raise InputError("ensemble=npt cannot have fixed atoms; remove the constraints")
-
-
-def highest_frequency(atoms: Atoms) -> float:
-    """An upper bound of vibrations of such atoms, THz."""
-    lightest = float(atoms.get_masses().min())
-    return next(nu for mass, nu in HIGHEST_FREQUENCIES if lightest <= mass)
 
 
 def _frame_interval(atoms: Atoms, timestep: float) -> int:
@@ -306,29 +234,29 @@ def run(
     """Simulate; the argument ``atoms`` is not changed.
 
     Args:
-        atoms: where to start; its FixAtoms constraints are honoured.
+        atoms: the start structure; its FixAtoms constraints are honoured.
         potential: the resident model, or one like it.
         settings: options, defaults where None.
         progress: called a few times a second.
-        recorder: where trajectory and table go, and the state to continue from if it has one;
-            memory where None.
-        stop: asked after every step; the state is saved when it says so.
+        recorder: stores trajectory, table and state, and the run continues from its state if it
+            has one; everything stays in memory where None.
+        stop: asked after every step; if it returns True, the run saves its state and ends.
         began: when ``max_hours`` began, by ``time.monotonic()``; now where None.
 
     Raises:
-        InputError: settings and structure do not fit, or the structure has no energy.
+        InputError: the settings do not fit the structure, or the structure has no energy.
         UnphysicalError: the simulation exploded; the message names step and quantity.
-        KeyboardInterrupt: ``stop`` said so; the state is saved.
+        KeyboardInterrupt: ``stop`` returned True; the state is saved.
     """
     from .dynamics.recorders import MemoryRecorder
     from .dynamics.replicas import Simulation
-    from .dynamics.results import summarise
+    from .dynamics.summary import summarise
 
     began = time.monotonic() if began is None else began
     settings = settings or Settings()
     plan = check(atoms, settings)
     recorder = MemoryRecorder() if recorder is None else recorder
-    simulation = Simulation(atoms, potential, plan, recorder, progress, stop, began)
+    simulation = Simulation(atoms, potential, plan, recorder, progress or silent, stop, began)
     reason = simulation.run()
     if simulation.interrupted:
         raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """Thermal expansion in the quasi-harmonic approximation (phonopy).
 
-Free energies at several volumes, ions and shape relaxed at each, are fitted to an equation of
-state at every temperature. Nothing is extrapolated: temperatures whose volume leaves the grid
+Free energies at several volumes, with ions and shape relaxed at each, are fitted to an equation
+of state at every temperature. Nothing is extrapolated: temperatures whose volume leaves the grid
 have no result (docs/methods.md#volumes).
 """
 
@@ -13,31 +13,34 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.common import settings as options_of
 from dpa3sim.common.errors import InputError, UnphysicalError
 from dpa3sim.common.settings import option
 from dpa3sim.common.units import GPA, J_PER_K_MOL
 
-from . import phonon
-from .base import Stage
-from .crystals import prepare
+from .base import Event, Progress, Stage, silent
 from .crystals.cells import Extensive
-from .crystals.prepare import Event, Prepared, Progress
 from .crystals.volumes import at_volumes
-from .gruneisen import refuse_unstable
+from .harmonics import imaginary
 from .harmonics.force_constants import Harmonic
-from .phonon import HarmonicSettings, series
+from .harmonics.properties import (
+    HarmonicResult,
+    HarmonicRun,
+    HarmonicSettings,
+    check,
+    series,
+    stages_of,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential.interface import BatchPotential
 
-WHAT = "quasi-harmonic properties"
-# phonopy's fits of heat capacities over the volume need these.
+__all__ = ["Result", "Settings", "check", "run", "stages"]
+# phonopy's fits of heat capacities over the volume need so many.
 FEWEST_VOLUMES = 5
 EQUATIONS = ("vinet", "birch_murnaghan", "murnaghan")
-# Free energies further than this (eV/atom) from the equation of state are told.
+# A warning is given if free energies are further than this from the equation of state, eV/atom.
 ROUGH = 5e-4
 
 
@@ -65,32 +68,30 @@ class Settings(HarmonicSettings):
             )
 
 
-@dataclass(frozen=True)
-class Result:
-    """Quasi-harmonic properties of a crystal, of its primitive cell unless said otherwise.
+@dataclass(frozen=True, kw_only=True)
+class Result(HarmonicResult[Settings]):
+    """Quasi-harmonic properties of a crystal, for its primitive cell unless said otherwise.
 
     Attributes:
-        prepared: the relaxed crystal. crystals: the volumes, with force constants.
+        crystals: at all volumes, with force constants.
         volumes: ``(n,)``, Å^3. energies: ``(n,)``, static, eV.
         found: phonopy's result. kept: how many of its temperatures have a volume on the grid.
     """
 
-    settings: Settings
-    prepared: Prepared
     crystals: tuple[Harmonic, ...]
-    matrix: np.ndarray
     volumes: np.ndarray
     energies: np.ndarray
     found: Any
     kept: int
-    n_batches: int
-    converged: bool
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
+
+    @property
+    def reference(self) -> Harmonic:
+        """The crystal at the volume of lowest energy."""
+        return self.crystals[int(np.argmin(self.energies))]
 
     @property
     def temperatures(self) -> np.ndarray:
-        """Those with a result, K."""
+        """Temperatures with a result, K."""
         return np.asarray(self.found.temperatures[: self.kept])
 
     @property
@@ -110,28 +111,21 @@ class Result:
 
     @property
     def heat_capacities(self) -> np.ndarray:
-        """At constant pressure, J/K/mol."""
+        """Heat capacity at constant pressure, J/K/mol."""
         return np.asarray(self.found.heat_capacity_P.heat_capacities[: self.kept]) * J_PER_K_MOL
 
     @property
     def fit_residual(self) -> float:
-        """Root mean square distance of free energies from the fit, at its worst, eV/atom."""
+        """Largest root mean square deviation of free energies from the fit, eV/atom."""
         return _fit_residual(self.found, self.kept, len(self.crystals[0].atoms))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready summary; every key with a dimension ends in its unit."""
+    def _values(self) -> dict[str, Any]:
         cells, found, kept = self.prepared.cells, self.found, self.kept
-        start = self.crystals[int(np.argmin(self.energies))]
-        n = len(start.atoms)
+        n = len(self.reference.atoms)
         minimum = Extensive(abs(self.prepared.cells.primitive.atoms.cell.volume), n)
         entropy = np.asarray(found.entropy_temperature[:kept]) * J_PER_K_MOL
         return {
-            "converged": self.converged,
-            "reasons": list(self.reasons),
-            "warnings": list(self.warnings),
-            **self.prepared.to_dict(),
-            **phonon.supercell_keys(start, self.matrix, cells),
-            "n_batches": self.n_batches,
+            **super()._values(),
             "grid_volumes_per_atom_A3": (self.volumes / n).tolist(),
             "grid_energies_per_atom_eV": (self.energies / n).tolist(),
             **minimum.keys("volume_static", "A3", cells),
@@ -144,18 +138,12 @@ class Result:
             **series(entropy, n, "entropy", "J_per_K_mol", cells),
             **series(np.asarray(found.gibbs_free_energies[:kept]), n, "gibbs_energy", "eV", cells),
             "gruneisen_thermodynamic": np.asarray(found.gruneisen_parameters[:kept]).tolist(),
-            "settings": options_of.to_dict(self.settings),
         }
-
-
-def check(atoms: Atoms, settings: Settings) -> None:
-    """Raise InputError if the protocol cannot be applied to ``atoms``; cheap."""
-    phonon.check(atoms, settings)
 
 
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
-    return phonon.harmonic_stages(atoms, settings, cutoff, settings.volumes, settings.volumes)
+    return stages_of(atoms, settings, cutoff, settings.volumes, settings.volumes)
 
 
 def run(
@@ -170,69 +158,68 @@ def run(
     Args:
         atoms: any cell of the crystal; not changed.
         potential: the model. settings: options, defaults where None.
-        progress: called with what happens.
+        progress: called with every :class:`Event`.
 
     Raises:
-        InputError: no crystal, or a supercell that does not fit it.
+        InputError: the structure is not a crystal, or a supercell does not fit it.
         NotConvergedError: a relaxation did not converge.
         UnphysicalError: the crystal is unstable at a volume, or has no minimum on the grid.
     """
-    settings = settings or Settings()
-    check(atoms, settings)
-    charges = phonon.born_charges(atoms, settings)
-    prepared = prepare.prepare(atoms, potential, settings, WHAT, progress)
+    settings, progress = settings or Settings(), progress or silent
     reach = max(abs(settings.smallest), abs(settings.largest))
-    matrix, warnings = phonon.preflight(prepared, settings, charges, strain=reach / 3)
+    begun = HarmonicRun.begin(atoms, potential, settings, progress, strain=reach / 3)
     strains = np.linspace(settings.smallest, settings.largest, settings.volumes).tolist()
-    cells, energies = at_volumes(prepared, strains, settings, progress)
-    crystals, n_batches = phonon.force_constants(
-        cells, matrix, prepared, settings, charges, progress
-    )
+    cells, energies = at_volumes(begun.prepared, strains, settings, progress)
+    crystals, n_batches = begun.force_constants(cells)
+    warnings = [*begun.warnings]
     for crystal, strain in zip(crystals, strains, strict=True):
         crystal.phonon.run_mesh(settings.mesh)
-        verdict = phonon.verdict_of(crystal)
-        refuse_unstable(verdict, f"the crystal with its volume changed by {100 * strain:.1f} %")
-        for warning in phonon.verdict_warnings(verdict, crystal.phonon):
-            warnings.append(f"volume changed by {100 * strain:.1f} %: {warning}")
-    if progress:
-        progress(Event("quasi-harmonic", f"free energies at {len(cells)} volumes"))
+        verdict, change = imaginary.judge(crystal), f"volume changed by {100 * strain:.1f} %"
+        imaginary.refuse_unstable(verdict, f"the crystal with its {change}")
+        warnings += [f"{change}: {w}" for w in imaginary.warnings_of(verdict, crystal.phonon)]
+    progress(Event("quasi-harmonic", f"free energies at {len(cells)} volumes"))
     found = _fitted(crystals, energies, settings)
     kept = _on_grid(found)
-    if kept < len(found.temperatures):
-        warnings.append(
-            f"above {found.temperatures[kept - 1]:g} K the volume leaves the grid: no results "
-            "there; a larger --largest has more"
-        )
-    residual = _fit_residual(found, kept, len(cells[0]))
-    if residual > ROUGH:
-        warnings.append(
-            f"free energies are up to {1000 * residual:.2g} meV/atom from the equation of state: "
-            "they do not depend smoothly on the volume, so that expansion and bulk modulus mean "
-            "little; more --volumes in a narrower range tell where"
-        )
     return Result(
         settings=settings,
-        prepared=prepared,
+        prepared=begun.prepared,
+        matrix=begun.matrix,
+        n_batches=n_batches,
         crystals=tuple(crystals),
-        matrix=matrix,
         volumes=np.asarray(found.volumes),
         energies=energies,
         found=found,
         kept=kept,
-        n_batches=n_batches,
-        converged=True,
         reasons=(f"free energies at {len(cells)} volumes are complete",),
-        warnings=(*prepared.warnings, *warnings),
+        warnings=(*warnings, *_doubts(found, kept, len(cells[0]))),
     )
 
 
+def _doubts(found: Any, kept: int, n_atoms: int) -> list[str]:
+    """Warnings about temperatures without a result, and about a poor fit."""
+    doubts = []
+    if kept < len(found.temperatures):
+        doubts.append(
+            f"above {found.temperatures[kept - 1]:g} K the volume leaves the grid, so that there "
+            "are no results; use a larger --largest"
+        )
+    residual = _fit_residual(found, kept, n_atoms)
+    if residual > ROUGH:
+        doubts.append(
+            f"free energies are up to {1000 * residual:.2g} meV/atom from the equation of state: "
+            "they do not depend smoothly on the volume, so that expansion and bulk modulus mean "
+            "little; more --volumes in a narrower range show where"
+        )
+    return doubts
+
+
 def _fitted(crystals: list[Harmonic], energies: np.ndarray, settings: Settings) -> Any:
-    """Fit the free energies, at one temperature more than wanted for derivatives."""
+    """Fit the free energies, at one more temperature than wanted, for derivatives."""
     from phonopy import run_qha
 
-    temperatures = phonon.temperatures(settings)
+    temperatures = settings.temperatures
     with python_warnings.catch_warnings():
-        # Monoclinic and triclinic crystals have no axial expansion there; failed fits show below.
+        # Monoclinic and triclinic crystals get no axial expansion; failed fits show below.
         python_warnings.simplefilter("ignore")
         return run_qha(
             [crystal.phonon for crystal in crystals],
@@ -259,10 +246,10 @@ def _fit_residual(found: Any, kept: int, n_atoms: int) -> float:
 
 
 def _on_grid(found: Any) -> int:
-    """How many temperatures, from the lowest, have their volume between the grid's ends.
+    """How many temperatures, counted from the lowest, have their volume inside the grid.
 
     Raises:
-        UnphysicalError: not even the lowest.
+        UnphysicalError: even at the lowest one the volume is outside.
     """
     volumes, grid = np.asarray(found.equilibrium_volumes), np.asarray(found.volumes)
     inside = (volumes > grid.min()) & (volumes < grid.max())

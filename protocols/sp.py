@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ from dpa3sim.common import settings as options_of
 from dpa3sim.common.settings import option
 from dpa3sim.common.units import GPA
 
-from .base import Stage
-from .relax import largest_force
+from . import base
+from .base import Progress, Stage
+from .crystals.optimization import largest_force
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -31,40 +31,29 @@ class Settings:
         options_of.validate(self)
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, kw_only=True)
+class Result(base.Result[Settings]):
     """A structure that carries its energy, forces and, if periodic, stress.
 
     Attributes:
         energies_eV: ``(n,)`` atomic energies. virial_eV: ``(3, 3)``, -dE/dstrain.
         n_edges, n_angles: pairs within the cutoff, and pairs of pairs within that of angles.
-        warnings: what limits the result.
     """
 
-    settings: Settings
+    reasons: tuple[str, ...] = ("a single evaluation",)
     atoms: Atoms
     energies_eV: np.ndarray
     virial_eV: np.ndarray
     n_edges: int
     n_angles: int
-    warnings: tuple[str, ...]
 
-    @property
-    def converged(self) -> bool:
-        """Always: there is nothing to converge."""
-        return True
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready summary; every key with a dimension ends in its unit."""
+    def _values(self) -> dict[str, Any]:
         energy, natoms = float(self.atoms.get_potential_energy()), len(self.atoms)
         stress = None
         if "stress" in self.atoms.calc.results:
             stress = self.atoms.get_stress(voigt=False, apply_constraint=False) / GPA
         volume = float(self.atoms.get_volume()) if self.atoms.cell.rank == 3 else None
         result: dict[str, Any] = {
-            "converged": True,
-            "reasons": ["a single evaluation"],
-            "warnings": list(self.warnings),
             "n_atoms": natoms,
             "formula": self.atoms.get_chemical_formula(),
             "energy_eV": energy,
@@ -80,11 +69,11 @@ class Result:
         if self.settings.arrays:
             result["forces_eV_per_A"] = self.atoms.get_forces(apply_constraint=False).tolist()
             result["energies_eV"] = self.energies_eV.tolist()
-        return result | {"settings": options_of.to_dict(self.settings)}
+        return result
 
 
 def check(atoms: Atoms, settings: Settings) -> None:
-    """Nothing beyond what the model itself refuses."""
+    """Accept every structure; the model itself refuses what it cannot evaluate."""
 
 
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
@@ -97,7 +86,7 @@ def run(
     potential: PotentialLike,
     settings: Settings | None = None,
     *,
-    progress: Callable[[Any], None] | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Evaluate ``atoms``; the argument itself is not changed.
 
@@ -105,7 +94,7 @@ def run(
         atoms: any structure.
         potential: the resident model, or a client of an engine.
         settings: options, defaults where None.
-        progress: not used, a single point has none.
+        progress: never called: a single point is one evaluation.
 
     Raises:
         InputError, NonFiniteError, OutOfMemoryError: see :meth:`Potential.evaluate`.

@@ -2,9 +2,9 @@
 
     E_f = E(N - 1 atoms) + mu - E(N atoms)
 
-with the cell of the perfect crystal kept and the ions relaxed; mu is the energy of an atom of the
-missing element in its reference, which for an element is the crystal itself (Zhang and Northrup,
-Phys. Rev. Lett. 67, 2339 (1991); docs/methods.md#vacancies-and-surfaces).
+with the ions relaxed in the cell of the perfect crystal. mu is the chemical potential of the
+missing element: its energy per atom in a reference, which for an element is the crystal itself
+(Zhang and Northrup, Phys. Rev. Lett. 67, 2339 (1991); docs/methods.md#vacancies-and-surfaces).
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.common import settings as options_of
 from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.common.settings import option
 
-from . import relax
-from .base import Stage, relaxation
+from .base import Event, Progress, Stage, relaxation, silent
 from .crystals import guards, prepare, supercells
-from .crystals.cells import Cells, Supercell, connected_dimension, symmetry
-from .crystals.prepare import Event, Prepared, Progress, PropertySettings
+from .crystals import relaxation as relax
+from .crystals.cells import Cells, Supercell, connected_dimension
+from .crystals.point_defects import (
+    Site,
+    image_distance,
+    rattled,
+    shell_displacement,
+    sites,
+    without,
+)
+from .crystals.prepare import PropertyResult, PropertySettings
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -32,13 +39,11 @@ if TYPE_CHECKING:
 
 # Face distance of `supercell=auto`, Å, or twice the cutoff of the model if that is more.
 WIDTH = 12.0
-# A change between the two largest supercells that is worth a warning, eV.
+# A warning is given if a formation energy changes by more between the two largest supercells, eV,
 SIZE_CHANGE = 0.05
-# What the same crystal may differ by in a primitive cell and in a supercell, eV.
+# or if the energies of the same crystal in primitive cells and in a supercell differ by more, eV.
 SAME_CRYSTAL = 1e-3
-# Neighbours of the vacancy: up to this much further than the nearest one.
-FIRST_SHELL = 1.25
-# Crystals of other elements only are metals or alloys, whose vacancies have no charge.
+# Crystals without any of these elements are metals or alloys, whose vacancies have no charge.
 NONMETALS = frozenset("H He B C N O F Ne Si P S Cl Ar Ge As Se Br Kr Sb Te I Xe At Rn".split())
 
 
@@ -73,37 +78,20 @@ class Settings(PropertySettings):
 
 
 @dataclass(frozen=True)
-class Site:
-    """A site of the crystal, with all that symmetry makes equal to it.
-
-    Attributes:
-        index: its atom in the primitive cell. input_index: one in the input cell.
-        element: its element. wyckoff: its letter.
-        multiplicity: sites equal to it in the primitive cell.
-    """
-
-    index: int
-    input_index: int
-    element: str
-    wyckoff: str
-    multiplicity: int
-
-
-@dataclass(frozen=True)
 class Vacancy:
     """One vacancy in one supercell.
 
     Attributes:
-        site: what is missing.
+        site: the site whose atom is missing.
         n_atoms: of the perfect supercell.
-        face_distance, image_distance: of it, Å; the latter to the nearest other vacancy.
-        atoms: relaxed, with energy and forces.
+        face_distance: of the supercell, Å. image_distance: to the nearest other vacancy, Å.
+        atoms: the relaxed structure with energy and forces.
         perfect: energy of the perfect supercell, eV; start: of the unrelaxed vacancy.
         chemical_potential: of the missing atom, eV; None if unknown.
-        displacement: largest one of an atom in the relaxation, Å.
+        displacement: largest displacement of an atom in the relaxation, Å.
         shell: change of the mean distance of the nearest neighbours from the vacancy, Å.
         dipole: ``(3, 3)`` elastic dipole, eV: virial less that of the perfect supercell.
-        steps: of the relaxation.
+        steps: number of steps of the relaxation.
     """
 
     site: Site
@@ -149,45 +137,36 @@ class Vacancy:
         }
 
 
-@dataclass(frozen=True)
-class Result:
-    """Vacancies of every kind of site in supercells of increasing size.
+@dataclass(frozen=True, kw_only=True)
+class Result(PropertyResult[Settings]):
+    """Vacancies at every kind of site, in supercells of increasing size.
 
     Attributes:
         vacancies: for each site, from the smallest supercell to the largest.
-        chemical_potentials: by element, eV, with where they come from.
+        chemical_potentials: by element, eV, with their references.
     """
 
-    settings: Settings
-    prepared: Prepared
+    reasons: tuple[str, ...] = ("all vacancies are relaxed below the threshold",)
     energy_per_atom: float
     vacancies: tuple[tuple[Vacancy, ...], ...]
     chemical_potentials: Mapping[str, tuple[float, str]]
-    warnings: tuple[str, ...]
-    converged: bool = True
-    reasons: tuple[str, ...] = ("all vacancies are relaxed below the threshold",)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready summary; every key with a dimension ends in its unit."""
+    def _values(self) -> dict[str, Any]:
         potentials = {
             element: {"chemical_potential_eV": mu, "reference": origin}
             for element, (mu, origin) in self.chemical_potentials.items()
         }
         return {
-            "converged": self.converged,
-            "reasons": list(self.reasons),
-            "warnings": list(self.warnings),
-            **self.prepared.to_dict(),
+            **super()._values(),
             "energy_per_atom_eV": self.energy_per_atom,
             "charge": 0,
             "chemical_potentials": potentials,
             "sites": [_site_dict(vacancies) for vacancies in self.vacancies],
-            "settings": options_of.to_dict(self.settings),
         }
 
 
 def check(atoms: Atoms, settings: Settings) -> None:
-    """Raise InputError if there is no crystal to take atoms out of."""
+    """Raise InputError unless ``atoms`` is a crystal with a supercell that can lose an atom."""
     _shapes(prepare.check(atoms, settings, "vacancies"), settings, WIDTH)
 
 
@@ -236,15 +215,16 @@ def run(
 
     Args:
         atoms: any cell of the crystal. potential: the model. settings: options.
-        references: elements in their reference states, by name, for the chemical potentials;
-            not needed for an element, which is its own. They are relaxed as the crystal is.
-        progress: called with what happens.
+        references: elements in their reference states, by name, for the chemical potentials. They
+            are relaxed like the crystal. An element needs none: it is its own reference.
+        progress: called with every :class:`Event`.
 
     Raises:
-        InputError: no crystal, a supercell without room, or a bad reference.
+        InputError: the structure is not a crystal, its supercell has a single atom, or a reference
+            does not fit.
         NotConvergedError: a relaxation did not converge.
     """
-    settings = settings or Settings()
+    settings, progress = settings or Settings(), progress or silent
     prepared = prepare.prepare(atoms, potential, settings, "vacancies", progress)
     cells, potential = prepared.cells, prepared.potential
     width = _width(potential.model.config.descriptor.e_rcut)
@@ -262,8 +242,8 @@ def run(
         *_size_warnings(vacancies, len(shapes), settings, width, energy_per_atom),
         *_reference_warnings(vacancies, potentials),
         *(
-            f"reference {name} is a molecule; model {potential.model.name} is used as it is, "
-            "whatever it was trained on"
+            f"reference {name} is a molecule; model {potential.model.name} is used regardless of "
+            "its training data"
             for name, reference in (references or {}).items()
             if not reference.pbc.any()
         ),
@@ -276,23 +256,6 @@ def run(
         chemical_potentials=potentials,
         warnings=tuple(dict.fromkeys(warnings)),
     )
-
-
-def sites(cells: Cells) -> list[Site]:
-    """The kinds of sites that the symmetry of a crystal tells apart."""
-    primitive = cells.primitive
-    dataset = symmetry(primitive.atoms, cells.symprec)
-    kinds = dataset.equivalent_atoms
-    return [
-        Site(
-            index=int(index),
-            input_index=int(np.flatnonzero(primitive.index == index)[0]),
-            element=primitive.atoms.symbols[index],
-            wyckoff=dataset.wyckoffs[index],
-            multiplicity=int(np.count_nonzero(kinds == index)),
-        )
-        for index in np.unique(kinds)
-    ]
 
 
 def _width(cutoff: float) -> float:
@@ -312,7 +275,7 @@ def _shapes(cells: Cells, settings: Settings, width: float) -> list[supercells.S
         shape = shape.smaller()
     if not shapes:
         raise InputError(
-            f"supercell = {settings.supercell}: has a single atom, nothing of which is left"
+            f"supercell = {settings.supercell} has a single atom, so that nothing would be left"
         )
     return shapes
 
@@ -323,87 +286,46 @@ def _vacancies(
     potential: BatchPotential,
     settings: Settings,
     potentials: Mapping[str, tuple[float, str]],
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[tuple[Vacancy, ...], ...]:
     """All vacancies in all supercells, relaxed in lockstep."""
     perfect = [Supercell.of(cells.primitive, shape.matrix).atoms for shape in shapes]
     kinds = sites(cells)
     pairs = [(kind, box) for kind in kinds for box in range(len(perfect))]
-    starts = [_without(perfect[box], kind.index) for kind, box in pairs]
+    starts = [without(perfect[box], kind.index) for kind, box in pairs]
     evaluations = potential.evaluate([*perfect, *starts])
     bulks, unrelaxed = evaluations[: len(perfect)], evaluations[len(perfect) :]
-    if progress:
-        sizes = ", ".join(str(len(box)) for box in perfect)
-        progress(Event("vacancy", f"kinds of sites: {len(kinds)}; supercells of {sizes} atoms"))
+    sizes = ", ".join(str(len(box)) for box in perfect)
+    progress(Event("vacancy", f"kinds of sites: {len(kinds)}; supercells of {sizes} atoms"))
     rng = np.random.default_rng(settings.seed)
-    rattled = [
-        _rattled(start, perfect[box].positions[kind.index], settings.rattle, rng)
+    moved = [
+        rattled(start, perfect[box].positions[kind.index], settings.rattle, rng)
         for (kind, box), start in zip(pairs, starts, strict=True)
     ]
     fixed = prepare.relax_settings(settings, "fixed", symmetric=False)
-    relaxed = prepare.relax_together(rattled, potential, fixed, "vacancy", progress)
+    relaxed = prepare.relax_together(moved, potential, fixed, "vacancy", progress)
     found: list[list[Vacancy]] = [[] for _ in kinds]
     for number, (kind, box) in enumerate(pairs):
         hole = perfect[box].positions[kind.index]
         atoms, start = relaxed[number].atoms, starts[number]
-        moved = np.linalg.norm(atoms.positions - start.positions, axis=1)
+        moves = np.linalg.norm(atoms.positions - start.positions, axis=1)
         mu = potentials.get(kind.element)
         vacancy = Vacancy(
             site=kind,
             n_atoms=len(perfect[box]),
             face_distance=supercells.face_distance(cells, shapes[box].matrix),
-            image_distance=_image_distance(perfect[box]),
+            image_distance=image_distance(perfect[box]),
             atoms=atoms,
             perfect=bulks[box].energy,
             start=unrelaxed[number].energy,
             chemical_potential=None if mu is None else mu[0],
-            displacement=float(moved.max()),
-            shell=_shell(atoms, start, hole),
-            dipole=_virial(atoms) - bulks[box].virial,
+            displacement=float(moves.max()),
+            shell=shell_displacement(atoms, start, hole),
+            dipole=-atoms.get_volume() * atoms.get_stress(voigt=False) - bulks[box].virial,
             steps=relaxed[number].steps[-1].index,
         )
         found[kinds.index(kind)].append(vacancy)
     return tuple(tuple(vacancies) for vacancies in found)
-
-
-def _without(perfect: Atoms, index: int) -> Atoms:
-    atoms = perfect.copy()
-    del atoms[index]
-    return atoms
-
-
-def _distances(atoms: Atoms, point: np.ndarray) -> np.ndarray:
-    from ase.geometry import find_mic
-
-    return np.asarray(find_mic(atoms.positions - point, atoms.cell, atoms.pbc)[1])
-
-
-def _first_shell(atoms: Atoms, point: np.ndarray) -> np.ndarray:
-    distance = _distances(atoms, point)
-    return np.flatnonzero(distance <= FIRST_SHELL * distance.min())
-
-
-def _rattled(start: Atoms, hole: np.ndarray, amount: float, rng: np.random.Generator) -> Atoms:
-    atoms = start.copy()
-    near = _first_shell(atoms, hole)
-    atoms.positions[near] += rng.normal(scale=amount, size=(len(near), 3))
-    return atoms
-
-
-def _shell(relaxed: Atoms, start: Atoms, hole: np.ndarray) -> float:
-    """How much further from the vacancy its nearest neighbours are than in the crystal."""
-    near = _first_shell(start, hole)
-    return float((_distances(relaxed, hole) - _distances(start, hole))[near].mean())
-
-
-def _virial(atoms: Atoms) -> np.ndarray:
-    return np.asarray(-atoms.get_volume() * atoms.get_stress(voigt=False))
-
-
-def _image_distance(perfect: Atoms) -> float:
-    from ase.geometry import minkowski_reduce
-
-    return float(np.linalg.norm(minkowski_reduce(perfect.cell[:])[0], axis=1).min())
 
 
 def _chemical_potentials(
@@ -412,9 +334,9 @@ def _chemical_potentials(
     references: Mapping[str, Atoms],
     potential: BatchPotential,
     settings: Settings,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, tuple[float, str]]:
-    """Energy per atom and origin of the reference of every element that has one."""
+    """Energy per atom and name of the reference of every element that has one."""
     elements = sorted(set(cells.primitive.atoms.symbols))
     if len(elements) == 1:
         if references:
@@ -426,7 +348,7 @@ def _chemical_potentials(
     for name, atoms in references.items():
         element = reference_element(name, atoms)
         if element not in elements:
-            raise InputError(f"reference {name} is {element}, which the crystal has none of")
+            raise InputError(f"reference {name} is {element}, which the crystal does not contain")
         if element in given:
             raise InputError(f"references {given[element][0]} and {name} are both {element}")
         given[element] = (name, atoms)
@@ -434,8 +356,7 @@ def _chemical_potentials(
     for element, (name, atoms) in given.items():
         energy = _reference_energy(name, atoms, potential, settings)
         found[element] = (energy, name)
-        if progress:
-            progress(Event("reference", f"{name}: {energy:.6f} eV for an atom of {element}"))
+        progress(Event("reference", f"{name}: {energy:.6f} eV per atom of {element}"))
     return found
 
 
@@ -443,7 +364,7 @@ def reference_element(name: str, atoms: Atoms) -> str:
     """The element of a reference structure.
 
     Raises:
-        InputError: it has several.
+        InputError: it has several elements.
     """
     elements = sorted(set(atoms.symbols))
     if len(elements) != 1:
@@ -454,7 +375,7 @@ def reference_element(name: str, atoms: Atoms) -> str:
 def _reference_energy(
     name: str, atoms: Atoms, potential: BatchPotential, settings: Settings
 ) -> float:
-    """Energy per atom of a reference, relaxed as the crystal is: a crystal with its cell."""
+    """Energy per atom of a reference, relaxed like the crystal; only crystals relax their cell."""
     atoms = atoms.copy()
     atoms.set_constraint()
     if not settings.relax:
@@ -478,16 +399,16 @@ def _size_warnings(
     width: float,
     energy_per_atom: float,
 ) -> list[str]:
-    """What the sizes of the supercells say of the results, and what they cannot say."""
+    """Warnings about results that depend on the sizes of the supercells."""
     warnings = []
     largest = vacancies[0][-1]
     if n_sizes < 2:
         why = "sizes = 1" if settings.sizes == 1 else "there is no smaller one"
-        warnings.append(f"convergence with the size of the supercell was not looked at ({why})")
+        warnings.append(f"convergence with the size of the supercell was not checked ({why})")
     if largest.face_distance < width - 1e-6:
         warnings.append(
             f"faces of the largest supercell are {largest.face_distance:.1f} Å apart; below "
-            f"{width:g} Å a vacancy sees its own images"
+            f"{width:g} Å a vacancy interacts with its own images"
         )
     for site in vacancies:
         change = site[-1].removal - site[-2].removal if n_sizes > 1 else 0.0
@@ -501,9 +422,9 @@ def _size_warnings(
         off = vacancy.perfect - vacancy.n_atoms * energy_per_atom
         if abs(off) > SAME_CRYSTAL:
             warnings.append(
-                f"the perfect supercell of {vacancy.n_atoms} atoms has {off:+.4f} eV more than as "
-                "many atoms in the primitive cell (selection limit of the model); energies are "
-                "differences from the supercell"
+                f"the energy of the perfect supercell of {vacancy.n_atoms} atoms differs by "
+                f"{off:+.4f} eV from that of as many atoms in primitive cells (selection limit of "
+                "the model); formation energies are relative to the supercell"
             )
     return warnings
 
@@ -516,13 +437,13 @@ def _reference_warnings(
     missing = [element for element in elements if element not in potentials]
     if missing:
         warnings.append(
-            f"no reference for {', '.join(missing)}: only the energy without the chemical "
-            "potential (removal_energy_eV) is known, to which that is to be added; --reference"
+            f"there is no reference for {', '.join(missing)}: only the energy without the chemical "
+            "potential (removal_energy_eV) is known; add the latter, or use --reference"
         )
     if NONMETALS & set(elements):
         warnings.append(
-            "vacancies are neutral; the charged ones that insulators and semiconductors have "
-            "cannot be described"
+            "vacancies are neutral; the charged ones of insulators and semiconductors cannot be "
+            "described"
         )
     return warnings
 

@@ -24,7 +24,7 @@ import torch  # noqa: F401
 import dpa3sim.cli.commands.md
 import dpa3sim.potential.potential
 import dpa3sim.protocols.dynamics.replicas
-import dpa3sim.protocols.dynamics.results
+import dpa3sim.protocols.dynamics.summary
 import dpa3sim.run.provenance
 import dpa3sim.run.recorder  # noqa: F401
 from dpa3sim.cli.main import main

@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential.potential import Potential
-    from dpa3sim.protocols.base import Stage
-    from dpa3sim.protocols.crystals.prepare import Event
+    from dpa3sim.protocols.base import Event, Stage
 
 # Options of the model that change the result.
 PRECISION = ("dtype", "matmul", "truncate", "smooth_cutoff")

@@ -1,10 +1,10 @@
-"""What moves when the cell relaxes too: ASE's filter, its mathematics done once a step.
+"""The degrees of freedom of a relaxing cell: ASE's filter, with its mathematics done once a step.
 
 ASE's :class:`~ase.filters.FrechetCellFilter` takes 12 ms a step, as long as the model takes for a
-few atoms: optimizers ask three or four times for the same forces, each time for a logarithm of the
-deformation and nine derivatives of its exponential. And scipy's functions of matrices wake the
-threads of its linear algebra, which then wait busily beside those of the model: measured on two
-cores, the next evaluation of four atoms takes 90 to 150 ms instead of 40.
+few atoms: optimizers ask three or four times for the same forces, and each time it computes a
+logarithm of the deformation and nine derivatives of its exponential. Besides, scipy's matrix
+functions wake the threads of its linear algebra, which then wait busily beside those of the model:
+measured on two cores, the next evaluation of four atoms takes 90 to 150 ms instead of 40.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 from ase.filters import FrechetCellFilter
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
-# Cells that differ by less are those that were set, Å: constraints of symmetry round.
+# A cell that differs by less from the one that was set is the same, Å: symmetry constraints round.
 SAME_CELL = 1e-10
 
-# Terms of the series of an exponential, and the largest norm that these are enough for.
+# Number of terms of the exponential series, and the largest norm for which they suffice.
 TERMS, LARGEST = 14, 0.5
 
 
 def exponential(matrix: np.ndarray) -> np.ndarray:
-    """Of a small square matrix, to rounding: a series, scaled and squared."""
+    """Exponential of a small square matrix, to rounding error, by scaling and squaring a series."""
     size = float(np.abs(matrix).sum(axis=1).max())
     squarings = int(np.clip(np.ceil(np.log2(size / LARGEST)), 0, 64)) if size > 0 else 0
     scaled, unit = matrix / 2**squarings, np.eye(len(matrix))
@@ -36,7 +36,7 @@ def exponential(matrix: np.ndarray) -> np.ndarray:
 
 
 def exponential_derivative(matrix: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Directional derivative of the exponential: a corner of that of a matrix of blocks."""
+    """Directional derivative of the exponential, from the exponential of a block matrix."""
     size = float(np.abs(direction).max())
     if size == 0:
         return np.zeros_like(direction)
@@ -48,8 +48,8 @@ def exponential_derivative(matrix: np.ndarray, direction: np.ndarray) -> np.ndar
 class CellFilter(FrechetCellFilter):
     """Positions in the undeformed cell, and the logarithm of the deformation times a factor.
 
-    Arguments, degrees of freedom and forces are those of the base class, but for the origin of the
-    logarithm, which is zero for the initial cell.
+    Arguments, degrees of freedom and forces are those of the base class, except that the logarithm
+    is zero for the initial cell.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -74,7 +74,7 @@ class CellFilter(FrechetCellFilter):
         self._log, self._log_of = log, cell
 
     def get_forces(self, **kwargs: Any) -> np.ndarray:
-        """Minus the derivatives of the enthalpy by :meth:`get_positions`, ``(n_atoms + 3, 3)``."""
+        """Negative derivatives of the enthalpy by :meth:`get_positions`, ``(n_atoms + 3, 3)``."""
         if kwargs:
             return self._compute_forces(**kwargs)
         here = self.atoms.positions.tobytes(), self.atoms.cell.tobytes()
@@ -91,8 +91,8 @@ class CellFilter(FrechetCellFilter):
             virial = np.trace(virial) / 3 * np.eye(3)
         virial = virial * self.mask
         deformation = self._deformation()
-        # What the derivatives of the exponential along all nine directions would give when
-        # multiplied by the gradient: the derivative of the transposed matrix along the gradient.
+        # The derivatives of the exponential along all nine directions, contracted with the
+        # gradient, are the derivative of the transposed matrix along the gradient.
         gradient = virial @ np.linalg.inv(deformation.T)
         log = self._logarithm(deformation)
         strains = exponential_derivative(log.T, gradient)
@@ -103,12 +103,12 @@ class CellFilter(FrechetCellFilter):
         return np.vstack([forces @ deformation, strains / self.exp_cell_factor])
 
     def _deformation(self) -> np.ndarray:
-        """Of the initial cell to the present one, ``(3, 3)``, acting on columns."""
+        """Deformation from the initial cell to the present one, ``(3, 3)``, acting on columns."""
         found: np.ndarray = np.linalg.solve(self.orig_cell, self.atoms.cell[:]).T
         return found
 
     def _logarithm(self, deformation: np.ndarray) -> np.ndarray:
-        """Of the deformation: what was set, unless somebody else has changed the cell."""
+        """Logarithm of the deformation: as it was set, unless the cell was changed since."""
         if np.abs(self.atoms.cell[:] - self._log_of).max() > SAME_CELL:
             from scipy.linalg import logm
 

@@ -1,8 +1,8 @@
-"""The cells of a crystal, each a type of its own, and numbers that say which one they are for.
+"""The cells of a crystal, each a type of its own, and quantities that state their cell.
 
 A crystal has the cell that the user gave, a primitive and a conventional one, and supercells.
 Lattice vectors are rows; all cells of one :class:`Cells` are in the orientation of the input.
-Symmetry is spglib's.
+spglib finds the symmetry.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .isotopes import STEP, species
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Atoms up to this far apart (Å) hold a crystal together, or further if their radii are large:
-# dispersion-bound layers and molecules are 3 to 4.5 Å apart, a vacuum is wider.
+# Atoms up to this distance (Å) hold a crystal together, or up to a longer one if their radii are
+# large: dispersion-bound layers and molecules are 3 to 4.5 Å apart, and a vacuum is wider.
 CONTACT, RADII_FACTOR, LONGEST_CONTACT = 5.0, 1.35, 6.0
 
 
@@ -41,8 +41,8 @@ class PrimitiveCell:
     Attributes:
         atoms: its atoms, in the orientation of the input.
         matrix: ``(3, 3)``, its lattice vectors in those of the input: ``matrix @ input.cell``.
-        index: ``(n_input,)``, the atom of this cell that each atom of the input is a copy of.
-        offset: ``(n_input, 3)`` whole numbers, how many of this cell's vectors away.
+        index: ``(n_input,)``, the atom of this cell of which each atom of the input is a copy.
+        offset: ``(n_input, 3)`` whole numbers, its distance in this cell's vectors.
     """
 
     atoms: Atoms
@@ -80,7 +80,7 @@ class Supercell:
 
     Attributes:
         atoms: its atoms. matrix: ``(3, 3)`` whole numbers, its lattice vectors in those of
-        ``unit``. unit: what is repeated.
+        ``unit``. unit: the cell that is repeated.
     """
 
     atoms: Atoms
@@ -100,7 +100,7 @@ class Supercell:
         if whole.shape != (3, 3) or np.abs(whole - matrix).max() > 1e-6:
             raise InputError(f"a supercell matrix must be 3 x 3 whole numbers, not {matrix}")
         if round(np.linalg.det(whole)) < 1:
-            raise InputError(f"a supercell matrix must have a positive determinant: {matrix}")
+            raise InputError(f"a supercell matrix must have a positive determinant, not {matrix}")
         return cls(make_supercell(unit.atoms, whole), whole, unit)
 
 
@@ -111,7 +111,7 @@ class Cells:
     Attributes:
         spacegroup: international symbol; number: of the International Tables, 1 ... 230.
         rotations: ``(m, 3, 3)``, the point group, Cartesian, in the orientation of the input.
-        symprec: tolerance that the symmetry was found with, Å.
+        symprec: tolerance with which the symmetry was found, Å.
     """
 
     input: InputCell
@@ -131,7 +131,9 @@ class Cells:
         """
         dataset = symmetry(atoms, symprec)
         if dataset is None:
-            raise InputError(f"spglib finds no symmetry within symprec = {symprec:g} Å; change it")
+            raise InputError(
+                f"spglib finds no symmetry within symprec = {symprec:g} Å; change symprec"
+            )
         primitive = _primitive(atoms, symprec)
         return cls(
             InputCell(atoms.copy()),
@@ -149,22 +151,22 @@ class Cells:
         return math.gcd(*Counter(self.input.atoms.numbers.tolist()).values())
 
     def label(self) -> str:
-        """Such as ``Fm-3m (225)``."""
+        """Symbol and number of the space group, such as ``Fm-3m (225)``."""
         return f"{self.spacegroup} ({self.number})"
 
 
 @dataclass(frozen=True)
 class Extensive:
-    """A quantity that grows with the crystal, known for ``n_atoms`` atoms of it."""
+    """An extensive quantity of a crystal, known for ``n_atoms`` of its atoms."""
 
     value: float
     n_atoms: int
 
     def keys(self, name: str, unit: str, cells: Cells) -> dict[str, float]:
-        """The quantity for the input cell, an atom and a formula unit, each in its own key.
+        """The quantity per input cell, atom and formula unit, each with its own key.
 
-        ``keys("energy", "eV", cells)`` has ``energy_per_cell_eV``, ``energy_per_atom_eV`` and
-        ``energy_per_formula_unit_eV``.
+        ``keys("energy", "eV", cells)`` has the keys ``energy_per_cell_eV``, ``energy_per_atom_eV``
+        and ``energy_per_formula_unit_eV``.
         """
         per_atom = self.value / self.n_atoms
         n_input = len(cells.input.atoms)
@@ -176,14 +178,14 @@ class Extensive:
 
 
 def symmetry(atoms: Atoms, symprec: float) -> Any:
-    """Data set of spglib for a crystal, not to be changed; None where there is none."""
+    """Data set of spglib for a crystal, which must not be changed; None where there is none."""
     if not atoms.pbc.all():
         return None
     lattice, scaled, numbers = spglib_cell(atoms)
     return _dataset(lattice.tobytes(), scaled.tobytes(), tuple(numbers.tolist()), symprec)
 
 
-# A protocol asks for the same cells again in its steps; some tens of ms each for a supercell.
+# Protocols ask for the symmetry of the same cells repeatedly; a supercell takes some tens of ms.
 @lru_cache(maxsize=64)
 def _dataset(lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: float) -> Any:
     import spglib
@@ -193,6 +195,20 @@ def _dataset(lattice: bytes, scaled: bytes, numbers: tuple[int, ...], symprec: f
         return spglib.get_symmetry_dataset(crystal, symprec=symprec)
     except getattr(spglib, "SpglibError", ()):  # newer versions raise, older ones return None
         return None
+
+
+def spacegroup(atoms: Atoms, symprec: float) -> str | None:
+    """International symbol and number, such as ``Fd-3m (227)``; None where there is none."""
+    dataset = symmetry(atoms, symprec)
+    return None if dataset is None else f"{dataset.international} ({dataset.number})"
+
+
+def conventional_cell(atoms: Atoms, symprec: float) -> tuple[float, ...] | None:
+    """a, b, c (Å) and angles (degrees) of the conventional cell; None where there is none."""
+    from ase.geometry import cell_to_cellpar
+
+    dataset = symmetry(atoms, symprec)
+    return None if dataset is None else tuple(map(float, cell_to_cellpar(dataset.std_lattice)))
 
 
 def symmetrized(atoms: Atoms, symprec: float) -> Atoms:
@@ -239,7 +255,7 @@ def check_crystal(atoms: Atoms, what: str) -> None:
 
     Args:
         atoms: any structure.
-        what: what is wanted of it, for the message.
+        what: the wanted property, for the message.
     """
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
@@ -255,13 +271,13 @@ def check_crystal(atoms: Atoms, what: str) -> None:
     if dimension < 3:
         kind = ("separate atoms or molecules", "chains", "a slab")[dimension]
         raise InputError(
-            f"{what} need a crystal; this is {kind} in vacuum (nothing within "
-            f"{CONTACT:g} Å holds it together along every axis)"
+            f"{what} need a crystal; this is {kind} in vacuum (no contacts within "
+            f"{CONTACT:g} Å hold it together along every axis)"
         )
 
 
 def connected_dimension(atoms: Atoms) -> int:
-    """Along how many dimensions contacts between atoms go on for ever: 3 for a crystal, 2 a slab.
+    """Number of dimensions that contacts between atoms connect: 3 in a crystal, 2 in a slab.
 
     Rank determination of Larsen et al., Phys. Rev. Materials 3, 034003 (2019).
     """
@@ -280,7 +296,7 @@ def connected_dimension(atoms: Atoms) -> int:
 
 
 def spglib_cell(atoms: Atoms) -> tuple[Any, Any, Any]:
-    """Lattice, scaled positions and kinds of atoms: a crystal for spglib and seekpath."""
+    """Lattice, scaled positions and species: the form of a crystal for spglib and seekpath."""
     return atoms.cell[:], atoms.get_scaled_positions(), species(atoms)
 
 
@@ -290,7 +306,7 @@ def _standard(atoms: Atoms, symprec: float, to_primitive: bool) -> tuple[Any, An
     given = lattice.tobytes(), scaled.tobytes(), tuple(numbers.tolist())
     found = _standardized(*given, symprec, to_primitive)
     if found is None:
-        raise InputError(f"spglib finds no symmetry within symprec = {symprec:g} Å; change it")
+        raise InputError(f"spglib finds no symmetry within symprec = {symprec:g} Å; change symprec")
     return found
 
 
@@ -313,7 +329,7 @@ def _spglib_cell(lattice: bytes, scaled: bytes, numbers: tuple[int, ...]) -> Any
 def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:
     lattice, _, _ = _standard(atoms, symprec, to_primitive=True)
     matrix = _clean(lattice @ np.linalg.inv(atoms.cell[:]))
-    # Exactly commensurate with the input, whatever the noise of spglib's lattice.
+    # This lattice is exactly commensurate with the input; spglib's has rounding errors.
     lattice = matrix @ atoms.cell[:]
     scaled = atoms.positions @ np.linalg.inv(lattice)
     kind = species(atoms)
@@ -331,7 +347,9 @@ def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:
             index[atom] = len(representatives)
             representatives.append(atom)
     if len(representatives) != round(len(atoms) * abs(np.linalg.det(matrix))):
-        raise InputError(f"no primitive cell within symprec = {symprec:g} Å; change symprec")
+        raise InputError(
+            f"spglib finds no primitive cell within symprec = {symprec:g} Å; change symprec"
+        )
     primitive = atoms[representatives]
     primitive.set_constraint()
     primitive.set_cell(lattice)
@@ -340,7 +358,7 @@ def _primitive(atoms: Atoms, symprec: float) -> PrimitiveCell:
 
 
 def _point_group(primitive: Atoms, symprec: float) -> np.ndarray:
-    """Cartesian rotations ``(m, 3, 3)``; a supercell may hide some, a primitive cell has all."""
+    """Cartesian rotations ``(m, 3, 3)``: a primitive cell has all, a supercell may lack some."""
     dataset = symmetry(primitive, symprec)
     fractional = np.unique(dataset.rotations, axis=0) if dataset else np.eye(3)[None]
     columns = primitive.cell[:].T
@@ -362,7 +380,7 @@ def _conventional(atoms: Atoms, symprec: float, dataset: Any) -> ConventionalCel
 
 
 def _clean(matrix: np.ndarray) -> np.ndarray:
-    """Nearby fractions with small denominators: what relates cells of one crystal."""
+    """Nearby fractions with small denominators, which relate the cells of one crystal."""
     for denominator in range(1, 2000):
         scaled = matrix * denominator
         if np.abs(scaled - np.rint(scaled)).max() < 1e-3:

@@ -1,10 +1,10 @@
-"""What of this model family can spoil small differences of energies, found and measured.
+"""Guards find and measure what can spoil small differences of energies in this model family.
 
 DPA3 models without ``smooth_edge_update`` have a step in the energy where two atoms are as far
 apart as the cutoff of angles (docs/model.md#step-at-the-angle-cutoff), and selection limits that
-cut a shell of equal distances make the energy depend on rounding
-(docs/model.md#ties-at-the-selection-limit). A property is a difference of energies or forces: one
-that a shell crosses the cutoff in contains the step.
+cut a shell of equal distances make the energy depend on rounding errors
+(docs/model.md#ties-at-the-selection-limit). A property is a difference of energies or forces: if a
+shell crosses the cutoff on the way, the difference contains the step.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from dpa3sim.potential.evaluation import Evaluation
     from dpa3sim.potential.interface import BatchPotential
 
-# A shell this close to the cutoff (relative) is told even if nothing reaches it.
+# A shell this close to the cutoff (relative) is reported even if the property does not reach it.
 NEAR = 0.015
-# Distances that differ by less (Å) are one shell.
+# Distances that differ by less (Å) belong to one shell.
 SHELL_WIDTH = 0.005
 # Relative distance from the cutoff at which both sides of the step are evaluated.
 ASIDE = 1e-6
-# Steps below these (meV/atom, GPa) are not worth a word.
+# Smaller steps (meV/atom, GPa) are not reported.
 SMALLEST_MEV, SMALLEST_GPA = 1e-3, 1e-3
 ORDERS = 4
 
@@ -43,10 +43,10 @@ def check(
     strain: float = 0.0,
     displacement: float = 0.0,
 ) -> list[str]:
-    """Warnings about a structure that is going to be strained or have its atoms displaced.
+    """Warnings about a structure that is going to be strained or whose atoms will be displaced.
 
     Args:
-        atoms: where the property is computed, such as a relaxed crystal.
+        atoms: the structure of the property, such as a relaxed crystal.
         potential: evaluates a few variants of it.
         strain: largest relative change of a length.
         displacement: largest displacement of an atom, Å.
@@ -60,10 +60,10 @@ def check(
 
 
 def afterwards(warnings: Callable[..., Iterable[str]], *args: Any, **options: Any) -> list[str]:
-    """Warnings about work that is done; an error while they are made is one, and costs nothing.
+    """Warnings about a finished result; an error in making them becomes a warning itself.
 
     Args:
-        warnings: gives them, of ``args`` and ``options``.
+        warnings: function that makes them from ``args`` and ``options``.
     """
     try:
         return list(warnings(*args, **options))
@@ -73,24 +73,24 @@ def afterwards(warnings: Callable[..., Iterable[str]], *args: Any, **options: An
 
 
 def stage(atoms: Atoms) -> Stage:
-    """What :func:`check` is going to evaluate: the more, the closer shells are to the cutoff."""
+    """What :func:`check` is going to evaluate: more if shells are close to the cutoff."""
     note = "more where neighbours are at the angle cutoff, or cut"
     return Stage("checks of the model here", [len(atoms)], atoms, (1, 1 + ORDERS + 4), note=note)
 
 
 def domain(atoms: Atoms, potential: BatchPotential, start: Evaluation) -> list[str]:
-    """Warnings about a structure that the model was not made for, ``start`` its evaluation."""
+    """Warnings about a structure, with its evaluation, outside the domain of the model."""
     warnings = list(start.warnings)
     if not atoms.pbc.any():
         warnings.append(
-            f"this is a molecule; model {potential.model.name} is used as it is, whatever it was "
-            "trained on"
+            f"this is a molecule; model {potential.model.name} is used regardless of its "
+            "training data"
         )
     return warnings + _charged(atoms, potential)
 
 
 def _charged(atoms: Atoms, potential: BatchPotential) -> list[str]:
-    """A charge that the model does not see."""
+    """A warning about a charge that the model ignores."""
     charge = stated_charge(atoms.info) + float(atoms.get_initial_charges().sum())
     if (
         not np.isfinite(charge)
@@ -104,7 +104,7 @@ def _charged(atoms: Atoms, potential: BatchPotential) -> list[str]:
 def _steps(
     atoms: Atoms, potential: BatchPotential, strain: float, displacement: float
 ) -> list[str]:
-    """Shells of neighbours at the cutoff of a model with a step there."""
+    """Warnings about shells of neighbours at the cutoff of a model with a step there."""
     descriptor = potential.model.config.descriptor
     if not descriptor.has_step:
         return []
@@ -119,7 +119,8 @@ def _steps(
         within = (
             "the strains or displacements here carry it across, so results contain that step"
             if away <= reach
-            else f"it stays on one side here (range {100 * reach:.2g} %), not with larger changes"
+            else f"it stays on one side here (range {100 * reach:.2g} %), but crosses the cutoff "
+            "with larger changes"
         )
         warnings.append(
             f"neighbours {pairs} at {shell:.4f} Å are {100 * away:.2g} % from the angle cutoff "
@@ -130,7 +131,7 @@ def _steps(
 
 
 def _shells(atoms: Atoms, cutoff: float, reach: float) -> list[tuple[float, str]]:
-    """Mean distances of the shells within ``reach`` (relative) of ``cutoff``, and whose."""
+    """Mean distances and elements of the shells within ``reach`` (relative) of ``cutoff``."""
     from ase.data import chemical_symbols
     from ase.neighborlist import neighbor_list
 
@@ -152,7 +153,7 @@ def _shells(atoms: Atoms, cutoff: float, reach: float) -> list[tuple[float, str]
 
 
 def _step(atoms: Atoms, potential: BatchPotential, scale: float) -> tuple[float, float]:
-    """The step at the cutoff when all lengths are scaled there: meV/atom, and GPa of pressure."""
+    """The step in energy (meV/atom) and pressure (GPa) if lengths are scaled to the cutoff."""
     sides = []
     for aside in (1 - ASIDE, 1 + ASIDE):
         side = atoms.copy()
@@ -164,7 +165,7 @@ def _step(atoms: Atoms, potential: BatchPotential, scale: float) -> tuple[float,
 
 
 def _truncated(atoms: Atoms, potential: BatchPotential, start: Evaluation) -> list[str]:
-    """How much the cut selection depends on what may not matter: orientation and order."""
+    """A warning if the cut selection makes the energy depend on orientation or order of atoms."""
     rng = np.random.default_rng(0)
     variants = []
     for _ in range(ORDERS):
@@ -185,7 +186,7 @@ def _truncated(atoms: Atoms, potential: BatchPotential, start: Evaluation) -> li
 
 
 def _pressure(result: Evaluation, atoms: Any) -> float:
-    """GPa; 0 without a volume."""
+    """Pressure from the virial, GPa; 0 without a volume."""
     if atoms.cell.rank < 3:
         return 0.0
     return float(np.trace(result.virial) / 3 / atoms.get_volume() / GPA)

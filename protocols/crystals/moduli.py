@@ -1,4 +1,4 @@
-"""What a stiffness tensor says of a material: averages, anisotropy, stability, sound."""
+"""What follows from a stiffness tensor: averages, anisotropy, stability, velocities of sound."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ GRID = 3.0
 
 @dataclass(frozen=True)
 class Moduli:
-    """Moduli in GPa, of a tensor in some orientation, and of its isotropic aggregate.
+    """Moduli, in GPa, of a tensor in some orientation and of its isotropic aggregate.
 
-    Voigt's averages are of the stiffness, Reuss's of the compliance, Hill's are their means
-    (Hill, Proc. Phys. Soc. A 65, 349 (1952)); Young's modulus and what follows are Hill's.
+    Voigt averages the stiffness, Reuss the compliance, and Hill takes the mean of both (Hill, Proc.
+    Phys. Soc. A 65, 349 (1952)); Young's modulus and all that follows use Hill's averages.
 
     Attributes:
         bulk, shear: Voigt, Reuss and Hill.
@@ -28,12 +28,12 @@ class Moduli:
         universal_anisotropy: of Ranganathan and Ostoja-Starzewski, PRL 101, 055504 (2008).
         zener: 2 C44 / (C11 - C12) of a cubic crystal in its axes, else None.
         young_extremes: smallest and largest directional Young's modulus; young_directions: their
-            directions, unit vectors. None of an unstable crystal.
-        eigenvalues: ``(6,)`` of the stiffness in Kelvin's notation, ascending; born_stable: all
-            are positive (Mouhat and Coudert, PRB 90, 224104 (2014)).
-        density: g/cm^3. velocities: longitudinal, transverse, mean velocity of sound, km/s.
+            directions as unit vectors. Both are None for an unstable crystal.
+        eigenvalues: ``(6,)`` of the stiffness in Kelvin's notation, ascending; born_stable: whether
+            all of them are positive (Mouhat and Coudert, PRB 90, 224104 (2014)).
+        density: g/cm^3. velocities: longitudinal, transverse and mean velocity of sound, km/s.
         debye_temperature: K, from the mean velocity (Anderson, J. Phys. Chem. Solids 24, 909
-            (1963)). These two are None if a modulus is not positive.
+            (1963)). It and the velocities are None if a modulus is not positive.
     """
 
     bulk: tuple[float, float, float]
@@ -80,7 +80,7 @@ class Moduli:
 
 
 def moduli(stiffness: np.ndarray, atoms: Atoms) -> Moduli:
-    """All moduli of a stiffness tensor ``(6, 6)`` in GPa of the crystal ``atoms``."""
+    """All moduli from the stiffness tensor ``(6, 6)``, GPa, of the crystal ``atoms``."""
     c, s = stiffness, np.linalg.inv(stiffness)
     bulk_voigt = c[:3, :3].sum() / 9
     bulk_reuss = 1 / s[:3, :3].sum()
@@ -114,7 +114,7 @@ def moduli(stiffness: np.ndarray, atoms: Atoms) -> Moduli:
 def directional_young(compliance: np.ndarray, directions: np.ndarray) -> np.ndarray:
     """Young's modulus, GPa, along unit vectors ``(..., 3)``; ``compliance`` ``(6, 6)``, 1/GPa.
 
-    A unit stress n n, in Voigt's order v, gives the strain S v, of which v S v is along n.
+    A unit stress n n, v in Voigt's order, causes the strain S v, whose component along n is v S v.
     """
     x, y, z = np.moveaxis(directions, -1, 0)
     v = np.stack([x * x, y * y, z * z, y * z, x * z, x * y], axis=-1)
@@ -153,7 +153,7 @@ def _unit(theta: Any, phi: Any) -> np.ndarray:
 
 
 def _zener(c: np.ndarray) -> float | None:
-    """2 C44 / (C11 - C12) if the tensor is that of a cubic crystal in its axes."""
+    """2 C44 / (C11 - C12) if the tensor is that of a cubic crystal in its axes; else None."""
     cubic = np.zeros((6, 6))
     cubic[:3, :3] = c[0, 1]
     np.fill_diagonal(cubic, [c[0, 0]] * 3 + [c[3, 3]] * 3)

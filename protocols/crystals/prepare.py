@@ -1,9 +1,9 @@
-"""What property protocols share: their common options, tight relaxation first, many at once."""
+"""What property protocols share: common options, a tight relaxation first, and their results."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,23 +13,23 @@ from dpa3sim.common import settings as options_of
 from dpa3sim.common.errors import NotConvergedError
 from dpa3sim.common.settings import option
 
-from .. import relax
-from ..base import Stage, relaxation
-from .cells import Cells, check_crystal, symmetrized
+from ..base import Event, Progress, Result, SettingsT, Stage, relaxation, silent
+from . import relaxation as relax
+from .cells import Cells, check_crystal, conventional_cell, symmetrized
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential.interface import BatchPotential
 
-# Space groups whose point groups are part of no larger one: 6/mmm and m-3m.
+# Space groups whose point groups, 6/mmm and m-3m, are subgroups of none.
 MOST_SYMMETRIC = frozenset([*range(191, 195), *range(221, 231)])
 # Forces that fix_symmetry hides are reported where they are this many times fmax.
 HIDDEN_FORCE = 10.0
 
 
 def dtype_option() -> Any:
-    """The option of every protocol whose results are small differences."""
+    """The precision of every protocol whose results are small differences."""
     return option(
         "float64",
         "arithmetic; auto is that of the potential, or the checkpoint's own",
@@ -56,34 +56,15 @@ class PropertySettings:
 
 
 @dataclass(frozen=True)
-class Event:
-    """Something that happened in a run.
-
-    Attributes:
-        stage: what is being done, such as ``"relax"``.
-        message: one line about it.
-        done, total: how much of the stage is done; 0, 0 where that is unknown.
-    """
-
-    stage: str
-    message: str
-    done: int = 0
-    total: int = 0
-
-
-Progress = Callable[[Event], None]
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A crystal at its minimum, ready to have a property computed.
 
     Attributes:
-        cells: of the relaxed crystal; the input cell is the one given, relaxed.
-        potential: what to evaluate with, in the precision of the settings.
+        cells: the cells of the relaxed crystal; its input cell is the given one, relaxed.
+        potential: the model in the precision of the settings.
         relaxation: how the primitive cell (with fix_symmetry) or the input cell was relaxed;
             None without relaxation.
-        warnings: what limits results.
+        warnings: what impairs results.
     """
 
     cells: Cells
@@ -100,7 +81,7 @@ class Prepared:
         """JSON-ready keys that the results of all property protocols have."""
         atoms = self.atoms
         parameters = atoms.cell.cellpar().tolist()
-        conventional = relax.conventional_cell(atoms, self.cells.symprec) or ()
+        conventional = conventional_cell(atoms, self.cells.symprec) or ()
         last = self.relaxation.steps[-1] if self.relaxation else None
         return {
             "formula": atoms.get_chemical_formula(),
@@ -119,18 +100,35 @@ class Prepared:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class PropertyResult(Result[SettingsT]):
+    """The result of a protocol that computes a property of a crystal at its minimum.
+
+    Attributes:
+        prepared: the relaxed crystal in its cells.
+    """
+
+    prepared: Prepared
+
+    def _values(self) -> dict[str, Any]:
+        return self.prepared.to_dict()
+
+
 def check(atoms: Atoms, settings: PropertySettings, what: str) -> Cells:
-    """Raise InputError if a property cannot be computed of ``atoms``; cheap. Returns its cells.
+    """Find the cells of a crystal, if a property can be computed for it; cheap.
 
     Args:
         atoms: any structure.
         settings: those of the protocol.
         what: the property, for the message, in the plural: ``"elastic constants"``.
+
+    Raises:
+        InputError: the structure is not a crystal, or its symmetry is ambiguous.
     """
     check_crystal(atoms, what)
     if settings.fix_symmetry:
         symmetric = symmetrized(atoms, settings.symprec)
-        if settings.relax:  # then it is what is relaxed
+        if settings.relax:  # then the relaxation starts from it
             atoms = symmetric
     return Cells.of(atoms, settings.symprec)
 
@@ -140,15 +138,16 @@ def prepare(
     potential: BatchPotential,
     settings: PropertySettings,
     what: str,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Prepared:
     """Check a crystal, relax it tightly, and find its cells.
 
-    With ``fix_symmetry`` the structure is first made exactly symmetric (within ``symprec``) and
-    its primitive cell is relaxed, whatever cell was given: all cells of a crystal give the same.
+    With ``fix_symmetry`` the structure is first made exactly symmetric (within ``symprec``), and
+    its primitive cell is relaxed, so that all cells of a crystal give the same results.
 
     Raises:
-        InputError: no crystal. NotConvergedError: the relaxation did not converge.
+        InputError: the structure is not a crystal.
+        NotConvergedError: the relaxation did not converge.
     """
     check_crystal(atoms, what)
     potential = potential.in_precision(settings.dtype)  # type: ignore[arg-type]
@@ -166,14 +165,14 @@ def prepare(
         cells = Cells.of(atoms, settings.symprec)
     if potential.dtype != "float64":
         warnings.append(
-            f"computed in {potential.dtype}: rounding limits small differences; "
-            "dtype=float64 does not"
+            f"computed in {potential.dtype}, whose rounding errors spoil small differences; "
+            "use dtype=float64"
         )
     return Prepared(cells, potential, relaxed, tuple(warnings))
 
 
 def starting_cells(atoms: Atoms, settings: PropertySettings) -> Cells:
-    """The cells of a crystal as its relaxation finds them: exactly symmetric where that is kept.
+    """The cells of a crystal before its relaxation, exactly symmetric if symmetry is kept.
 
     Raises:
         InputError: spglib finds no symmetry.
@@ -186,7 +185,7 @@ def starting_cells(atoms: Atoms, settings: PropertySettings) -> Cells:
 
 
 def stages(cells: Cells, settings: PropertySettings) -> list[Stage]:
-    """What :func:`prepare` is going to evaluate, of :func:`starting_cells`."""
+    """What :func:`prepare` is going to evaluate, from :func:`starting_cells`."""
     if not settings.relax:
         return []
     start = _start(cells, settings)
@@ -194,10 +193,10 @@ def stages(cells: Cells, settings: PropertySettings) -> list[Stage]:
 
 
 def certainty(cells: Cells, settings: PropertySettings) -> tuple[bool, str]:
-    """Whether :func:`prepare` leaves the symmetry as it is, and what depends on that otherwise.
+    """Whether :func:`prepare` surely keeps the symmetry; if not, a note on what depends on it.
 
     Args:
-        cells: :func:`starting_cells`.
+        cells: from :func:`starting_cells`.
     """
     if not settings.relax:
         return True, ""
@@ -209,7 +208,7 @@ def certainty(cells: Cells, settings: PropertySettings) -> tuple[bool, str]:
 
 
 def _has_free_positions(cells: Cells) -> bool:
-    """Whether atoms of the primitive cell can move without a loss of symmetry."""
+    """Whether atoms of the primitive cell can move without breaking the symmetry."""
     from .space_group import KeepSpaceGroup
 
     atoms = cells.primitive.atoms
@@ -221,7 +220,7 @@ def _has_free_positions(cells: Cells) -> bool:
 def relax_settings(
     settings: PropertySettings, cell: str, *, symmetric: bool = True
 ) -> relax.Settings:
-    """The options of a relaxation in a property protocol; unless ``symmetric``, of any symmetry."""
+    """The options of a relaxation; unless ``symmetric``, it does not keep the space group."""
     return relax.Settings(
         cell=cell,
         fmax=settings.fmax,
@@ -237,19 +236,19 @@ def relax_together(
     potential: BatchPotential,
     settings: relax.Settings,
     stage: str,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     strict: bool = True,
 ) -> list[relax.Result]:
     """Relax many structures at once, the evaluations of each step in one batch.
 
     Args:
-        structures: where to start.
+        structures: where the relaxations start.
         potential: evaluates them.
-        settings: for each of them.
-        stage: of the events that say how many are done.
-        progress: called after each of them, by one thread at a time.
-        strict: raise if one does not converge; otherwise it is for the caller to look at
-            ``converged`` of each.
+        settings: of each relaxation.
+        stage: of the events that count the finished relaxations.
+        progress: called after each relaxation, by one thread at a time.
+        strict: raise an error if one does not converge; otherwise the caller has to look at
+            ``converged`` of each result.
 
     Raises:
         NotConvergedError: one of them did not converge, if ``strict``.
@@ -265,10 +264,8 @@ def relax_together(
         result = relax.run(atoms, atoms.calc.potential, settings)
         with lock:
             done += 1
-            if progress:
-                last = result.steps[-1]
-                message = f"{done} of {len(structures)} relaxed, {last.index} steps"
-                progress(Event(stage, message, done, len(structures)))
+            message = f"{done} of {len(structures)} relaxed, {result.steps[-1].index} steps"
+            progress(Event(stage, message, done, len(structures)))
         return result
 
     results: list[Any] = Engine(potential).map(structures, one)
@@ -282,30 +279,24 @@ def relax_together(
 
 
 def _relax(
-    cells: Cells,
-    potential: BatchPotential,
-    settings: PropertySettings,
-    progress: Progress | None,
+    cells: Cells, potential: BatchPotential, settings: PropertySettings, progress: Progress
 ) -> tuple[Atoms, relax.Result]:
-    """The relaxed input cell, and the relaxation, of the primitive cell if symmetry is kept."""
+    """The relaxed input cell, and the relaxation: of the primitive cell if symmetry is kept."""
 
     def report(step: relax.Step, _: Atoms) -> None:
-        if progress:
-            smax = "" if step.smax_GPa is None else f", largest stress {step.smax_GPa:.4f} GPa"
-            progress(
-                Event(
-                    "relax",
-                    f"step {step.index}: energy {step.energy_eV:.6f} eV, "
-                    f"largest force {step.fmax_eV_per_A:.5f} eV/Å{smax}",
-                )
-            )
+        smax = "" if step.smax_GPa is None else f", largest stress {step.smax_GPa:.4f} GPa"
+        message = (
+            f"step {step.index}: energy {step.energy_eV:.6f} eV, "
+            f"largest force {step.fmax_eV_per_A:.5f} eV/Å{smax}"
+        )
+        progress(Event("relax", message))
 
     start = _start(cells, settings)
     result = relax.run(start, potential, relax_settings(settings, "full"), progress=report)
     if not result.converged:
         raise NotConvergedError(
-            f"the relaxation before it did not converge in {result.steps[-1].index} steps "
-            f"({'; '.join(result.reasons)}); more --steps, a looser --fmax and --smax, or "
+            f"the initial relaxation did not converge in {result.steps[-1].index} steps "
+            f"({'; '.join(result.reasons)}); use more --steps, a looser --fmax and --smax, or "
             "--no-relax"
         )
     atoms = cells.primitive.expand(result.atoms) if settings.fix_symmetry else result.atoms.copy()
@@ -317,7 +308,7 @@ def _start(cells: Cells, settings: PropertySettings) -> Atoms:
 
 
 def _hidden_force(result: relax.Result, settings: PropertySettings) -> str | None:
-    """A warning where the symmetry that was kept hides forces of the model."""
+    """A warning if the symmetry that was kept hides forces of the model."""
     largest = float(np.linalg.norm(result.atoms.calc.results["forces"], axis=1).max())
     if not settings.fix_symmetry or largest <= HIDDEN_FORCE * settings.fmax:
         return None

@@ -1,7 +1,7 @@
-"""Structures that keep their space group: ASE's constraint with one search for it instead of five.
+"""Structures keep their space group: ASE's constraint with one search for it instead of five.
 
 Making ASE's :class:`~ase.constraints.FixSymmetry` takes 40 ms for two atoms, as long as four
-evaluations of the model: spglib takes 8 ms each time it is asked.
+evaluations of the model: each of its calls of spglib takes 8 ms.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from .cells import symmetrized, symmetry
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Cells and sites that their symmetry moves by less are exactly symmetric, Å.
+# A structure is exactly symmetric if its symmetry moves cell and sites by less, Å.
 EXACT = 1e-7
 
 
 class KeepSpaceGroup(FixSymmetry):
-    """Symmetrizes forces, stress and moves by the space group of a structure.
+    """Symmetrizes forces, stress and steps by the space group of a structure.
 
-    Unlike the base class it leaves the structure as it is; :meth:`exact` refines one.
+    Unlike the base class it does not change the structure; :meth:`exact` returns a refined one.
     """
 
     def __init__(self, atoms: Atoms, symprec: float) -> None:
@@ -42,7 +42,9 @@ class KeepSpaceGroup(FixSymmetry):
         self.do_adjust_positions = self.do_adjust_cell = True
         dataset = symmetry(atoms, symprec)
         if dataset is None:
-            raise InputError(f"spglib finds no symmetry within symprec = {symprec:g} Å; change it")
+            raise InputError(
+                f"spglib finds no symmetry within symprec = {symprec:g} Å; change symprec"
+            )
         self.rotations, self.translations = dataset.rotations, dataset.translations
         cell, scaled = atoms.cell[:], atoms.get_scaled_positions()
         self.symm_map, farthest = [], 0.0

@@ -1,7 +1,7 @@
-"""Which supercell of a crystal: what ``supercell`` options may say, and the cell that comes of it.
+"""Supercells from ``supercell`` options: the forms of the option, and the choice of a cell.
 
-Sizes are face distances: how far apart opposite faces of a cell are, which is what the smallest
-distance to a periodic image is bounded by, and not the lengths of its vectors.
+Sizes are the distances of opposite faces of a cell, which bound the distance to the nearest
+periodic image, and not the lengths of its vectors.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FORMS = "auto, a face distance such as 20A, 2,2,2, nine whole numbers, or max-at
 
 @dataclass(frozen=True)
 class Request:
-    """What a ``supercell`` option asks for; one of these, or none for the protocol's own width.
+    """What a ``supercell`` option asks for: one of these, or none for the protocol's own width.
 
     Attributes:
         width: smallest face distance, Å.
-        max_atoms: as wide as so many atoms allow.
+        max_atoms: largest number of atoms, with which the supercell is as wide as possible.
         matrix: ``(3, 3)`` whole numbers, in the vectors of the input cell.
     """
 
@@ -54,7 +54,7 @@ class Shape:
 
     @property
     def size(self) -> int:
-        """Primitive cells in it."""
+        """Number of primitive cells."""
         return round(abs(np.linalg.det(self.matrix)))
 
     def smaller(self) -> Shape | None:
@@ -70,7 +70,7 @@ def parse(text: str) -> Request:
     """Read a ``supercell`` option.
 
     Raises:
-        InputError: it is none of :data:`FORMS`.
+        InputError: the text has none of :data:`FORMS`.
     """
     text = text.strip()
     if text.lower() == "auto":
@@ -93,17 +93,17 @@ def parse(text: str) -> Request:
 
 
 def choose(cells: Cells, request: Request, width: float) -> Shape:
-    """The supercell that is asked for.
+    """The requested supercell.
 
-    A width is met with the fewest atoms by repeating the primitive or the conventional cell,
-    which keeps the symmetry of the crystal, whatever cell was given.
+    Of the repetitions of the primitive and the conventional cell that are wide enough, it has the
+    fewest atoms. These keep the symmetry of the crystal, whatever cell was given.
 
     Args:
         cells: of the crystal. request: from :func:`parse`.
-        width: face distance in Å where the request leaves it open.
+        width: face distance, Å, if the request leaves it open.
 
     Raises:
-        InputError: not even the primitive cell has as few atoms as ``max_atoms``.
+        InputError: even the primitive cell has more atoms than ``max_atoms``.
     """
     if request.matrix is not None:
         return _asked(cells, np.array(request.matrix))
@@ -113,7 +113,7 @@ def choose(cells: Cells, request: Request, width: float) -> Shape:
         if not fitting:
             n = len(cells.primitive.atoms)
             raise InputError(
-                f"supercell = max-atoms={request.max_atoms}: the primitive cell has {n} atoms"
+                f"supercell = max-atoms={request.max_atoms}: even the primitive cell has {n} atoms"
             )
         return max(fitting, key=lambda s: (round(face_distance(cells, s.matrix), 6), -s.size))
     wanted = width if request.width is None else request.width
@@ -121,7 +121,7 @@ def choose(cells: Cells, request: Request, width: float) -> Shape:
 
 
 def _asked(cells: Cells, matrix: np.ndarray) -> Shape:
-    """A matrix of the user: multiples of the input cell, or of the smallest cell of its shape."""
+    """The user's matrix: multiples of the input cell, or of the smallest cell of that shape."""
     given = right_handed(in_primitive(cells, np.eye(3)))
     n = np.diag(matrix)
     if (n > 0).all() and not (matrix - np.diag(n)).any():
@@ -131,7 +131,7 @@ def _asked(cells: Cells, matrix: np.ndarray) -> Shape:
 
 
 def face_distance(cells: Cells, matrix: Any) -> float:
-    """Smallest distance of opposite faces of a supercell, Å.
+    """Smallest distance between opposite faces of a supercell, Å.
 
     Args:
         cells: of the crystal. matrix: ``(3, 3)``, in the vectors of its primitive cell.
@@ -140,17 +140,17 @@ def face_distance(cells: Cells, matrix: Any) -> float:
 
 
 def widths(lattice: np.ndarray) -> np.ndarray:
-    """Distances ``(3,)`` of the pairs of faces of a cell, its vectors in rows."""
+    """Distances ``(3,)`` between opposite faces of a cell, whose vectors are rows."""
     return 1 / np.linalg.norm(np.linalg.inv(lattice), axis=0)
 
 
 def in_primitive(cells: Cells, matrix: np.ndarray) -> np.ndarray:
-    """A cell given in the vectors of the input cell, in those of the primitive one."""
+    """Express a cell in vectors of the primitive cell instead of the input cell."""
     return np.rint(matrix @ np.linalg.inv(cells.primitive.matrix)).astype(int)
 
 
 def right_handed(matrix: np.ndarray) -> np.ndarray:
-    """The same lattice, as right-handed as the cell in whose vectors it is given."""
+    """The same lattice with the handedness of the cell in whose vectors it is given."""
     return -matrix if np.linalg.det(matrix) < 0 else matrix
 
 
@@ -161,7 +161,7 @@ def _wide(cells: Cells, basis: np.ndarray, width: float) -> Shape:
 
 
 def _widest(cells: Cells, basis: np.ndarray, max_atoms: int) -> Shape | None:
-    """Repeated along its narrowest sides while there is room for the atoms."""
+    """The cell repeated along its narrowest sides as long as it has at most ``max_atoms``."""
     heights = widths(basis @ cells.primitive.atoms.cell[:])
     n = np.ones(3, dtype=int)
     best = None

@@ -1,9 +1,9 @@
-"""Two structures of the same atoms laid on each other: which atom is which, without rigid motions.
+"""Superposition of two structures of the same atoms: it assigns atoms and removes rigid motions.
 
-A molecule may come back turned, shifted and in another order of its atoms, a crystal shifted; none
+A molecule may be rotated, shifted and listed in another order, and a crystal may be shifted; none
 of that is a reaction. Superpositions are proper rotations (Kabsch, Acta Cryst. A 32, 922 (1976)),
-so that mirror images stay different; equal elements are assigned by the shortest sum of squared
-distances.
+so that mirror images stay different; atoms of an element are assigned by the smallest sum of
+squared distances.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ import numpy as np
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Structures whose atoms are all nearer than this to each other's are the same, Å.
+# Two structures are the same if all atoms are closer than this to their counterparts, Å.
 SAME_PLACE = 0.1
-# Equal atoms of a copy that exchange by less than this (Å) do react, as the hydrogen atoms of an
-# ammonia that turns inside out; by more, the atoms are only listed in another order.
+# Equal atoms that exchange places over less than this (Å) react, like the hydrogen atoms in the
+# inversion of ammonia; over longer distances, they are only listed in another order.
 EXCHANGE = 1.2
-# An order is kept unless another has a sum of squared distances that is so many times smaller.
+# An order is kept unless another reduces the sum of squared distances by this factor.
 SHORTER = 0.99
-# Assignment and rotation are improved in turn, so often at most.
+# Largest number of rounds in which assignment and rotation are improved in turn.
 ROUNDS = 50
-# Molecules up to this size are turned in all ways from which one may fall into the best place.
+# Molecules up to this size are started from rotations all over the sphere.
 SMALL = 60
-# Translations of a crystal that are tried.
+# Number of translations of a crystal that are tried.
 MAX_SHIFTS = 64
 
 
 def matched(initial: Atoms, final: Atoms) -> tuple[Atoms, int]:
     """``final`` with its atoms in the order that moves them least, and how many changed place.
 
-    Rigid motions do not count: molecules are superposed first, and crystals without constraints
-    shifted where most of their atoms moved. The order is kept if another is no shorter. It is also
-    kept where the structures differ by an exchange of equal atoms alone: if these are in the places
-    of the first structure as they are given, or move by less than a bond. A copy in another place
-    whose atoms would go further is the same structure, listed in another order.
+    Rigid motions do not count: molecules are superposed first, and crystals without constraints are
+    shifted by the displacement of most atoms. The order is kept unless another one is shorter. It
+    is also kept if the structures differ only by an exchange of equal atoms and these are in the
+    places of the first structure as given, or move by less than a bond. If they would move further,
+    the copy is the same structure in another order.
     """
     if len(initial) == 0:
         return final, 0
@@ -62,56 +62,67 @@ def matched(initial: Atoms, final: Atoms) -> tuple[Atoms, int]:
 
 
 def displacements(initial: Atoms, final: Atoms) -> np.ndarray:
-    """How far each atom has moved, ``(n,)`` Å, rigid motions aside; the order is the same."""
+    """How far each atom moves, ``(n,)`` Å, apart from rigid motions; the order is the same."""
     near = brought_near(initial, final)
     return np.linalg.norm(near.positions - initial.positions, axis=1)
 
 
 def brought_near(initial: Atoms, final: Atoms) -> Atoms:
-    """``final`` in the cell of ``initial``, superposed as well as rigid motions allow.
+    """``final`` in the cell of ``initial``, superposed by rigid motions.
 
-    A molecule is turned and shifted. Otherwise every atom is in its periodic image nearest to where
-    it starts, and a structure without constraints is shifted as a whole.
+    A molecule is rotated and shifted. Otherwise every atom is taken in the periodic image nearest
+    to its start, and a structure without constraints is shifted as a whole.
     """
-    from ase.geometry import find_mic
-
     near = final.copy()
     if is_free_molecule(initial):
         near.positions = superpose(initial.positions, final.positions)
         return near
     near.set_cell(initial.cell)
-    vectors = find_mic(final.positions - initial.positions, initial.cell, initial.pbc)[0]
+    vectors = _nearest(initial, final.positions - initial.positions)
     if not initial.constraints:
-        # From one atom on, since images of a large shift may differ.
+        # Relative to one atom, since the nearest images of a large shift may differ.
         first = vectors[np.argmin(np.linalg.norm(vectors, axis=1))]
-        uniform = find_mic(vectors - first, initial.cell, initial.pbc)[0]
-        shifted = uniform - np.median(uniform, axis=0)
-        vectors = find_mic(shifted, initial.cell, initial.pbc)[0]
+        uniform = _nearest(initial, vectors - first)
+        vectors = _nearest(initial, uniform - np.median(uniform, axis=0))
     near.positions = initial.positions + vectors
     return near
 
 
+def _nearest(atoms: Atoms, vectors: np.ndarray) -> np.ndarray:
+    """The shortest periodic images of ``vectors`` ``(n, 3)``, Å."""
+    from ase.geometry import find_mic
+
+    return np.asarray(find_mic(vectors, atoms.cell, atoms.pbc)[0])
+
+
+def _moves(initial: Atoms, positions: np.ndarray) -> np.ndarray:
+    """Distances ``(n,)`` of atoms at ``positions`` from their places in ``initial``, Å."""
+    from ase.geometry import find_mic
+
+    return np.asarray(find_mic(positions - initial.positions, initial.cell, initial.pbc)[1])
+
+
 def is_free_molecule(atoms: Atoms) -> bool:
-    """Whether rotations and translations mean nothing."""
+    """Whether the energy is invariant under rotations and translations."""
     return not atoms.pbc.any() and not atoms.constraints
 
 
 def superpose(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """``moving`` ``(n, 3)`` turned and shifted onto ``fixed``, by least squares."""
+    """``moving`` ``(n, 3)`` rotated and shifted onto ``fixed``, by least squares."""
     center, other = fixed.mean(axis=0), moving.mean(axis=0)
     return (moving - other) @ _rotation(fixed - center, moving - other) + center
 
 
 def _rotation(fixed: np.ndarray, moving: np.ndarray) -> np.ndarray:
-    """The proper rotation R with ``moving @ R`` nearest to ``fixed``, both around their centers."""
+    """The proper rotation R with ``moving @ R`` closest to ``fixed``, both about their centers."""
     u, _, vt = np.linalg.svd(moving.T @ fixed)
-    # The sign goes to the direction of least extent, where it costs nothing for planar molecules.
+    # The sign is put on the direction of least extent, which planar molecules do not have.
     u[:, -1] *= np.sign(np.linalg.det(u @ vt)) or 1.0
     return np.asarray(u @ vt)
 
 
 def _assigned(initial: Atoms, final: Atoms, positions: np.ndarray) -> np.ndarray:
-    """Which atom of ``final``, at ``positions``, comes to each of ``initial``, ``(n,)``."""
+    """The atom of ``final``, at ``positions``, assigned to each of ``initial``, ``(n,)``."""
     from ase.geometry import get_distances
     from scipy.optimize import linear_sum_assignment
 
@@ -126,18 +137,13 @@ def _assigned(initial: Atoms, final: Atoms, positions: np.ndarray) -> np.ndarray
 
 
 def _is_exchange(initial: Atoms, final: Atoms, order: np.ndarray) -> bool:
-    """Whether all atoms are in places of the first structure, as given, but not in their own."""
-    from ase.geometry import find_mic
-
-    def moves(positions: np.ndarray) -> np.ndarray:
-        return np.asarray(find_mic(positions - initial.positions, initial.cell, initial.pbc)[1])
-
-    exchanged = moves(final.positions[order]).max() < SAME_PLACE
-    return bool(exchanged and moves(final.positions).max() > SAME_PLACE)
+    """Whether all atoms, as given, are in places of the first structure, but not in their own."""
+    exchanged = _moves(initial, final.positions[order]).max() < SAME_PLACE
+    return bool(exchanged and _moves(initial, final.positions).max() > SAME_PLACE)
 
 
 def _superposed_order(initial: Atoms, final: Atoms) -> np.ndarray:
-    """The order of a molecule, with whatever rotation makes its distances shortest."""
+    """The order of a molecule, with the rotation that makes its distances shortest."""
     fixed = initial.positions - initial.positions.mean(axis=0)
     moving = final.positions - final.positions.mean(axis=0)
     still = initial.copy()
@@ -157,7 +163,7 @@ def _superposed_order(initial: Atoms, final: Atoms) -> np.ndarray:
 def _improved(
     still: Atoms, final: Atoms, moving: np.ndarray, rotation: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Assign and turn, until that changes nothing; the order, and its sum of squared distances."""
+    """Assign and rotate until nothing changes; the order and its sum of squared distances."""
     fixed, order = still.positions, None
     turned = moving @ rotation
     for _ in range(ROUNDS):
@@ -171,7 +177,7 @@ def _improved(
 
 
 def _starts(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
-    """Rotations to begin with: none, principal axes on each other, and evenly over all."""
+    """Initial rotations: none, those between principal axes, and a uniform grid."""
     from scipy.spatial.transform import Rotation
 
     axes = [np.linalg.svd(points, full_matrices=True)[2].T for points in (moving, fixed)]
@@ -182,26 +188,20 @@ def _starts(fixed: np.ndarray, moving: np.ndarray) -> list[np.ndarray]:
         flip[2, 2] = np.sign(np.linalg.det(turn))
         starts.append(axes[0] @ flip @ axes[1].T)
     if len(fixed) <= SMALL:
-        # Beside those of the axes, which a symmetric or linear molecule does not determine.
+        # The axes of a symmetric or linear molecule are not unique.
         starts += list(Rotation.create_group("I").as_matrix())
         starts += [starts[1] @ turn for turn in Rotation.create_group("O").as_matrix()]
     return starts
 
 
 def _shifted_order(initial: Atoms, final: Atoms, in_place: np.ndarray) -> np.ndarray:
-    """The order of a crystal that may have been shifted as a whole."""
-    from ase.geometry import find_mic
-
-    def moves(positions: np.ndarray, order: np.ndarray) -> np.ndarray:
-        vectors = positions[order] - initial.positions
-        return np.asarray(find_mic(vectors, initial.cell, initial.pbc)[1])
-
+    """The order of atoms in a crystal that may have been shifted as a whole."""
     if (initial.numbers == final.numbers).all():
         near = brought_near(initial, final)
         if np.median(np.linalg.norm(near.positions - initial.positions, axis=1)) < SAME_PLACE:
-            return _assigned(initial, final, near.positions)  # the order is right for most atoms
-    least = moves(final.positions, in_place)
-    if np.median(least) < SAME_PLACE:  # most atoms are where they were: an atom has moved
+            return _assigned(initial, final, near.positions)  # most atoms are in the right order
+    least = _moves(initial, final.positions[in_place])
+    if np.median(least) < SAME_PLACE:  # most atoms are in place, and only a few have moved
         return in_place
     numbers, counts = np.unique(initial.numbers, return_counts=True)
     rare = numbers[np.argmin(counts)]
@@ -210,7 +210,7 @@ def _shifted_order(initial: Atoms, final: Atoms, in_place: np.ndarray) -> np.nda
     for target in initial.positions[initial.numbers == rare][:MAX_SHIFTS]:
         shifted = final.positions + (target - first)
         order = _assigned(initial, final, shifted)
-        found = float((moves(shifted, order) ** 2).sum())
+        found = float((_moves(initial, shifted[order]) ** 2).sum())
         if found < 0.5 * total:
             best, total = order, found
     return best

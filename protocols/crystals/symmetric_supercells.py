@@ -1,8 +1,8 @@
-"""Supercells by size: how wide they are, and which one of a crystal to take.
+"""Supercells for phonons, which have the full symmetry of the lattice.
 
-A supercell is as wide as the distance of its nearest opposite faces, not as its vectors are long.
-The candidates have the symmetry of the lattice: multiples of the conventional cell, equal along
-axes that the symmetry makes equal, each also with the centrings that this symmetry allows.
+The candidates are multiples of the conventional cell, equal along axes that the symmetry makes
+equal, and the same with the centrings that this symmetry allows. Their width is the smallest
+distance between opposite faces, not the length of a vector.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dpa3sim.common.errors import InputError
 from .cells import Cells
 from .supercells import Request, in_primitive, right_handed, widths
 
-# "auto" is as wide as this (Å), and as twice the cutoff: docs/methods.md#supercells-for-phonons.
+# "auto" is as wide as this (Å), or twice the cutoff: docs/methods.md#supercells-for-phonons.
 AUTO_WIDTH = 15.0
-# More atoms than these are told.
+# A warning is given of more atoms.
 MANY_ATOMS = 300
-# No face distance of a candidate is wider than this multiple of what is asked for.
+# No face distance of a candidate exceeds this multiple of the requested one.
 WIDEST = 1.8
 
 _P = np.eye(3)
@@ -49,11 +49,11 @@ def choose(cells: Cells, size: Request, cutoff: float) -> tuple[np.ndarray, list
 
     Args:
         cells: the crystal.
-        size: what is asked for.
+        size: from :func:`~.supercells.parse`.
         cutoff: of the model, Å.
 
     Raises:
-        InputError: no supercell is as small as asked for.
+        InputError: every supercell has more atoms than allowed.
     """
     n_atoms, warnings = len(cells.primitive.atoms), []
     primitive = cells.primitive.atoms.cell[:]
@@ -70,23 +70,23 @@ def choose(cells: Cells, size: Request, cutoff: float) -> tuple[np.ndarray, list
     if width < 2 * cutoff:
         warnings.append(
             f"the supercell is {width:.1f} Å wide, less than twice the cutoff of the model "
-            f"({cutoff:g} Å): force constants overlap; supercell=auto does not"
+            f"({cutoff:g} Å), so that force constants overlap; supercell=auto avoids that"
         )
     if not _symmetric(matrix @ primitive, cells.rotations):
         warnings.append(
             "the supercell has less symmetry than the crystal, which costs displacements and "
-            "splits degenerate modes; supercell=auto keeps it"
+            "splits degenerate modes; supercell=auto keeps the symmetry"
         )
     if count > MANY_ATOMS and size == Request():
         warnings.append(
             f"a supercell {enough:g} Å wide has {count} atoms here; "
-            f"supercell=max-atoms={MANY_ATOMS} is faster and less wide"
+            f"supercell=max-atoms={MANY_ATOMS} is faster and narrower"
         )
     return matrix, warnings
 
 
 def _smallest(cells: Cells, width: float) -> np.ndarray:
-    """The fewest atoms with at least ``width``; of these the widest."""
+    """The supercell of at least ``width`` with the fewest atoms; of these the widest."""
     found = [
         (round(np.linalg.det(matrix)), -round(w, 6), index, matrix)
         for index, (matrix, w) in enumerate(_candidates(cells, width))
@@ -96,7 +96,7 @@ def _smallest(cells: Cells, width: float) -> np.ndarray:
 
 
 def _widest(cells: Cells, max_atoms: int, around: float) -> np.ndarray:
-    """The widest with at most ``max_atoms``; of these the fewest atoms."""
+    """The widest supercell with at most ``max_atoms``; of these the one with the fewest atoms."""
     n = len(cells.primitive.atoms)
     found = [
         (-round(w, 6), round(np.linalg.det(matrix)), index, matrix)
@@ -135,6 +135,6 @@ def _candidates(cells: Cells, width: float) -> Iterator[tuple[np.ndarray, float]
 
 
 def _symmetric(vectors: np.ndarray, rotations: np.ndarray) -> bool:
-    """Whether a lattice, vectors as rows, is mapped onto itself by Cartesian rotations."""
+    """Whether Cartesian rotations map a lattice, whose vectors are rows, onto itself."""
     mapped = vectors @ rotations.transpose(0, 2, 1) @ np.linalg.inv(vectors)
     return bool(np.abs(mapped - np.rint(mapped)).max() < 1e-3)

@@ -1,4 +1,4 @@
-"""A crystal at other volumes: cells of a given volume, their shape and ions relaxed."""
+"""A crystal at other volumes: cells of given volumes, with their shape and ions relaxed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ import numpy as np
 
 from dpa3sim.common.errors import NotConvergedError
 
-from ..base import Stage, relaxation
-from .prepare import (
-    Prepared,
-    Progress,
-    PropertySettings,
-    relax_settings,
-    relax_together,
-)
+from ..base import Progress, Stage, relaxation
+from .prepare import Prepared, PropertySettings, relax_settings, relax_together
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -26,7 +20,7 @@ VOLUME_ERROR = 1e-5
 
 
 def scaled(atoms: Atoms, strains: Iterable[float]) -> list[Atoms]:
-    """The crystal with its volume changed by each strain, its shape and fractions kept."""
+    """The crystal with its volume changed by each strain; shape and fractional positions stay."""
     cells = []
     for strain in strains:
         cell = atoms.copy()
@@ -36,7 +30,7 @@ def scaled(atoms: Atoms, strains: Iterable[float]) -> list[Atoms]:
 
 
 def stage(atoms: Atoms, count: int, settings: PropertySettings) -> Stage:
-    """What :func:`at_volumes` is going to evaluate of a primitive cell at ``count`` volumes."""
+    """What :func:`at_volumes` is going to evaluate for a primitive cell at ``count`` volumes."""
     sizes = [len(atoms)] * count
     if not settings.relax:
         return Stage("volumes", sizes, atoms)
@@ -47,15 +41,15 @@ def at_volumes(
     prepared: Prepared,
     strains: Sequence[float],
     settings: PropertySettings,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[list[Atoms], np.ndarray]:
     """Primitive cells at V = V0 (1 + strain), relaxed together, and their energies, eV.
 
-    A strain is one of the volume, not of the lengths. Without ``settings.relax`` cells are scaled
-    and nothing moves.
+    A strain is one of the volume, not of the lengths. Without ``settings.relax`` the cells are only
+    scaled.
 
     Raises:
-        NotConvergedError: a relaxation did not converge, or lost its volume.
+        NotConvergedError: a relaxation did not converge, or did not keep its volume.
     """
     starts = scaled(prepared.cells.primitive.atoms, strains)
     if not settings.relax:

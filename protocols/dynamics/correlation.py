@@ -16,8 +16,8 @@ class Estimate:
     """Mean of correlated values.
 
     Attributes:
-        mean, error: of the quantity, with its standard error; None from fewer than two values.
-        correlation: statistical inefficiency: rows for each independent one, at least 1.
+        mean: of the quantity. error: its standard error; None from fewer than two values.
+        correlation: statistical inefficiency: number of rows per independent one, at least 1.
         n: number of rows.
     """
 
@@ -28,7 +28,7 @@ class Estimate:
 
     @property
     def independent(self) -> float:
-        """How many independent values the rows are worth."""
+        """Effective number of independent values."""
         return self.n / self.correlation
 
 
@@ -36,8 +36,8 @@ def estimate(values: np.ndarray) -> Estimate:
     """Mean and standard error of consecutive ``values`` ``(n,)``.
 
     The statistical inefficiency is ``1 + 2 Σ ρ(t)``, summed up to a window of :data:`WINDOW`
-    times itself (A. D. Sokal, in Functional Integration, 1997, eq. 3.7), which a white series ends
-    at once.
+    times itself (A. D. Sokal, in Functional Integration, 1997, eq. 3.7); for white noise the sum
+    ends at once.
     """
     n = len(values)
     if not n:
@@ -45,7 +45,7 @@ def estimate(values: np.ndarray) -> Estimate:
     mean = float(values.mean())
     left = values - mean
     variance = float(left @ left) / n
-    # Constant up to rounding, as the volume at constant volume.
+    # The values are constant up to rounding, such as the volume at constant volume.
     if n < 2 or variance <= (1e-12 * max(abs(mean), 1e-300)) ** 2:
         return Estimate(mean, None if n < 2 else 0.0, 1.0, n)
     size = 1 << (2 * n - 1).bit_length()

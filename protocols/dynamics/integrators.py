@@ -1,9 +1,9 @@
-"""Integrators of molecular dynamics: ASE's, with what it takes to stop and to continue exactly.
+"""Integrators of molecular dynamics: ASE's, extended so that they stop and continue exactly.
 
 The algorithms are those of ``ase.md``. Added are the conserved quantity of each, the variables
 that a continued run needs besides positions and momenta, a target temperature that may change, and
-the number of degrees of freedom: ASE's chains count 3N of them, although the centre of mass is at
-rest, which makes eight atoms 14 % too hot.
+the number of degrees of freedom: ASE's chains count 3N of them although the total momentum is zero,
+which makes eight atoms 14 % too hot.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ase.md.nptberendsen import NPTBerendsen
 from ase.md.nvtberendsen import NVTBerendsen
 from ase.md.verlet import VelocityVerlet
 
-# A moment of inertia this small against the largest is that about the axis of a linear molecule.
+# A moment of inertia smaller than this share of the largest is about the axis of a linear molecule.
 LINEAR = 1e-6
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What an integrator is made with.
+    """The parameters of an integrator.
 
     Attributes:
         timestep: fs. temperature: K.
         thermostat_time, barostat_time: fs. pressure: eV/Å^3.
-        degrees: degrees of freedom that have a temperature.
+        degrees: thermal degrees of freedom.
         bulk_modulus: eV/Å^3, for Berendsen's barostat.
         rng: random numbers.
     """
@@ -53,21 +53,21 @@ class Integrator:
     """What this module adds to an integrator of ASE.
 
     Attributes:
-        heat: energy that came from the thermostat, eV, as far as it is counted: with the energy of
-            the system, and of variables of thermostat and barostat, it adds up to a constant.
+        heat: energy received from the thermostat, eV: the energy of the system and of the variables
+            of thermostat and barostat, less this heat, is conserved.
     """
 
-    # Attributes to be saved, by path.
+    # Paths of the attributes that are saved.
     VARIABLES: ClassVar[tuple[str, ...]] = ()
     atoms: Atoms
     heat: float = 0.0
 
     def variables(self) -> dict[str, np.ndarray]:
-        """What there is besides positions, momenta, cell and random numbers."""
+        """The variables besides positions, momenta, cell and random numbers."""
         return {name: np.array(attrgetter(name)(self)) for name in ("heat", *self.VARIABLES)}
 
     def restore(self, variables: Mapping[str, np.ndarray]) -> None:
-        """Take over saved variables."""
+        """Restore saved variables."""
         for name in ("heat", *self.VARIABLES):
             value = np.asarray(variables[name])
             owner, _, attribute = name.rpartition(".")
@@ -75,11 +75,11 @@ class Integrator:
             setattr(target, attribute, value.copy() if value.ndim else value.item())
 
     def extended_energy(self) -> float:
-        """Energy of the atoms and of variables of thermostat and barostat, eV."""
+        """Energy of the atoms and of the variables of thermostat and barostat, eV."""
         return float(self.atoms.get_potential_energy() + self.atoms.get_kinetic_energy())
 
     def conserved(self) -> float | None:
-        """What exact integration would keep constant, eV; None where there is no such quantity."""
+        """The quantity that exact integration conserves, eV; None where there is none."""
         return self.extended_energy() - self.heat
 
     def set_target(self, temperature: float) -> None:
@@ -94,7 +94,7 @@ class NVE(Integrator, VelocityVerlet):
 
 
 class Langevin(Integrator, LangevinBAOAB):
-    """Langevin dynamics, BAOAB: all heat is exchanged in the O step, where it can be counted.
+    """Langevin dynamics, BAOAB: all heat is exchanged in the O step, where it is counted.
 
     Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013); the effective energy is that of
     Bussi and Parrinello, Phys. Rev. E 75, 056707 (2007).
@@ -137,7 +137,7 @@ class BussiRescaling(Integrator, Bussi):
         self.set_target(given.temperature)
 
     def scale_velocities(self) -> None:
-        """Rescale, and count the energy that it takes."""
+        """Rescale, and count the energy."""
         super().scale_velocities()
         self.heat = self.transferred_energy = float(self.transferred_energy)
 
@@ -148,22 +148,22 @@ class BussiRescaling(Integrator, Bussi):
 
 
 class WeakCoupling(Integrator):
-    """What Berendsen's methods share: ASE's target is that of all degrees of freedom."""
+    """What Berendsen's methods share: ASE counts all degrees of freedom in the temperature."""
 
     _share: float
 
     def _count(self, given: Parameters) -> None:
-        """Note the share of the degrees of freedom that moves."""
+        """Set the share of thermal degrees of freedom."""
         self._share = given.degrees / self.atoms.get_number_of_degrees_of_freedom()
         self.set_target(given.temperature)
 
     def set_target(self, temperature: float) -> None:
-        """Change the temperature of those that move."""
+        """Change the temperature of the thermal degrees of freedom."""
         self.temperature = temperature * self._share
 
 
 class BerendsenThermostat(WeakCoupling, NVTBerendsen):
-    """Weak coupling: no ensemble, to be used for reaching a temperature only."""
+    """Weak coupling, which samples no ensemble: only for reaching a temperature."""
 
     def __init__(self, atoms: Atoms, given: Parameters) -> None:
         super().__init__(
@@ -176,7 +176,7 @@ class BerendsenThermostat(WeakCoupling, NVTBerendsen):
         self._count(given)
 
     def scale_velocities(self) -> None:
-        """Rescale, and count the energy that it takes."""
+        """Rescale, and count the energy."""
         before = self.atoms.get_kinetic_energy()
         super().scale_velocities()
         self.heat += float(self.atoms.get_kinetic_energy() - before)
@@ -185,7 +185,7 @@ class BerendsenThermostat(WeakCoupling, NVTBerendsen):
 class BerendsenBarostat(WeakCoupling, NPTBerendsen):
     """Weak coupling of temperature and volume; see :class:`BerendsenThermostat`.
 
-    The cell is scaled before every step, so that it takes two evaluations.
+    The cell is scaled before every step, which therefore takes two evaluations.
     """
 
     def __init__(self, atoms: Atoms, given: Parameters) -> None:
@@ -205,7 +205,7 @@ class BerendsenBarostat(WeakCoupling, NPTBerendsen):
 
 
 class Chain(Integrator):
-    """What integrators with Nosé-Hoover chains share; theirs is a conserved energy."""
+    """What integrators with Nosé-Hoover chains share: ASE knows their conserved energy."""
 
     def extended_energy(self) -> float:
         """Energy of atoms, chains and barostat."""
@@ -214,7 +214,7 @@ class Chain(Integrator):
     def set_target(self, temperature: float) -> None:
         """Change the temperature, and with it the masses of the chains.
 
-        The energy of the chains depends on both, and that change counts as heat.
+        The energy of the chains depends on both, and its change counts as heat.
         """
         before = self.extended_energy()
         self._set_masses(temperature)
@@ -225,7 +225,7 @@ class Chain(Integrator):
 
 
 def _set_thermostat(thermostat: Any, degrees: int, temperature: float) -> None:
-    """The chain's masses for the degrees of freedom that there are."""
+    """Set the masses of a chain for the actual degrees of freedom."""
     thermostat._kT = units.kB * temperature
     thermostat._num_atoms_global = degrees / 3
     thermostat._Q[:] = thermostat._kT * thermostat._tdamp**2
@@ -304,8 +304,8 @@ class IsotropicMTK(MTK, IsotropicMTKNPT):
 class FlexibleMTK(MTK, MTKNPT):
     """Volume and shape fluctuate.
 
-    The momentum of the cell is symmetric, so that the cell does not rotate: it has six
-    components, where ASE's thermostat counts nine, which keeps it at 1.5 times the temperature.
+    The momentum of the cell is symmetric, so that the cell does not rotate. It has six components,
+    but ASE's thermostat counts nine, which keeps the cell at 1.5 times the temperature.
     """
 
     CELL_DEGREES = 6
@@ -333,9 +333,9 @@ INTEGRATORS: dict[tuple[str, str], type[Any]] = {
 
 
 def make(atoms: Atoms, thermostat: str, barostat: str, given: Parameters) -> Integrator:
-    """The integrator of this name, for atoms with momenta and a calculator.
+    """The integrator with these methods, for atoms with momenta and a calculator.
 
-    Langevin noise pushes the centre of mass, which is therefore held, unless something else is.
+    Langevin noise pushes the centre of mass, which is therefore fixed unless atoms are.
     """
     if thermostat == "langevin" and not atoms.constraints:
         atoms.set_constraint(FixCom())
@@ -344,10 +344,10 @@ def make(atoms: Atoms, thermostat: str, barostat: str, given: Parameters) -> Int
 
 
 def degrees_of_freedom(atoms: Atoms, thermostat: str) -> int:
-    """Degrees of freedom that have a temperature.
+    """Number of thermal degrees of freedom.
 
-    The centre of mass is at rest unless atoms are fixed. A free molecule does not rotate, unless
-    the noise of a Langevin thermostat makes it.
+    The total momentum is zero unless atoms are fixed. The angular momentum of a free molecule is
+    zero unless the noise of a Langevin thermostat changes it.
     """
     count = 3 * len(atoms) - sum(c.get_removed_dof(atoms) for c in atoms.constraints)
     if atoms.constraints:
@@ -362,17 +362,17 @@ def degrees_of_freedom(atoms: Atoms, thermostat: str) -> int:
 def start_velocities(
     atoms: Atoms, temperature: float, degrees: int, rng: np.random.Generator
 ) -> None:
-    """Momenta of exactly this temperature (K), the whole neither moving nor rotating."""
+    """Set momenta of exactly this temperature (K) and zero total momentum and rotation."""
     from ase.md.velocitydistribution import thermalize_momenta
 
     thermalize_momenta(atoms, temperature, rng=rng)
-    stop_whole(atoms)
+    remove_rigid_motion(atoms)
     now = temperature_of(atoms, degrees)
     atoms.set_momenta(atoms.get_momenta() * np.sqrt(temperature / now))
 
 
-def stop_whole(atoms: Atoms) -> None:
-    """Take out the motion of the centre of mass, and the rotation of a molecule."""
+def remove_rigid_motion(atoms: Atoms) -> None:
+    """Remove the total momentum, and the rotation of a molecule, unless atoms are fixed."""
     from ase.md.velocitydistribution import Stationary, ZeroRotation
 
     if not atoms.constraints:
@@ -383,5 +383,5 @@ def stop_whole(atoms: Atoms) -> None:
 
 
 def temperature_of(atoms: Atoms, degrees: int) -> float:
-    """Temperature of so many degrees of freedom, K."""
+    """Temperature, K, with so many thermal degrees of freedom."""
     return float(2 * atoms.get_kinetic_energy() / (degrees * units.kB))

@@ -1,4 +1,4 @@
-"""What path integral molecular dynamics found: averages with errors, structure, and limits."""
+"""Results of path integral molecular dynamics: averages with errors, structure, warnings."""
 
 from __future__ import annotations
 
@@ -11,22 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import units
 
 from dpa3sim.clients.ipi.tables import read_table
-from dpa3sim.common import settings as options_of
-from dpa3sim.common.units import G_PER_CM3
+from dpa3sim.common.units import G_PER_CM3, GPA
 
+from .. import base
 from ..crystals import guards
-from ..pimd import (
-    HYDROGEN_FREQUENCY,
-    HYDROGEN_MASS,
-    HYDROGEN_TEMPERATURE,
-    QUANTUM,
-    Plan,
-    runs,
-)
 from .correlation import Estimate, estimate
+from .ring_polymers import QUANTUM, Plan, runs
 from .trajectories import RDF_FRAMES, Frame, RadialDistribution
 
 if TYPE_CHECKING:
@@ -34,13 +26,20 @@ if TYPE_CHECKING:
 
     from dpa3sim.potential.interface import BatchPotential
 
+    from ..pimd import Settings
+
+# A ring polymer resolves vibrations of h nu / k up to about beads * T. The fastest ones, 3600 cm^-1
+# of hydrogen with this mass (u), need this product (K); those of heavier isotopes need less, in
+# proportion to 1 / sqrt(mass).
+HYDROGEN_TEMPERATURE, HYDROGEN_FREQUENCY, HYDROGEN_MASS = 5200.0, 3600.0, 1.008
 # Radial distributions are averaged over so many beads: all have the same, and they are correlated.
 RDF_BEADS = 4
 # Points of a curve in a picture.
 CURVE_POINTS = 2000
-# An error needs so many independent values to mean anything.
+# An error is meaningful if it comes from at least so many independent values.
 FEW_INDEPENDENT = 20
-# Deviations that are told, in standard errors, and in any case in K, eV/atom, meV/atom/ps.
+# A warning is given of deviations beyond this many standard errors, and beyond these (K, eV/atom,
+# meV/atom/ps).
 SIGNIFICANT = 4.0
 TEMPERATURE_DEVIATION, ENERGY_DEVIATION, LARGE_DRIFT = 3.0, 5e-4, 1.0
 _ELEMENT = re.compile(r"(kinetic_cv|r_gyration)\{\w+\}\((\w+)\)")
@@ -48,7 +47,7 @@ _ELEMENT = re.compile(r"(kinetic_cv|r_gyration)\{\w+\}\((\w+)\)")
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of i-PI, with its number of beads, gave.
+    """Averages of one run of i-PI.
 
     Attributes:
         beads: of each ring polymer.
@@ -58,7 +57,7 @@ class Run:
         drift: of the conserved quantity, meV/atom/ps, and its standard error; None if unknown.
         curves: columns of the table, thinned, with ``time_ps``.
         rdf_r: ``(n_bins,)`` Å; rdf: g(r) by pair of elements; empty for a molecule.
-        n_rows, n_frames: averaged.
+        n_rows, n_frames: numbers of averaged rows and frames.
     """
 
     beads: int
@@ -72,7 +71,7 @@ class Run:
     n_frames: int
 
     def to_dict(self, mass: float | None) -> dict[str, Any]:
-        """JSON-ready; ``mass`` (u) where there is a density."""
+        """JSON-ready; with a density if ``mass`` (u) is given."""
         endings = {"temperature": "K", "pressure": "GPa", "volume": "A3"}
         data: dict[str, Any] = {"beads": self.beads}
         for name, found in self.estimates.items():
@@ -103,33 +102,27 @@ class Run:
         return data
 
 
-@dataclass(frozen=True)
-class Result:
-    """Averages of a path integral, and of the classical run if there was one.
+@dataclass(frozen=True, kw_only=True)
+class Result(base.Result[Any]):
+    """Averages of a path integral simulation, and of the classical run if there was one.
 
     Attributes:
-        plan: settings, with everything decided. atoms: the last centroids.
-        quantum, classical: the runs. equilibration: step from which on was averaged.
+        plan: the settings with everything decided. atoms: the last centroids.
+        quantum, classical: the runs. equilibration: step from which they are averaged.
     """
 
+    settings: Settings
     plan: Plan
     atoms: Atoms
     quantum: Run
     classical: Run | None
     equilibration: int
-    converged: bool
-    reasons: tuple[str, ...]
-    warnings: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready summary; every key with a dimension ends in its unit."""
-        settings = self.plan.settings
+    def _values(self) -> dict[str, Any]:
+        settings = self.settings
         npt = settings.ensemble == "npt"
         mass = float(self.atoms.get_masses().sum()) if npt else None
         return {
-            "converged": self.converged,
-            "reasons": list(self.reasons),
-            "warnings": list(self.warnings),
             "formula": self.atoms.get_chemical_formula(),
             "n_atoms": len(self.atoms),
             "n_constrained": len(self.plan.fixed),
@@ -141,14 +134,13 @@ class Result:
             "equilibration_steps": self.equilibration,
             **self.quantum.to_dict(mass),
             "classical": self.classical and self.classical.to_dict(mass),
-            "settings": options_of.to_dict(settings),
         }
 
 
 def _warnings(
     atoms: Atoms, plan: Plan, potential: BatchPotential, found: Sequence[Run]
 ) -> list[str]:
-    """What limits the results."""
+    """What impairs the results."""
     return [
         *guards.domain(atoms, potential, potential.evaluate([atoms])[0]),
         *_few_beads(atoms, plan.settings.beads, plan),
@@ -158,23 +150,23 @@ def _warnings(
 
 
 def summarise(folder: Path, atoms: Atoms, plan: Plan, potential: BatchPotential) -> Result:
-    """Read what i-PI wrote, average it, and judge it.
+    """Read what i-PI wrote, average and judge it.
 
     Args:
         folder: with all files of the finished runs.
-        atoms: the start structure. plan: what was simulated.
-        potential: the model, asked for its limits.
+        atoms: the start structure. plan: the settings with everything decided.
+        potential: the model, whose limits lead to warnings.
     """
     settings = plan.settings
     found = [analyse(folder, atoms, plan, prefix, beads) for prefix, beads in runs(settings)]
     warnings = guards.afterwards(_warnings, atoms, plan, potential, found)
     return Result(
+        settings=settings,
         plan=plan,
         atoms=_centroids(folder, atoms),
         quantum=found[0],
         classical=found[1] if len(found) > 1 else None,
         equilibration=settings.equilibrated(settings.steps),
-        converged=True,
         reasons=(f"all {settings.steps} steps are done",),
         warnings=tuple(dict.fromkeys(warnings)),
     )
@@ -185,7 +177,7 @@ def analyse(folder: Path, atoms: Atoms, plan: Plan, prefix: str, beads: int) -> 
     settings = plan.settings
     table = read_table(folder / f"{prefix}.out")
     start = settings.equilibrated(settings.steps)
-    # A table may be longer if more steps were done once than are asked for now.
+    # The table is longer if an earlier run did more steps than are asked for now.
     chosen = (table["step"] >= start) & (table["step"] <= settings.steps)
     columns = _physical(table, atoms, plan, beads)
     estimates = {name: estimate(values[chosen]) for name, values in columns.items()}
@@ -211,10 +203,12 @@ def analyse(folder: Path, atoms: Atoms, plan: Plan, prefix: str, beads: int) -> 
 def _physical(
     table: dict[str, np.ndarray], atoms: Atoms, plan: Plan, beads: int
 ) -> dict[str, np.ndarray]:
-    """Columns in our units, energies of an atom; constrained atoms do not move.
+    """Columns in our units, energies per atom.
 
-    i-PI's estimators count the momenta of all atoms; those of constrained ones are taken out.
+    i-PI's estimators count the momenta of all atoms; those of constrained ones are subtracted.
     """
+    from ase import units
+
     n, n_fixed = len(atoms), len(plan.fixed)
     kt = units.kB * plan.settings.temperature
     columns = {
@@ -228,7 +222,7 @@ def _physical(
         ) / n
     if "volume{angstrom3}" in table:
         volume = table["volume{angstrom3}"]
-        columns["pressure"] = table["pressure_cv{gigapascal}"] - n_fixed * kt / volume / units.GPa
+        columns["pressure"] = table["pressure_cv{gigapascal}"] - n_fixed * kt / volume / GPA
         if plan.settings.ensemble == "npt":
             columns["volume"] = volume
     return columns
@@ -238,6 +232,8 @@ def _elements(
     table: dict[str, np.ndarray], chosen: np.ndarray, atoms: Atoms, plan: Plan
 ) -> dict[str, dict[str, Estimate]]:
     """Kinetic energy (eV) and radius of gyration (Å) of an atom that moves, by element."""
+    from ase import units
+
     kt = units.kB * plan.settings.temperature
     elements: dict[str, dict[str, Estimate]] = {}
     for name, values in table.items():
@@ -253,7 +249,7 @@ def _elements(
             found = estimate((values[chosen] - 1.5 * fixed * kt) / moving)
             elements.setdefault(match[2], {})["kinetic_energy"] = found
         else:
-            # The mean over all atoms of the element, of which the constrained ones have none.
+            # The table has the mean over all atoms of the element; constrained ones add nothing.
             found = estimate(values[chosen] * len(members) / moving)
             elements.setdefault(match[2], {})["radius_of_gyration"] = found
     return elements
@@ -328,7 +324,7 @@ def _centroids(folder: Path, atoms: Atoms) -> Atoms:
 
 
 def _few_beads(atoms: Atoms, beads: int, plan: Plan) -> Sequence[str]:
-    """Too few beads for the vibrations of hydrogen."""
+    """A warning if the beads are too few for the vibrations of hydrogen."""
     settings = plan.settings
     hydrogen = np.flatnonzero(atoms.numbers == 1)
     moving = sorted(set(hydrogen.tolist()) - set(plan.fixed))
@@ -340,30 +336,30 @@ def _few_beads(atoms: Atoms, beads: int, plan: Plan) -> Sequence[str]:
         return []
     return [
         f"{beads} beads at {settings.temperature:g} K are few for vibrations of hydrogen: about "
-        f"{needed} resolve {slower * HYDROGEN_FREQUENCY:.0f} cm^-1; compare more beads"
+        f"{needed} resolve {slower * HYDROGEN_FREQUENCY:.0f} cm^-1; compare with more beads"
     ]
 
 
 def _doubts(run: Run, plan: Plan) -> Iterator[str]:
-    """Whether the averages of a run contradict one another, or are too few."""
+    """Warnings about averages that contradict each other, or that come from too few values."""
     kind = "" if run.beads > 1 else " of the classical run"
     few = [n for n, e in run.estimates.items() if e.error and e.independent < FEW_INDEPENDENT]
     if few or run.n_rows < 2:
         worst = min((run.estimates[n].independent for n in few), default=1.0)
         yield (
-            f"the averages{kind} are of about {worst:.0f} independent values "
-            f"({', '.join(few) or 'all'}): their errors are rough; more steps"
+            f"the averages{kind} come from about {worst:.0f} independent values "
+            f"({', '.join(few) or 'all'}): their errors are rough; use more steps"
         )
     temperature = run.estimates["temperature"]
     deviation = temperature.mean - plan.settings.temperature
     limit = max(SIGNIFICANT * (temperature.error or math.inf), TEMPERATURE_DEVIATION)
     if temperature.independent < FEW_INDEPENDENT:
         return
-    # Coloured noise does not keep the momenta at the temperature of the beads.
+    # With coloured noise the momenta do not have the temperature of the beads.
     if plan.settings.method != "piglet" and abs(deviation) > limit:
         yield (
-            f"the temperature{kind} is {temperature.mean:.1f} ± {temperature.error or 0:.1f} K: a "
-            "longer equilibration or a shorter timestep"
+            f"the temperature{kind} is {temperature.mean:.1f} ± {temperature.error or 0:.1f} K: "
+            "use a longer equilibration or a shorter timestep"
         )
     if run.beads > 1:
         virial = run.estimates["kinetic_energy"]
@@ -375,22 +371,22 @@ def _doubts(run: Run, plan: Plan) -> Iterator[str]:
         ):
             yield (
                 f"the two estimators of the kinetic energy differ by {1000 * difference:.2g} ± "
-                f"{1000 * error:.1g} meV/atom: a shorter timestep, or the beads have not "
-                "equilibrated"
+                f"{1000 * error:.1g} meV/atom: use a shorter timestep, or a longer equilibration "
+                "of the beads"
             )
     if run.drift and abs(run.drift[0]) > max(LARGE_DRIFT, SIGNIFICANT * run.drift[1]):
         yield (
             f"the conserved quantity{kind} drifts by {run.drift[0]:.3g} ± {run.drift[1]:.2g} "
-            f"meV/atom/ps: a shorter timestep than {plan.timestep:g} fs, or dtype=float64"
+            f"meV/atom/ps: use a shorter timestep than {plan.timestep:g} fs, or dtype=float64"
         )
 
 
 def _steps(plan: Plan, potential: BatchPotential) -> list[str]:
-    """Models with a step in their energy do not conserve it."""
+    """A warning that a model with a step in its energy does not conserve it."""
     descriptor = potential.model.config.descriptor
     if not descriptor.has_step:
         return []
     return [
         f"the energy of this model has a step where two atoms are {descriptor.a_rcut:g} Å apart: "
-        "every crossing changes the conserved quantity, and the thermostat makes up for it"
+        "every crossing changes the conserved quantity, and the thermostat compensates for it"
     ]

@@ -1,4 +1,4 @@
-"""Where a simulation puts what it produces, and what it needs to go on."""
+"""Recorders store the frames, rows and states that a simulation produces."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Row = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class State:
-    """All that a run needs to go on exactly: see :class:`.replicas.Replica`.
+    """All that a run needs to continue exactly: see :class:`.replicas.Replica`.
 
     Attributes:
-        step: steps done. facts: JSON-ready. arrays: by name.
+        step: number of steps done. facts: JSON-ready data. arrays: by name.
     """
 
     step: int
@@ -27,27 +27,23 @@ class State:
 
 
 class Recorder(Protocol):
-    """Where a run puts what it produces.
-
-    Attributes:
-        state: the last one saved; None before the first.
-    """
+    """Stores what a run produces."""
 
     @property
     def state(self) -> State | None:
-        """The last state that was saved."""
+        """The last state that was saved; None before the first."""
 
     def begin(self, columns: Sequence[str], replicas: int) -> None:
-        """Start afresh."""
+        """Start a new run."""
 
     def rewind(self) -> None:
-        """Drop what came after the state."""
+        """Drop everything recorded after the state."""
 
     def frame(self, replica: int, atoms: Atoms) -> None:
-        """Keep a frame: positions, momenta, cell; ``info`` holds step and time."""
+        """Record a frame: positions, momenta, cell; ``info`` holds step and time."""
 
     def row(self, replica: int, row: Row) -> None:
-        """Keep a row of the table."""
+        """Record a row of the table."""
 
     def save(self, state: State) -> None:
         """Save the state that belongs to all frames and rows so far."""
@@ -61,7 +57,7 @@ class Recorder(Protocol):
 
 @dataclass
 class MemoryRecorder:
-    """Keeps all in memory, which grows with the length of the run."""
+    """A :class:`Recorder` in memory, which grows with the length of the run."""
 
     state: State | None = None
     _frames: list[list[Atoms]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The course of a simulation: replicas in lockstep, what is recorded, when it ends."""
+"""A simulation: it moves replicas in lockstep, records and saves them, and decides when to end."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import BatchPotential
 from dpa3sim.potential.potential import Potential
 
-from ..crystals.prepare import Event, Progress
+from ..base import Event, Progress
 from .integrators import (
     Integrator,
     Parameters,
     make,
+    remove_rigid_motion,
     start_velocities,
-    stop_whole,
     temperature_of,
 )
 from .recorders import Recorder, State
@@ -34,19 +34,19 @@ from .statistics import Jumps
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from ..md import Plan
+    from .plan import Plan
 
-# What no simulation of condensed matter reaches: K, and volumes against the first.
+# Limits beyond which a simulation has exploded: temperature (K), and volumes over the first one.
 MAX_TEMPERATURE = 1e5
 VOLUME_RANGE = (0.2, 8.0)
-# On a CPU, where results do not depend on the history of neighbour lists, states are also saved
-# after so many seconds.
+# On a CPU, where results do not depend on the history of neighbour lists, states are also saved at
+# this interval, s.
 SAVE_SECONDS = 60.0
-# At most so often progress is told, s.
+# Shortest time between two reports of progress, s.
 TELL_SECONDS = 0.2
-# Time kept for the end of a run with a time limit: a share of it, and at most so many seconds.
+# Time reserved for the end of a run with a time limit: a share of it, and at most so many seconds.
 MARGIN, MAX_MARGIN = 0.05, 60.0
-# Strain of the volume by which the bulk modulus for Berendsen's barostat is found; the least one.
+# Volume strain that measures the bulk modulus for Berendsen's barostat, and the least bulk modulus.
 BULK_STRAIN, MIN_BULK_MODULUS = 0.01, 1.0 * GPA
 _COUNTS = ("n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges")
 _ARRAYS = ("energies", "forces", "virial")
@@ -58,7 +58,7 @@ class Replica:
 
     Attributes:
         atoms: with ``calculator``, which holds the last evaluation.
-        rng: its random numbers. jumps: of its conserved quantity.
+        rng: its random numbers. jumps: changes of its conserved quantity.
     """
 
     atoms: Atoms
@@ -73,7 +73,7 @@ class Replica:
         self.jumps.add(self.integrator.conserved(), self.calculator.evaluation.n_angles)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Facts and arrays from which :meth:`Simulation._continue` makes it again."""
+        """Facts and arrays from which :meth:`Simulation._continue` restores it."""
         evaluation = self.calculator.evaluation
         assert evaluation is not None
         facts = {
@@ -97,10 +97,11 @@ class Simulation:
     """Replicas, from the start or from the recorder's state to the last step.
 
     Args:
-        start: the structure. plan: what to do with it. For the others, see :func:`md.run`.
+        start: the structure. plan: the settings with everything decided. For the others, see
+            :func:`md.run`.
 
     Attributes:
-        step: steps done.
+        step: number of steps done.
         interrupted: whether the caller wanted to stop.
     """
 
@@ -110,7 +111,7 @@ class Simulation:
         potential: BatchPotential,
         plan: Plan,
         recorder: Recorder,
-        progress: Progress | None,
+        progress: Progress,
         stop: Callable[[], bool] | None,
         began: float,
     ) -> None:
@@ -142,7 +143,7 @@ class Simulation:
         for rng in generators:
             atoms = self.start.copy()
             if settings.keep_velocities:
-                stop_whole(atoms)
+                remove_rigid_motion(atoms)
             elif settings.temperature > 0:
                 start_velocities(atoms, settings.temperature, self.plan.degrees, rng)
             else:
@@ -161,7 +162,7 @@ class Simulation:
         self._save()
 
     def _continue(self, state: State) -> None:
-        """Make the replicas of a saved state; nothing is evaluated."""
+        """Restore the replicas of a saved state without an evaluation."""
         self.step, self._ramp = state.step, int(state.facts["ramp"])
         self._bulk_modulus = float(state.facts["bulk_modulus"])
         self.replicas = []
@@ -211,7 +212,7 @@ class Simulation:
         return Replica(atoms, calculator, integrator, rng, jumps)
 
     def _measure_bulk_modulus(self) -> float:
-        """For Berendsen's barostat, whose time constant depends on it, eV/Å^3."""
+        """The bulk modulus, eV/Å^3, on which the time constant of Berendsen's barostat depends."""
         if self.plan.barostat != "berendsen":
             return 0.0
         volume, sides = self.start.get_volume(), []
@@ -230,15 +231,15 @@ class Simulation:
     # -- the course --------------------------------------------------------------------------------
 
     def run(self) -> str | None:
-        """Go on to the last step.
+        """Simulate up to the last step.
 
         Returns:
-            Why it ended before it; None if it did not.
+            Why it ended before that; None if it did not.
 
         Raises:
             UnphysicalError: a replica exploded.
         """
-        self._heed()  # of what came while the first structure was evaluated
+        self._heed()  # the caller may have wanted to stop during the first evaluation
         if len(self.replicas) == 1:
             while self._goes_on():
                 self._move(0)
@@ -251,21 +252,21 @@ class Simulation:
         return self._reason
 
     def wants_to_stop(self) -> bool:
-        """Whether the caller wants to."""
+        """Whether the caller wants to stop."""
         return self._stop is not None and self._stop()
 
     def tell(self, event: Callable[[], Event], always: bool = False) -> None:
-        """Tell of an event, unless one was told just before."""
+        """Report an event, unless one was reported just before."""
         now = time.monotonic()
-        if self._progress and (always or now - self._told_at >= TELL_SECONDS):
+        if always or now - self._told_at >= TELL_SECONDS:
             self._told_at = now
             self._progress(event())
 
     def _run_together(self) -> None:
-        """A thread for each replica; this one evaluates for all of them.
+        """Run a thread for each replica, while this thread evaluates for all of them.
 
-        All replicas ask once in a step, and the engine waits for all: the batches are the same
-        in every run.
+        Each replica asks for one evaluation in a step, and the engine waits for all of them, so
+        that the batches are the same in every run.
         """
         engine = Engine(self.potential)
         clients = [engine.client(k) for k in range(len(self.replicas))]
@@ -304,7 +305,7 @@ class Simulation:
                     self._move(index)
                     barrier.wait()
         except threading.BrokenBarrierError:
-            pass  # another one failed
+            pass  # another replica failed
         except BaseException as error:
             errors.append(error)
             barrier.abort()
@@ -326,7 +327,7 @@ class Simulation:
             raise UnphysicalError(f"{self._where(index, self.step + 1)}: {error}") from None
 
     def _after_step(self) -> None:
-        """Check, record and save; decide whether to go on."""
+        """Check, record and save the replicas; decide whether to continue."""
         self.step += 1
         for index, replica in enumerate(self.replicas):
             self._check(index)
@@ -335,7 +336,8 @@ class Simulation:
         now = time.monotonic()
         if self.step % self.plan.settings.checkpoint == 0:
             self._save()
-            # On a GPU the layout in use decides the last bits: here a continued run starts anew.
+            # On a GPU the layout in use decides the last bits, and a continued run starts with a
+            # new one.
             if self.potential.device.type != "cpu" and isinstance(self.potential, Potential):
                 self.potential.forget()
         elif self.potential.device.type == "cpu" and now - self._saved_at > SAVE_SECONDS:
@@ -345,7 +347,7 @@ class Simulation:
             self.tell(self._event)
 
     def _heed(self) -> None:
-        """Go no further where the caller wants to stop."""
+        """End the simulation if the caller wants to stop."""
         steps = self.plan.settings.steps
         if self.step < steps and self.wants_to_stop():
             self.interrupted = True
@@ -369,23 +371,23 @@ class Simulation:
         return f"{replica}step {step}"
 
     def _check(self, index: int) -> None:
-        """Raise UnphysicalError for a replica that left all physics."""
+        """Raise UnphysicalError for a replica that has exploded."""
         atoms, where = self.replicas[index].atoms, self._where(index, self.step)
         hint = "try a shorter timestep, or relax the structure first"
         temperature = temperature_of(atoms, self.plan.degrees)
         if not temperature <= MAX_TEMPERATURE:  # NaN as well
-            raise UnphysicalError(f"{where}: temperature {temperature:.3g} K; {hint}")
+            raise UnphysicalError(f"{where}: the temperature is {temperature:.3g} K; {hint}")
         if not np.isfinite(atoms.positions).all():
             raise UnphysicalError(f"{where}: positions are not finite; {hint}")
         if self.plan.barostat != "none":
             ratio = atoms.get_volume() / self.start.get_volume()
             if not VOLUME_RANGE[0] <= ratio <= VOLUME_RANGE[1]:
-                raise UnphysicalError(f"{where}: volume {ratio:.3g} times that of the start")
+                raise UnphysicalError(f"{where}: the volume is {ratio:.3g} times the first one")
 
     # -- what is kept ------------------------------------------------------------------------------
 
     def _record(self) -> None:
-        """Frame and row of the present step, if it is their turn."""
+        """Record a frame and a row if they are due at this step."""
         if self.step % self.plan.interval == 0:
             for index, replica in enumerate(self.replicas):
                 self.recorder.frame(index, self._frame(replica))
@@ -434,7 +436,7 @@ class Simulation:
         return dict(zip(self.plan.columns, values, strict=True))
 
     def _event(self) -> Event:
-        """Where the simulation is, in a line."""
+        """The present step in one line."""
         plan, steps = self.plan, self.plan.settings.steps
         atoms = [replica.atoms for replica in self.replicas]
         temperature = np.mean([temperature_of(a, plan.degrees) for a in atoms])
@@ -452,6 +454,6 @@ class Simulation:
 
 
 def _pressure(atoms: Atoms) -> float:
-    """Of atoms and their motion, GPa."""
+    """Pressure with the kinetic part, GPa."""
     stress = atoms.get_stress(include_ideal_gas=True)
     return float(-stress[:3].sum() / 3 / GPA)

@@ -1,7 +1,7 @@
 """Averages, their errors and the drift of a simulation, from a table that is read once.
 
-Nothing here grows with the length of the table: rows are summed in a fixed number of blocks, and
-what is drawn is thinned.
+The memory does not grow with the length of the table: rows are summed in a fixed number of blocks,
+and curves are thinned.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from .recorders import Row
 
-# Blocks longer than correlation times, and enough of them for an error.
+# Blocks should be longer than correlation times; an error needs at least MIN_BLOCKS of them.
 BLOCKS = 20
 MIN_BLOCKS = 4
 # Points of a curve in a picture.
@@ -24,7 +24,7 @@ CURVE_POINTS = 2000
 
 @dataclass(frozen=True)
 class Average:
-    """Mean of a column; its standard error by block averaging, None where rows are too few.
+    """Mean of a column; its standard error by block averaging, None if rows are too few.
 
     Attributes:
         mean, error: of the quantity. deviation: standard deviation of its values.
@@ -37,14 +37,14 @@ class Average:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a table says.
+    """Averages over a table.
 
     Attributes:
         averages: by column, over the rows from ``start`` on.
         drift: slope of the conserved quantity, meV/atom/ps, and its standard error; None where
             there is no such quantity or too few rows.
         curves: every column at up to :data:`CURVE_POINTS` rows, from the beginning.
-        n_rows: rows that were averaged.
+        n_rows: number of averaged rows.
     """
 
     averages: dict[str, Average]
@@ -58,9 +58,9 @@ def statistics(rows: Iterable[Row], n_rows: int, start: float, n_atoms: int) -> 
 
     Args:
         rows: in order, each with the column ``step``.
-        n_rows: how many there will be.
-        start: step from which on rows are averaged.
-        n_atoms: of the system.
+        n_rows: number of rows that are going to come.
+        start: step from which rows are averaged.
+        n_atoms: number of atoms of the system.
     """
     stride = max(1, math.ceil(n_rows / CURVE_POINTS))
     curves: dict[str, list[float]] = {}
@@ -105,7 +105,7 @@ class _Blocks:
         self.n_rows += 1
 
     def _means(self) -> np.ndarray:
-        """Of the blocks that have rows, ``(n_blocks, n_columns)``, relative to the first row."""
+        """Means of the blocks with rows, ``(n_blocks, n_columns)``, relative to the first row."""
         filled = self._counts > 0
         means: np.ndarray = self._sums[filled] / self._counts[filled, None]
         return means
@@ -147,12 +147,12 @@ class _Blocks:
 class Jumps:
     """Changes of the conserved quantity in steps in which a pair of atoms crossed the angle cutoff.
 
-    A crossing is seen in the number of angles. Sums are in eV and grow step by step.
+    A crossing changes the number of angles. Sums, in eV, grow step by step.
 
     Attributes:
-        steps: all steps; crossings: those with a crossing.
-        change, crossing_change: sum of the changes in all of them, and in those.
-        quiet_square, crossing_square: sum of the squares of the others, and of those.
+        steps: number of all steps; crossings: of steps with a crossing.
+        change, crossing_change: sum of the changes in all steps, and in those with a crossing.
+        quiet_square, crossing_square: sum of squared changes in steps without and with a crossing.
     """
 
     steps: int = 0
@@ -181,19 +181,19 @@ class Jumps:
             self.crossing_square += change**2
 
     def state(self) -> dict[str, Any]:
-        """All of it, JSON-ready."""
+        """JSON-ready data from which :meth:`restored` makes it again."""
         return dict(vars(self))
 
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Jumps:
-        """From what :meth:`state` gave, after JSON."""
+        """From what :meth:`state` returned, after JSON."""
         jumps = cls(**state)
         jumps._last = None if jumps._last is None else (jumps._last[0], jumps._last[1])
         return jumps
 
     @property
     def rms(self) -> tuple[float, float] | None:
-        """Rms change (eV) in a step with a crossing, and in one without; None if one is missing."""
+        """Rms change (eV) in steps with a crossing and without; None unless there are both."""
         quiet = self.steps - self.crossings
         if not self.crossings or not quiet:
             return None

@@ -15,7 +15,6 @@ from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.fft import irfft, next_fast_len, rfft
 
 from dpa3sim.common.units import M2_PER_S
 
@@ -24,23 +23,23 @@ if TYPE_CHECKING:
 
 # Radial distribution: range and bins (Å), and how many frames of a replica are enough.
 RDF_RANGE, RDF_BIN, RDF_FRAMES = 8.0, 0.02, 200
-# Displacements: origins that are held, and their memory.
+# Displacements: number of origins in memory, and their size in bytes.
 MSD_ORIGINS, MSD_BYTES = 200, 2**26
 # A diffusion coefficient is fitted from this share of the longest time on; its error is that of
-# the mean of so many parts of the trajectory.
+# the mean over so many parts of the trajectory.
 FIT_FROM, DIFFUSION_PARTS = 0.2, 5
 MIN_PART_FRAMES = 20
-# Something diffuses where displacements grow with about the first power of time (that of vibrations
-# is 0, of free flight 2) and get longer than a vibration, Å^2.
+# Atoms diffuse if their mean squared displacement grows with about the first power of time (that of
+# vibrations is 0, of free flight 2) and exceeds that of a vibration, Å^2.
 DIFFUSIVE_POWERS, DIFFUSIVE_MSD = (0.8, 1.25), 1.0
-# Velocities: longest correlation time, ps, and the memory of a segment.
+# Velocities: longest correlation time, ps, and size of a segment in bytes.
 VACF_TIME, VACF_BYTES = 2.5, 2**26
 MIN_VACF_FRAMES = 16
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A moment of a trajectory.
+    """A frame of a trajectory.
 
     Attributes:
         positions: ``(n_atoms, 3)`` Å, never wrapped. velocities: ``(n_atoms, 3)`` Å/ps.
@@ -57,8 +56,9 @@ class Diffusion:
     """Self-diffusion of one element, from the slope of its mean squared displacement.
 
     Attributes:
-        coefficient, error: m^2/s; error None where the trajectory is too short for parts.
-        power: of time with which the displacement grows in the fitted range; 1 is diffusion.
+        coefficient, error: m^2/s; error None if the trajectory is too short for parts.
+        power: exponent of time with which the displacement grows in the fitted range; 1 is
+            diffusion.
         longest: mean squared displacement after the longest time, Å^2.
     """
 
@@ -76,14 +76,14 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a trajectory says; each part is empty where frames are too few or it has no meaning.
+    """Averages over a trajectory; each is empty if frames are too few or it is not defined.
 
     Attributes:
-        n_frames: frames read, of all replicas.
+        n_frames: number of frames read, of all replicas.
         rdf_r: ``(n_bins,)`` Å; rdf: by pair of elements, ``(n_bins,)``.
         msd_time: ``(n_lags,)`` ps; msd: by element, Å^2.
         diffusion: by element.
-        vacf_time: ``(n_lags,)`` ps; vacf: by element, normalised to one at zero.
+        vacf_time: ``(n_lags,)`` ps; vacf: by element, normalised to one at time zero.
         frequency: ``(n_freq,)`` THz; vdos: by element and ``"total"``, per atom and THz; the total
             integrates to 3, as that of phonons does.
     """
@@ -128,7 +128,7 @@ class Analyser:
         self._velocities = Velocities(self._groups, atoms.get_masses(), n_frames, interval)
 
     def read(self, frames: Iterable[Frame]) -> None:
-        """Take the frames of a replica."""
+        """Add the frames of a replica."""
         self._displacements.restart()
         self._velocities.restart()
         part: Displacements | None = None
@@ -155,7 +155,7 @@ class Analyser:
                 self._part_slopes[name].append(_slope(time, values))
 
     def result(self) -> Analysis:
-        """All of it."""
+        """Averages over all frames so far."""
         rdf_r, rdf = self._rdf.result() if self._rdf is not None else (np.zeros(0), {})
         msd_time, msd = self._displacements.result()
         vacf_time, vacf, frequency, vdos = self._velocities.result()
@@ -177,7 +177,7 @@ class Analyser:
 
 
 def _fit_range(time: np.ndarray) -> np.ndarray:
-    """Times from which on displacements are fitted, as a mask."""
+    """Mask of the times at which displacements are fitted."""
     return (time >= FIT_FROM * time[-1]) & (time > 0)
 
 
@@ -198,8 +198,8 @@ def _power(time: np.ndarray, msd: np.ndarray) -> float:
 class RadialDistribution:
     """Partial radial distribution functions of a periodic system.
 
-    g_ab(r) is the number of atoms b at distance r from an atom a, over that of an ideal gas of the
-    same density; periodic images count as atoms.
+    g_ab(r) is the number of atoms b at distance r from an atom a, divided by that of an ideal gas
+    of the same density; periodic images count as atoms.
     """
 
     def __init__(self, groups: Mapping[str, np.ndarray], pbc: np.ndarray) -> None:
@@ -243,10 +243,10 @@ class RadialDistribution:
 class Displacements:
     """Mean squared displacements over all time origins, up to half of the trajectory.
 
-    Where the cell changes, displacements are those of fractional coordinates in the initial cell,
-    so that the breathing of the cell is no motion of atoms. The motion of the centre of mass is
-    taken out, unless atoms are fixed. Origins and lags are multiples of a stride, so that no more
-    than :data:`MSD_ORIGINS` frames are held.
+    If the cell changes, displacements are those of fractional coordinates in the initial cell, so
+    that the breathing of the cell does not count as motion of atoms. The motion of the centre of
+    mass is subtracted unless atoms are fixed. Origins and lags are multiples of a stride, so that
+    at most :data:`MSD_ORIGINS` frames are in memory.
     """
 
     def __init__(
@@ -265,17 +265,12 @@ class Displacements:
         self.restart()
 
     def restart(self) -> None:
-        """A new replica begins: its displacements are its own."""
+        """Begin a new replica, whose displacements have their own origins."""
         self._origins: deque[np.ndarray] = deque(maxlen=self._n_lags)
         self._index = 0
 
-    @property
-    def held(self) -> int:
-        """Frames in memory."""
-        return len(self._origins)
-
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         index, self._index = self._index, self._index + 1
         if index % self.stride:
             return
@@ -302,11 +297,11 @@ class Displacements:
 
 
 class Velocities:
-    """Velocity autocorrelation by segments, by way of their power spectra (Wiener, Khinchin).
+    """Velocity autocorrelation of segments, from their power spectra (Wiener, Khinchin).
 
     A segment is twice as long as the longest correlation time; zeros are appended, so that the
-    correlation does not wrap around. Isotopes of an element share its correlation, where each atom
-    counts alike, and its density of states, where each counts with its mass.
+    correlation does not wrap around. Isotopes of an element share its correlation, in which all
+    atoms have the same weight, and its density of states, in which they are weighted by mass.
     """
 
     def __init__(
@@ -326,17 +321,12 @@ class Velocities:
         self.restart()
 
     def restart(self) -> None:
-        """A new replica begins."""
+        """Begin a new replica."""
         self._segment = np.empty((self.length, len(self._masses), 3))
         self._filled = 0
 
-    @property
-    def held(self) -> int:
-        """Frames in memory."""
-        return self.length
-
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         self._segment[self._filled] = frame.velocities
         self._filled += 1
         if self._filled == self.length:
@@ -344,11 +334,13 @@ class Velocities:
             self._filled = 0
 
     def _correlate(self) -> None:
+        from scipy.fft import irfft, next_fast_len, rfft
+
         lags = self._sums.shape[1]
         size = next_fast_len(self.length + lags, real=True)
         pairs = self.length - np.arange(lags)
         for k, members in enumerate(self._groups.values()):
-            for atom in members:  # one at a time, so that the spectra need no memory
+            for atom in members:  # one at a time, since the spectra of all need much memory
                 spectrum = rfft(self._segment[:, atom], n=size, axis=0)
                 power = (spectrum.real**2 + spectrum.imag**2).sum(axis=1)
                 correlation = irfft(power, n=size)[:lags] / pairs / len(members)
@@ -360,6 +352,8 @@ class Velocities:
         self,
     ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
         """Times (ps), correlation by element, frequencies (THz), density of states."""
+        from scipy.fft import next_fast_len, rfft
+
         lags = self._sums.shape[1]
         if not self._n_segments or self.length < MIN_VACF_FRAMES or not self._sums[:, 0].any():
             return np.zeros(0), {}, np.zeros(0), {}
@@ -368,7 +362,7 @@ class Velocities:
         time = np.arange(lags) * self._interval
         window = np.cos(0.5 * np.pi * np.arange(lags) / lags) ** 2
         sizes = np.array([len(m) for m in self._groups.values()])
-        # Both signs of time; the spectrum of an even function is real.
+        # The correlation at both signs of time is even, so that its spectrum is real.
         size = next_fast_len(4 * lags, real=True)
         even = np.zeros((len(sizes), size))
         even[:, :lags] = weighted * window

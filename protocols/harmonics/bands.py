@@ -1,8 +1,8 @@
 """The path of a band structure through the Brillouin zone, in the basis of any cell.
 
 Special points and path are seekpath's (Hinuma et al., Comput. Mater. Sci. 128, 140 (2017)).
-Their coordinates belong to a cell: here they are kept Cartesian, and expressed in the cell that
-is asked for (docs/methods.md#paths-of-band-structures).
+Their coordinates depend on the cell: they are stored as Cartesian ones, and expressed in any
+requested cell (docs/methods.md#paths-of-band-structures).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class BandPath:
 
         structure = spglib_cell(atoms)
         with warnings.catch_warnings():
-            # Supercells, whose labels would mislead in their own zone; edge cases of lattices.
+            # seekpath warns of supercells and of edge cases of lattices, which do no harm here.
             warnings.simplefilter("ignore")
             found = seekpath.get_path_orig_cell(structure, symprec=symprec)
         reciprocal = np.linalg.inv(atoms.cell[:]).T
@@ -76,7 +76,7 @@ class BandPath:
         return [line[1] == after[0] for line, after in zip(self.segments, following, strict=True)]
 
     def labels(self) -> list[str]:
-        """One label for each end, but one where two lines are connected."""
+        """A label for each end of a line; two connected lines share one."""
         labels = [self.segments[0][0]]
         connected = [True, *self.connections()]
         for (start, end), joined in zip(self.segments, connected, strict=False):

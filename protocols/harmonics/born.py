@@ -1,9 +1,9 @@
 """Born effective charges and the dielectric tensor, from phonopy's BORN files.
 
-The file is of the crystal that the user gave: its tensors are in Cartesian axes of that cell, and
-their order is that of its atoms, of all of them or of those that symmetry leaves. What rounding or
-a poor calculation broke, the site symmetry and the acoustic sum rule (Gonze and Lee, Phys. Rev. B
-55, 10355 (1997)), is restored, and told where it is much.
+The file belongs to the crystal that the user gave: its tensors are in the Cartesian axes of that
+cell and in the order of its atoms, either of all atoms or of the symmetry-independent ones.
+Rounding or a poor calculation breaks the site symmetry and the acoustic sum rule (Gonze and Lee,
+Phys. Rev. B 55, 10355 (1997)). Both are restored, with a warning if they were broken by much.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from dpa3sim.common.errors import InputError
 if TYPE_CHECKING:
     from ..crystals.cells import PrimitiveCell
 
-# Charges that break a rule by more than this, e or as a part of the largest one, are told of.
+# A warning is given of charges that break a rule by more than this: e, or share of the largest one.
 # Converged calculations are within 0.02.
 WORTH_A_WORD, RELATIVE = 0.05, 0.03
-# Elements are told apart by their electronegativities where these differ by so much.
+# The signs of charges are checked if electronegativities differ by so much.
 POLAR = 0.3
 # A charge of the wrong sign, e.
 WRONG_SIGN = 0.1
-# A factor that differs by more from that of eV, Å and e is of other units.
+# A factor that differs by more (relative) from that of eV, Å and e belongs to other units.
 FACTOR_ERROR = 0.01
 LARGEST_FILE = 4 << 20
 # No charge (e) or dielectric constant is larger; squares of such numbers do not overflow.
 LARGEST_VALUE = 1e4
-# phonopy's dipole sum has converged if its last terms are smaller than this share of the first;
-# more reciprocal vectors than these take it minutes (it takes 300 by itself).
+# phonopy's dipole sum has converged if its last terms are smaller than this share of the first.
+# With more than this many reciprocal vectors it takes minutes (by default it uses 300).
 LAST_TERM, MOST_VECTORS = 1e-5, 30000
 # Pauling's electronegativities, as revised by Allred, J. Inorg. Nucl. Chem. 17, 215 (1961).
 ELECTRONEGATIVITY = {
@@ -57,14 +57,14 @@ ELECTRONEGATIVITY = {
 
 @dataclass(frozen=True)
 class Born:
-    """What the non-analytical correction needs.
+    """The input of the non-analytical correction.
 
     Attributes:
-        charges: ``(n, 3, 3)``, e, of the atoms of the cell that was given, field first.
+        charges: ``(n, 3, 3)``, e, of the atoms of the given cell; the first index is the field's.
         dielectric: ``(3, 3)``, relative, of clamped ions.
         factor: e^2 / (4 pi eps0) in the units of the force constants, eV Å.
-        cutoff, damping: phonopy's G_cutoff and Lambda of the Ewald sum, None for its own.
-        warnings: what is odd about them.
+        cutoff, damping: G_cutoff and Lambda of the Ewald sum, None for phonopy's defaults.
+        warnings: what is suspicious about them.
     """
 
     charges: np.ndarray
@@ -75,10 +75,10 @@ class Born:
     warnings: tuple[str, ...] = ()
 
     def parameters(self, unit: PrimitiveCell, primitive: Any, symprec: float) -> dict[str, Any]:
-        """As phonopy's ``nac_params``, symmetric, for a primitive cell of the given one.
+        """Symmetrized ``nac_params`` of phonopy for a primitive cell of the given one.
 
-        It may be smaller, and more symmetric, than the one that the file was read for: crystals
-        become so when they are relaxed.
+        This cell may be smaller and more symmetric than the one for which the file was read, since
+        relaxing may increase the symmetry of a crystal.
 
         Args:
             unit: the primitive cell. primitive: the same for phonopy. symprec: tolerance, Å.
@@ -104,12 +104,13 @@ def read(file: str, unit: PrimitiveCell, primitive: Any, symprec: float) -> Born
     """
     head, rows = _rows(file)
     if len(rows) < 1:
-        raise InputError(f"{file}: no BORN file (it has no dielectric tensor in line 2)")
+        raise InputError(f"{file} is not a BORN file (it has no dielectric tensor in line 2)")
     tensors = np.array(rows).reshape(-1, 3, 3)
     if not np.isfinite(tensors).all():
-        raise InputError(f"{file}: contains NaN or infinity")
+        raise InputError(f"{file} contains NaN or infinity")
     if np.abs(tensors).max() > LARGEST_VALUE:
-        raise InputError(f"{file}: {np.abs(tensors).max():g} is no charge or dielectric constant")
+        largest = np.abs(tensors).max()
+        raise InputError(f"{file}: {largest:g} is too large for a charge or dielectric constant")
     factor, cutoff, damping = _first_line(file, head)
     notes = _sum_notes(file, cutoff, damping, tensors[0], abs(unit.atoms.cell.volume))
     charges = _on_primitive(file, tensors[1:], unit, primitive, symprec)
@@ -123,10 +124,10 @@ def read(file: str, unit: PrimitiveCell, primitive: Any, symprec: float) -> Born
 
 
 def _rows(file: str) -> tuple[str, list[list[float]]]:
-    """The first line, and the nine numbers of each that follows, up to a blank one.
+    """The first line, and the nine numbers of each line that follows, up to a blank one.
 
     Raises:
-        InputError: there is no such file, or a line has no nine numbers.
+        InputError: the file cannot be read, or a line does not have nine numbers.
     """
     try:
         with Path(file).open(encoding="utf-8", errors="replace") as text:
@@ -145,26 +146,28 @@ def _rows(file: str) -> tuple[str, list[list[float]]]:
         except ValueError:
             values = []
         if len(values) != 9:
-            raise InputError(f"{file}: no BORN file (line {number} has no nine numbers)")
+            raise InputError(
+                f"{file} is not a BORN file (line {number} does not have nine numbers)"
+            )
         rows.append(values)
     return lines[0] if lines else "", rows
 
 
 def _first_line(file: str, line: str) -> list[float | None]:
-    """Factor, G_cutoff and Lambda, each None where the line says something else, as a comment.
+    """Factor, G_cutoff and Lambda; each is None if the line has something else, such as a comment.
 
-    Unlike phonopy this takes no number out of the middle of a comment for a cutoff: those of
-    ``# 1 3`` make frequencies wrong by many THz, and those of ``GaN 2024`` take hours.
+    Unlike phonopy this does not read numbers inside a comment as a cutoff: those of ``# 1 3`` would
+    make frequencies wrong by many THz, and that of ``GaN 2024`` would take hours.
 
     Raises:
-        InputError: a number that cannot be one of these, or the tensor of line 2.
+        InputError: a number is impossible, or the line has the tensor of line 2.
     """
     words = line.split()
     found = [_number(word) for word in words]
     if len(words) == 9 and None not in found:
         raise InputError(
-            f"{file}: line 1 has nine numbers; it is for a comment, such as default, and the "
-            "dielectric tensor stands in line 2"
+            f"{file}: line 1 has nine numbers, but it is for a comment, such as default; the "
+            "dielectric tensor belongs in line 2"
         )
     if not words or (found[0] is None and words[0].lower() != "default"):
         return [None, None, None]
@@ -173,7 +176,7 @@ def _first_line(file: str, line: str) -> list[float | None]:
         if value is not None and not 0 < value < np.inf:
             raise InputError(
                 f"{file}: the {name} of {value:g} in line 1 must be a positive number; without it "
-                "phonopy's own is taken"
+                "phonopy's default is used"
             )
     return found
 
@@ -186,18 +189,18 @@ def _number(word: str) -> float | None:
 def _sum_notes(
     file: str, cutoff: float | None, damping: float | None, dielectric: np.ndarray, volume: float
 ) -> list[str]:
-    """A warning of a dipole sum that ends too early.
+    """A warning if the dipole sum ends too early.
 
     Raises:
-        InputError: it would hardly end at all.
+        InputError: it has too many terms.
     """
     if cutoff is None:
         return []
     count = 4 / 3 * np.pi * cutoff**3 * volume
     if count > MOST_VECTORS:
         raise InputError(
-            f"{file}: the G_cutoff of {cutoff:g} 1/Å in line 1 has {count:.2g} reciprocal vectors, "
-            f"more than {MOST_VECTORS}; without it phonopy takes 300"
+            f"{file}: the G_cutoff of {cutoff:g} 1/Å in line 1 asks for {count:.2g} reciprocal "
+            f"vectors, more than {MOST_VECTORS}; without it phonopy uses 300"
         )
     square = cutoff**2 * float(np.trace(dielectric)) / 3
     if damping is None or np.exp(-square / (4 * damping**2)) < LAST_TERM:
@@ -210,7 +213,7 @@ def _sum_notes(
 
 
 def _default_factor() -> float:
-    """Of phonopy, for force constants in eV/Å^2."""
+    """The factor that phonopy uses for force constants in eV/Å^2."""
     from phonopy.physical_units import get_physical_units
 
     units = get_physical_units()
@@ -220,15 +223,15 @@ def _default_factor() -> float:
 def _on_primitive(
     file: str, tensors: np.ndarray, unit: PrimitiveCell, primitive: Any, symprec: float
 ) -> np.ndarray:
-    """Tensors of all atoms of the primitive cell ``(n, 3, 3)``, from whichever the file has.
+    """Tensors of all atoms of the primitive cell, ``(n, 3, 3)``, from those in the file.
 
     Raises:
-        InputError: these are neither all atoms nor those that symmetry leaves.
+        InputError: the file has neither all atoms nor the symmetry-independent ones.
     """
     from phonopy.structure.symmetry import Symmetry
 
     n_primitive, n_input = len(unit.atoms), len(unit.index)
-    # Charges of isotopes are alike, and phonopy's own lists tell them not apart.
+    # Isotopes have equal charges, and phonopy's lists do not distinguish them.
     symmetry = Symmetry(primitive, symprec=symprec)
     independent = np.asarray(symmetry.get_independent_atoms())
     if len(tensors) == len(independent):
@@ -239,14 +242,14 @@ def _on_primitive(
         return _averaged(tensors, unit)
     few = "few" if len(tensors) < len(independent) else "many"
     raise InputError(
-        f"{file}: no BORN file that fits this crystal (Too {few} atoms: {len(tensors)} charge "
-        f"tensors; symmetry leaves {len(independent)} atoms, the primitive cell has {n_primitive}, "
-        f"the given one {n_input})"
+        f"{file} is not a BORN file of this crystal (Too {few} atoms: {len(tensors)} charge "
+        f"tensors; {len(independent)} atoms are independent by symmetry, the primitive cell has "
+        f"{n_primitive}, the given one {n_input})"
     )
 
 
 def _copies(file: str, tensors: np.ndarray, charges: np.ndarray, unit: PrimitiveCell) -> list[str]:
-    """A warning where copies of an atom in the given cell, which are alike, have other charges."""
+    """A warning if equivalent copies of an atom in the given cell have different charges."""
     apart = float(np.abs(tensors - charges[unit.index]).max())
     if apart <= max(WORTH_A_WORD, RELATIVE * float(np.abs(tensors).max())):
         return []
@@ -257,7 +260,7 @@ def _copies(file: str, tensors: np.ndarray, charges: np.ndarray, unit: Primitive
 
 
 def _averaged(tensors: np.ndarray, unit: PrimitiveCell) -> np.ndarray:
-    """Tensors of the primitive cell: the means of those of its copies in the given cell."""
+    """Tensors of the primitive cell: means over the copies in the given cell."""
     sums = np.zeros((len(unit.atoms), 3, 3))
     np.add.at(sums, unit.index, tensors)
     return sums / np.bincount(unit.index)[:, None, None]
@@ -266,12 +269,12 @@ def _averaged(tensors: np.ndarray, unit: PrimitiveCell) -> np.ndarray:
 def _spread(
     tensors: np.ndarray, independent: np.ndarray, symmetry: Any, primitive: Any
 ) -> np.ndarray:
-    """Tensors of all atoms from those that symmetry leaves: Z(R x) = R Z R^T."""
+    """Tensors of all atoms from the symmetry-independent ones: Z(R x) = R Z R^T."""
     charges = np.zeros((len(primitive), 3, 3))
     of_atom = dict(zip(independent.tolist(), tensors, strict=True))
     columns = np.asarray(primitive.cell).T
     operations = symmetry.symmetry_operations["rotations"]
-    # The operation that brings each atom to the independent one that it is equivalent to.
+    # The operation that maps each atom onto its independent equivalent.
     chosen, origin = symmetry.get_map_operations(), symmetry.get_map_atoms()
     for atom in range(len(primitive)):
         turn = columns @ operations[chosen[atom]] @ np.linalg.inv(columns)
@@ -286,7 +289,7 @@ def _symmetrized(
     from phonopy.structure.symmetry import symmetrize_borns_and_epsilon
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # told of by ourselves
+        warnings.simplefilter("ignore", UserWarning)  # _checked warns of the same
         found = symmetrize_borns_and_epsilon(charges, dielectric, primitive, symprec=symprec)
     return np.asarray(found[0]), np.asarray(found[1])
 
@@ -299,10 +302,10 @@ def _checked(
     primitive: Any,
     symprec: float,
 ) -> list[str]:
-    """Warnings of what charges, ``(n, 3, 3)`` in the primitive cell, and the rest break.
+    """Warnings about rules that charges, ``(n, 3, 3)`` in the primitive cell, and others break.
 
     Raises:
-        InputError: the dielectric tensor is none.
+        InputError: the dielectric tensor is not positive.
     """
     eigenvalues = np.linalg.eigvalsh((dielectric + dielectric.T) / 2)
     if eigenvalues[0] <= 0:
@@ -337,14 +340,14 @@ def _checked(
     usual = _default_factor()
     if abs(factor - usual) > FACTOR_ERROR * usual:
         notes.append(
-            f"the first line of {file} gives the factor {factor:g} instead of {usual:.4f}, "
+            f"the first line of {file} has the factor {factor:g} instead of {usual:.4f}, "
             "that of charges in e and lengths in Å; it was used"
         )
     return notes + _signs(file, symmetric, list(primitive.symbols))
 
 
 def _signs(file: str, charges: np.ndarray, symbols: list[str]) -> list[str]:
-    """A warning where the most electronegative element is positive, or the least one negative."""
+    """A warning if the most electronegative element is positive or the least one negative."""
     bare = [re.sub(r"\d+$", "", symbol) for symbol in symbols]
     known = {s: ELECTRONEGATIVITY[s] for s in bare if s in ELECTRONEGATIVITY}
     if len(known) < 2 or max(known.values()) - min(known.values()) < POLAR:

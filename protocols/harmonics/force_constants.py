@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..base import HESSIAN, Stage
+from ..base import HESSIAN, Event, Progress, Stage, silent
 from ..crystals.isotopes import symbols
-from ..crystals.prepare import Event, Progress
 from .hessians import analytic_force_constants, hessian_sizes
 
 if TYPE_CHECKING:
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
     from dpa3sim.potential.evaluation import Evaluation
     from dpa3sim.potential.interface import BatchPotential
 
-# Translation and permutation symmetry are imposed in turn, so often.
+    from .properties import HarmonicSettings
+
+# Number of rounds in which translation and permutation symmetry are imposed in turn.
 SYMMETRIZE_ROUNDS = 10
 # Rounding error of forces, eV/Å (docs/validation.md).
 ROUNDING = {"float32": 1e-5, "float64": 1e-13}
@@ -32,7 +33,7 @@ ROUNDING = {"float32": 1e-5, "float64": 1e-13}
 
 @dataclass(frozen=True)
 class Residuals:
-    """What symmetry forbids and was there before it was imposed.
+    """How much the force constants broke symmetry before it was imposed.
 
     Attributes:
         force: largest force on an atom of the undisplaced crystal, subtracted, eV/Å.
@@ -40,8 +41,8 @@ class Residuals:
         asr: largest sum of the force constants of an atom, which translation forbids, eV/Å^2.
         permutation: largest difference of a force constant and its transpose, eV/Å^2.
         acoustic: largest frequency of an acoustic mode at Γ, THz.
-        eigenvalue: how uncertain any squared frequency is, THz^2: as much as one moved when
-            symmetry was imposed, or as the above and rounding can move the lightest atom's.
+        eigenvalue: uncertainty of any squared frequency, THz^2: the largest change of one when
+            symmetry was imposed, or what the above and rounding can change of the lightest atom's.
     """
 
     force: float
@@ -50,6 +51,16 @@ class Residuals:
     permutation: float
     acoustic: float
     eigenvalue: float
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON-ready keys."""
+        return {
+            "residual_force_eV_per_A": self.force,
+            "residual_drift_eV_per_A": self.drift,
+            "residual_translation_eV_per_A2": self.asr,
+            "residual_permutation_eV_per_A2": self.permutation,
+            "residual_acoustic_gamma_THz": self.acoustic,
+        }
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Harmonic:
         atoms: the primitive cell.
         phonon: phonopy's object, symmetrized force constants included; its unit cell is
             ``atoms``.
-        residuals: what was there before.
+        residuals: how much they broke symmetry before.
         n_displacements: supercells that were evaluated; 0 for analytic force constants.
     """
 
@@ -70,7 +81,7 @@ class Harmonic:
     n_displacements: int
 
     def commensurate(self) -> tuple[np.ndarray, np.ndarray]:
-        """Wave vectors that fit the supercell ``(n, 3)``, and frequencies ``(n, bands)``, THz."""
+        """Wave vectors that fit the supercell, ``(n, 3)``; frequencies ``(n, bands)``, THz."""
         points = commensurate_points(self.phonon)
         return points, np.asarray(self.phonon.run_qpoints(points).frequencies)
 
@@ -79,26 +90,23 @@ def force_stages(
     atoms: Atoms,
     matrix: np.ndarray,
     count: int,
-    *,
-    method: str,
-    distance: float,
-    symprec: float,
+    settings: HarmonicSettings,
     certain: bool,
     note: str,
 ) -> list[Stage]:
     """What :func:`harmonic` is going to evaluate for ``count`` crystals like ``atoms``.
 
     Args:
-        atoms: the primitive cell. matrix, method, distance, symprec: see there.
+        atoms: the primitive cell. matrix, settings: see :func:`harmonic`.
         certain, note: see :class:`Stage`.
     """
-    phonon = new_phonopy(atoms, matrix, symprec)
+    phonon = new_phonopy(atoms, matrix, settings.symprec)
     rest = Stage("undisplaced crystal", [len(atoms)] * count, atoms, certain=certain)
-    if method == "analytic":
+    if settings.method == "analytic":
         sizes = hessian_sizes(phonon, atoms) * count
         what = Stage("second derivatives", sizes, atoms, certain=certain, note=note, kind=HESSIAN)
     else:
-        phonon.generate_displacements(distance=distance)
+        phonon.generate_displacements(distance=settings.distance)
         displaced = len(phonon.supercells_with_displacements or ())
         sizes = [len(phonon.supercell)] * displaced * count
         what = Stage("displaced supercells", sizes, atoms, certain=certain, note=note)
@@ -109,37 +117,32 @@ def harmonic(
     structures: Sequence[Atoms],
     matrix: np.ndarray,
     potential: BatchPotential,
-    *,
-    method: str,
-    distance: float,
-    symprec: float,
+    settings: HarmonicSettings,
     nac: Sequence[Any] = (),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Harmonic]:
     """Force constants of primitive cells.
 
     Args:
-        structures: the cells, at minima of their energy or nearly.
+        structures: the cells, at or near minima of their energy.
         matrix: ``(3, 3)``, vectors of the supercells in those of the cells.
         potential: evaluates all displaced supercells as one request.
-        method: ``"fd"``, finite displacements, or ``"analytic"``, second derivatives.
-        distance: of the displacements, Å.
-        symprec: tolerance of symmetry, Å.
-        nac: phonopy's parameters of the non-analytical correction, for each cell; none without.
+        settings: with method and length of displacements, and tolerance of symmetry.
+        nac: phonopy's parameters of the non-analytical correction of each cell; empty without.
         progress: called with what is going to be computed.
     """
-    phonons = [new_phonopy(atoms, matrix, symprec) for atoms in structures]
-    if method == "analytic":
+    phonons = [new_phonopy(atoms, matrix, settings.symprec) for atoms in structures]
+    if settings.method == "analytic":
         results = _analytic(phonons, structures, potential, progress)
     else:
-        results = _finite(phonons, structures, potential, distance, progress)
+        results = _finite(phonons, structures, potential, settings.distance, progress)
     for result, parameters in zip(results, nac, strict=bool(nac)):
         result.phonon.nac_params = parameters
     return results
 
 
 def new_phonopy(atoms: Atoms, matrix: np.ndarray, symprec: float) -> Phonopy:
-    """A phonopy object without force constants; the masses are phonopy's unless atoms have own."""
+    """A phonopy object without force constants, with phonopy's masses unless ``atoms`` has some."""
     from phonopy import Phonopy
     from phonopy.structure.atoms import PhonopyAtoms
 
@@ -150,10 +153,10 @@ def new_phonopy(atoms: Atoms, matrix: np.ndarray, symprec: float) -> Phonopy:
         scaled_positions=atoms.get_scaled_positions(wrap=False),
     )
     with warnings.catch_warnings():
-        # A supercell of less symmetry is told where it is chosen.
+        # The choice of a supercell already warns of a lower symmetry.
         warnings.simplefilter("ignore", UserWarning)
-        # phonopy has supercell vectors in columns.
-        # What is not Hermitian in a dynamical matrix tells of noise, until it is symmetrized.
+        # phonopy has supercell vectors in columns. The non-Hermitian part of a dynamical matrix
+        # measures the noise, until the force constants are symmetrized.
         return Phonopy(
             cell,
             supercell_matrix=matrix.T,
@@ -172,7 +175,7 @@ def commensurate_points(phonon: Phonopy) -> np.ndarray:
 
 
 def as_atoms(cell: Any) -> Atoms:
-    """ASE atoms of phonopy's."""
+    """A cell of phonopy as ASE atoms."""
     from ase import Atoms
 
     atoms = Atoms(cell.numbers, cell=cell.cell, scaled_positions=cell.scaled_positions, pbc=True)
@@ -186,17 +189,16 @@ def _finite(
     structures: Sequence[Atoms],
     potential: BatchPotential,
     distance: float,
-    progress: Progress | None,
+    progress: Progress,
 ) -> list[Harmonic]:
-    """Finite displacements, those that symmetry leaves, all in one request."""
+    """Finite displacements, only the symmetry-independent ones, all in one request."""
     requests: list[Atoms] = list(structures)
     for phonon in phonons:
         phonon.generate_displacements(distance=distance)
         requests += [as_atoms(cell) for cell in phonon.supercells_with_displacements or ()]
     count = len(requests) - len(structures)
-    if progress:
-        size = len(phonons[0].supercell)
-        progress(Event("displacements", f"{count} supercells of {size} atoms"))
+    size, s = len(phonons[0].supercell), "" if count == 1 else "s"
+    progress(Event("displacements", f"{count} supercell{s} of {size} atoms"))
     answers = iter(potential.evaluate(requests))
     rests = [next(answers) for _ in structures]
     results = []
@@ -212,7 +214,7 @@ def _finite(
 
 
 def _set_forces(phonon: Phonopy, answers: Sequence[Evaluation], rest: Evaluation) -> float:
-    """Forces without those of the undisplaced crystal and without drift; the largest drift."""
+    """Set the forces less those of the undisplaced crystal and the drift; return the latter."""
     unit_atom = [phonon.supercell.u2u_map[u] for u in phonon.supercell.s2u_map]
     forces = np.array([answer.forces - rest.forces[unit_atom] for answer in answers])
     drift = forces.mean(axis=1, keepdims=True)
@@ -224,25 +226,24 @@ def _analytic(
     phonons: Sequence[Phonopy],
     structures: Sequence[Atoms],
     potential: BatchPotential,
-    progress: Progress | None,
+    progress: Progress,
 ) -> list[Harmonic]:
     results = []
     rests = potential.evaluate(list(structures))
     for phonon, atoms, rest in zip(phonons, structures, rests, strict=True):
 
-        def told(done: int, total: int) -> None:
-            if progress:
-                message = f"{done} of {total} wave vectors"
-                progress(Event("second derivatives", message, done, total))
+        def report(done: int, total: int) -> None:
+            message = f"{done} of {total} wave vectors"
+            progress(Event("second derivatives", message, done, total))
 
-        phonon.force_constants = analytic_force_constants(phonon, atoms, potential, told)
+        phonon.force_constants = analytic_force_constants(phonon, atoms, potential, report)
         force = float(np.linalg.norm(rest.forces, axis=1).max())
         results.append(Harmonic(atoms, phonon, _symmetrize(phonon, force, 0.0, 0.0), 0))
     return results
 
 
 def _symmetrize(phonon: Phonopy, force: float, drift: float, rounding: float) -> Residuals:
-    """Impose translation and permutation symmetry; what they found is returned."""
+    """Impose translation and permutation symmetry; return how much was broken before."""
     from phonopy.harmonic.force_constants import compact_fc_to_full_fc
 
     constants = np.asarray(phonon.force_constants)

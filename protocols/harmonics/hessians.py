@@ -1,7 +1,7 @@
 """Force constants from analytic Hessians of small cells.
 
-A phonon of wave vector q fits a cell of as many primitive cells as its smallest period: the
-smallest cell for each q, not the supercell for all, has to be differentiated (nondiagonal
+A phonon of wave vector q fits a cell with as many primitive cells as its smallest period. It is
+enough to differentiate this smallest cell for each q instead of one supercell for all (nondiagonal
 supercells, Lloyd-Williams and Monserrat, Phys. Rev. B 92, 184301 (2015)).
 """
 
@@ -18,32 +18,32 @@ if TYPE_CHECKING:
 
     from dpa3sim.potential.interface import BatchPotential
 
-Told = Callable[[int, int], None]
+Report = Callable[[int, int], None]
 
 
 def analytic_force_constants(
-    phonon: Phonopy, atoms: Atoms, potential: BatchPotential, told: Told
+    phonon: Phonopy, atoms: Atoms, potential: BatchPotential, report: Report
 ) -> np.ndarray:
     """Force constants ``(n, n_supercell, 3, 3)``, eV/Å^2, of the supercell of ``phonon``.
 
     Args:
-        phonon: with the primitive cell for its unit cell.
+        phonon: a phonopy object whose unit cell is the primitive one.
         atoms: the primitive cell.
-        potential: differentiates.
-        told: called with how many wave vectors are done, and of how many.
+        potential: computes the second derivatives.
+        report: called with the number of wave vectors that are done, and of all.
     """
     from phonopy.harmonic.dynmat_to_fc import DynmatToForceConstants
 
     transform = DynmatToForceConstants(phonon.primitive, phonon.supercell, is_full_fc=False)
     points = transform.commensurate_points
-    matrices = _dynamical_matrices(phonon, atoms, potential, points, told)
+    matrices = _dynamical_matrices(phonon, atoms, potential, points, report)
     transform.dynamical_matrices = matrices
     transform.run()
     return np.asarray(transform.force_constants)
 
 
 def hessian_sizes(phonon: Phonopy, atoms: Atoms) -> list[int]:
-    """The atoms of each cell that :func:`analytic_force_constants` differentiates."""
+    """Number of atoms of each cell that :func:`analytic_force_constants` differentiates."""
     from phonopy.harmonic.dynmat_to_fc import get_commensurate_points
 
     counting = _Counting()
@@ -53,7 +53,7 @@ def hessian_sizes(phonon: Phonopy, atoms: Atoms) -> list[int]:
 
 
 class _Counting:
-    """In the place of a potential: notes what is asked of it, and says that nothing is bound."""
+    """Stands in for a potential: counts the Hessians it is asked for, and returns zeros."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -68,9 +68,9 @@ def _dynamical_matrices(
     atoms: Atoms,
     potential: BatchPotential | _Counting,
     points: np.ndarray,
-    told: Told,
+    report: Report,
 ) -> np.ndarray:
-    """D(q), ``(n_q, 3n, 3n)``, mass-weighted: for one q of each star, rotated to the others."""
+    """D(q), ``(n_q, 3n, 3n)``, mass-weighted: computed for one q of each star, then rotated."""
     index = {_key(q): place for place, q in enumerate(points)}
     period = {place: period_of(q) for place, q in enumerate(points)}
     found: dict[int, np.ndarray] = {}
@@ -80,7 +80,7 @@ def _dynamical_matrices(
     scaled = phonon.primitive.scaled_positions
     masses = np.repeat(phonon.primitive.masses, 3)
     weight = 1 / np.sqrt(np.outer(masses, masses))
-    # Long periods first: their cells fit the multiples of their wave vectors, too.
+    # Long periods come first: their cells also fit the multiples of their wave vectors.
     for place in sorted(period, key=lambda p: (-period[p], p)):
         if place in found:
             continue
@@ -99,7 +99,7 @@ def _dynamical_matrices(
                     # A supercell less symmetric than the crystal lacks some of the star.
                     if star is not None and star not in found:
                         found[star] = value * _phases(points[star] - sign * rotated_q, scaled)
-        told(len(found), len(points))
+        report(len(found), len(points))
     return np.array([found[place] for place in range(len(points))])
 
 
@@ -125,7 +125,7 @@ def nondiagonal(atoms: Atoms, q: np.ndarray, period: int) -> tuple[Atoms, np.nda
     """
     lattice = atoms.cell[:]
     matrix = next(m for m in _hermite(period) if np.abs(m @ q - np.rint(m @ q)).max() < 1e-5)
-    # Places in the cell, from a box that covers it.
+    # The places in the cell are found in a box that covers it.
     grid = np.array(list(np.ndindex(*(np.full(3, period)))))
     inside = np.mod(np.rint(grid @ np.linalg.inv(matrix) * period), period).astype(int)
     _, first = np.unique(inside, axis=0, return_index=True)
@@ -137,7 +137,7 @@ def nondiagonal(atoms: Atoms, q: np.ndarray, period: int) -> tuple[Atoms, np.nda
 
 
 def _hermite(determinant: int) -> Iterator[np.ndarray]:
-    """All superlattices with this many cells: Hermite normal forms."""
+    """All superlattices of this many cells, as Hermite normal forms."""
     for a in (d for d in range(1, determinant + 1) if determinant % d == 0):
         rest = determinant // a
         for b in (d for d in range(1, rest + 1) if rest % d == 0):
@@ -171,7 +171,7 @@ def _phases(q: np.ndarray, scaled: np.ndarray) -> np.ndarray:
 def _rotated(
     matrix: np.ndarray, rotation: np.ndarray, targets: np.ndarray, lattice: np.ndarray
 ) -> np.ndarray:
-    """D(Rq) = R D(q) R^T; with phases between atoms, not cells, the translation drops out."""
+    """D(Rq) = R D(q) R^T; translations drop out since phases are between atoms, not cells."""
     cartesian = lattice.T @ rotation @ np.linalg.inv(lattice.T)
     n = len(targets)
     blocks = matrix.reshape(n, 3, n, 3)
@@ -183,7 +183,7 @@ def _rotated(
 
 
 def _atom_maps(phonon: Phonopy) -> list[Any]:
-    """For each symmetry operation, the atom that each atom goes to."""
+    """For each symmetry operation, the atom that each atom is mapped onto."""
     operations = phonon.primitive_symmetry.symmetry_operations
     scaled = phonon.primitive.scaled_positions
     maps = []

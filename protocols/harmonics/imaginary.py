@@ -1,4 +1,4 @@
-"""Imaginary modes: whether a crystal is stable, and where an unstable one goes."""
+"""Imaginary modes: whether a crystal is stable, and what an unstable one relaxes to."""
 
 from __future__ import annotations
 
@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import relax
-from ..crystals.cells import Cells, check_crystal, symmetry
-from ..crystals.prepare import (
-    Event,
-    Progress,
-    PropertySettings,
-    relax_settings,
-    relax_together,
-)
+from dpa3sim.common.errors import UnphysicalError
+
+from ..base import Event, Progress
+from ..crystals.cells import Cells, check_crystal, spacegroup, symmetry
+from ..crystals.prepare import PropertySettings, relax_settings, relax_together
 from .hessians import nondiagonal, period_of
 
 if TYPE_CHECKING:
     from ase import Atoms
+    from phonopy import Phonopy
 
     from dpa3sim.potential.interface import BatchPotential
 
@@ -29,7 +26,7 @@ if TYPE_CHECKING:
 # Imaginary frequencies beyond this (THz) matter (docs/methods.md#imaginary-modes).
 SIGNIFICANT = 0.1
 STABLE, UNSTABLE, UNDECIDED = "stable", "unstable", "undecided"
-# Largest displacements along a mode that are tried, Å, and how many of the starts are relaxed.
+# Displacements along a mode that are tried, Å, and how many of the lowest starts are relaxed.
 AMPLITUDES = (0.05, 0.1, 0.2, 0.4)
 STARTS = 4
 # Modes this close (THz) are degenerate.
@@ -45,10 +42,10 @@ class Verdict:
         reason: why.
         lowest: lowest frequency besides the acoustic ones at Γ, imaginary ones negative, THz.
         q: where, in reciprocal vectors of the primitive cell.
-        commensurate: lowest frequency where the supercell is exact, THz; None if it has only Γ
-            and acoustic modes there.
+        commensurate: lowest frequency at wave vectors that fit the supercell, which are exact,
+            THz; None if there are only acoustic modes at Γ.
         q_commensurate: where.
-        noise: frequency below which rounding and anharmonicity hide the truth, THz.
+        noise: frequency below which rounding and anharmonicity hide the true one, THz.
     """
 
     state: str
@@ -73,16 +70,20 @@ class Verdict:
         }
 
 
-def judge(crystal: Harmonic, others: list[tuple[np.ndarray, np.ndarray]]) -> Verdict:
-    """The verdict from the wave vectors that fit the supercell, and from interpolated ones.
+def judge(crystal: Harmonic) -> Verdict:
+    """The verdict from wave vectors that fit the supercell, and from interpolated ones.
 
-    Squared frequencies are uncertain by as much as symmetrizing the force constants moved any of
-    them (Weyl's inequality).
-
-    Args:
-        crystal: with its force constants.
-        others: wave vectors ``(n, 3)`` and frequencies ``(n, bands)`` between them, THz.
+    The latter are those of the bands and the mesh that the phonopy object of the crystal has.
+    Squared frequencies are uncertain by the largest change that symmetrizing the force constants
+    made to any of them (Weyl's inequality).
     """
+    bands = crystal.phonon.band_structure
+    mesh: Any = crystal.phonon.mesh
+    others: list[Any] = []
+    if bands is not None:
+        others += zip(bands.qpoints, bands.frequencies, strict=True)
+    if mesh is not None:
+        others.append((mesh.qpoints, mesh.frequencies))
     noise = float(np.sqrt(crystal.residuals.eigenvalue))
     exact = _lowest(*crystal.commensurate())
     places = [place for place in (exact, *(_lowest(*o) for o in others)) if place is not None]
@@ -94,7 +95,7 @@ def judge(crystal: Harmonic, others: list[tuple[np.ndarray, np.ndarray]]) -> Ver
         state = UNDECIDED
         reason = (
             f"{_imaginary(lowest)} at {_q(q)}, interpolated between wave vectors that fit the "
-            "supercell; a larger one decides"
+            "supercell; a larger supercell decides"
         )
     elif exact is not None and exact[0] <= noise:
         state = UNDECIDED
@@ -108,6 +109,29 @@ def judge(crystal: Harmonic, others: list[tuple[np.ndarray, np.ndarray]]) -> Ver
     return Verdict(state, reason, lowest, q, commensurate, at, noise)
 
 
+def warnings_of(verdict: Verdict, phonon: Phonopy) -> list[str]:
+    """What a verdict other than stable means for the results, from the mesh of a phonopy object."""
+    if verdict.state == STABLE:
+        return []
+    warnings = [f"dynamically {verdict.state}: {verdict.reason}"]
+    mesh: Any = phonon.mesh
+    share = np.average((np.asarray(mesh.frequencies) < 0).mean(axis=1), weights=mesh.weights)
+    if share > 0:
+        warnings.append(
+            f"imaginary modes, {100 * share:.2g} % of all, are left out of thermal properties"
+        )
+    return warnings
+
+
+def refuse_unstable(verdict: Verdict, what: str) -> None:
+    """Raise UnphysicalError for an unstable crystal, from which nothing further can follow."""
+    if verdict.state == UNSTABLE:
+        raise UnphysicalError(
+            f"{what} is dynamically unstable ({verdict.reason}); "
+            "dpa3sim phonon --imaginary follow finds a lower one"
+        )
+
+
 @dataclass(frozen=True)
 class Child:
     """What an unstable crystal relaxes to.
@@ -115,8 +139,8 @@ class Child:
     Attributes:
         atoms: the relaxed structure.
         gain: how much lower its energy is, eV/atom; not positive if nothing lower was found.
-        spacegroup: of it. q, frequency: of the mode that was followed.
-        n_starts: displaced structures that were tried.
+        spacegroup: of the relaxed structure. q, frequency: of the mode that was followed.
+        n_starts: number of displaced structures that were tried.
     """
 
     atoms: Atoms
@@ -145,9 +169,9 @@ def follow(
     verdict: Verdict,
     potential: BatchPotential,
     settings: PropertySettings,
-    progress: Progress | None,
+    progress: Progress,
 ) -> Child:
-    """Displace along the softest mode that fits the supercell, relax, and return the best.
+    """Displace along the softest mode that fits the supercell, relax, and return the lowest.
 
     All amplitudes and combinations of degenerate modes are evaluated at once, and the lowest are
     relaxed together, atoms and cell.
@@ -159,8 +183,7 @@ def follow(
     q = verdict.q_commensurate
     cell, _ = nondiagonal(crystal.atoms, q, period_of(q))
     starts = list(_displaced(crystal, q, cell))
-    if progress:
-        progress(Event("follow", f"{len(starts)} displaced cells of {len(cell)} atoms"))
+    progress(Event("follow", f"{len(starts)} displaced cells of {len(cell)} atoms"))
     rest, *energies = (e.energy for e in potential.evaluate([cell, *starts]))
     order = np.argsort(energies, kind="stable")[:STARTS]
     loose = relax_settings(settings, "full", symmetric=False)
@@ -172,13 +195,13 @@ def follow(
     if symmetry(atoms, settings.symprec) is not None:
         check_crystal(atoms, "phonons")
         atoms = Cells.of(atoms, settings.symprec).primitive.atoms
-    group = relax.spacegroup(atoms, settings.symprec)
+    group = spacegroup(atoms, settings.symprec)
     assert verdict.commensurate is not None
     return Child(atoms, gain, group, q, verdict.commensurate, len(starts))
 
 
 def _displaced(crystal: Harmonic, q: np.ndarray, cell: Atoms) -> Iterator[Atoms]:
-    """Cells displaced along the softest modes of q, in each way worth trying."""
+    """Cells displaced along the softest modes of q, with all amplitudes, signs and phases."""
     result = crystal.phonon.run_qpoints(q[None], with_eigenvectors=True)
     assert result.eigenvectors is not None
     frequencies, vectors = result.frequencies[0], result.eigenvectors[0]
@@ -190,7 +213,7 @@ def _displaced(crystal: Harmonic, q: np.ndarray, cell: Atoms) -> Iterator[Atoms]
     for direction in _directions(len(soft)):
         mode = (direction @ soft).reshape(n, 3) / np.sqrt(masses)[:, None]
         wave = np.tile(mode, (len(cell) // n, 1)) * phases[:, None]
-        if real:  # the same everywhere up to a factor: the one that makes it real
+        if real:  # its phase is the same everywhere, and is taken out
             wave = wave * np.exp(-0.5j * np.angle((wave**2).sum()))
         for turn in (0,) if real else (0, np.pi / 4, np.pi / 2):
             shape = np.real(wave * np.exp(1j * turn))

@@ -207,7 +207,7 @@ def test_damaged_state_is_told(capsys):
         (["--timestep", "-1"], "timestep = -1 must be positive"),
         (["--thermostat", "langvin"], "did you mean 'langevin'"),
         (["--ensemble", "npt", "--thermostat", "langevin"], "goes with thermostat=nose-hoover"),
-        (["--ensemble", "nve", "--temperature-end", "600"], "nothing controls it"),
+        (["--ensemble", "nve", "--temperature-end", "600"], "nothing controls the temperature"),
         (["--stepz", "5"], "unknown option --stepz; did you mean '--steps'"),
         (["--steps", "many"], "option --steps = 'many' must be a whole number"),
     ],

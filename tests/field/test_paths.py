@@ -11,6 +11,7 @@ from ase.io import read, write
 from dpa3sim.cli.main import main
 from dpa3sim.common.errors import InputError
 from dpa3sim.protocols import neb
+from dpa3sim.protocols.crystals import elastic_band, initial_path
 
 HERE = Path(__file__).parent
 
@@ -56,15 +57,15 @@ def test_hydrogen_goes_around_hydrogen_cyanide(embedded64):
 
 def test_collisions_are_seen_and_healthy_paths_left_alone():
     hcn, hnc = (read(HERE / f"neb-hcn-linear/{name}.xyz") for name in ("hcn", "hnc"))
-    assert neb.collisions(hcn, hnc)
+    assert initial_path.collisions(hcn, hnc)
     ammonia = molecule("NH3")
     inverted = ammonia.copy()
     inverted.positions[:, 2] *= -1
-    assert not neb.collisions(ammonia, inverted)
+    assert not initial_path.collisions(ammonia, inverted)
     # Two atoms that exchange along the line between them.
     pair = Atoms("Ar2", [[0, 0, 0], [0, 0, 3.8]])
     swapped = Atoms("Ar2", [[0, 0, 3.8], [0, 0, 0]])
-    assert neb.collisions(pair, swapped) == [(0, 1)]
+    assert initial_path.collisions(pair, swapped) == [(0, 1)]
 
 
 def test_atoms_that_exchange_on_a_line_go_around_each_other(embedded64):
@@ -72,7 +73,7 @@ def test_atoms_that_exchange_on_a_line_go_around_each_other(embedded64):
     initial = Atoms("NaClNa2", [[0, 0, 0], [2.9, 0, 0], [5.8, 0, 0], [2.9, 2.9, 0]])
     final = initial.copy()
     final.positions[[0, 2]] = initial.positions[[2, 0]]
-    images, notes = neb.start(initial, final, neb.Settings(images=3))
+    images, notes = initial_path.initial_path(initial, final, 3, "idpp")
     assert notes
     for image in images[1:-1]:
         assert image.get_all_distances()[np.triu_indices(4, 1)].min() > 1.5
@@ -84,11 +85,11 @@ def test_what_diverges():
     rough = [40 / (1 + k / 10) for k in range(300)]
     stuck = [8.0] * 300
     for forces in (healthy, rough, stuck):
-        assert not any(neb.diverges(forces[: k + 1]) for k in range(len(forces)))
+        assert not any(elastic_band.diverges(forces[: k + 1]) for k in range(len(forces)))
     growing = [2 * 1.05**k for k in range(100)]
-    first = next(k for k in range(100) if neb.diverges(growing[: k + 1]))
+    first = next(k for k in range(100) if elastic_band.diverges(growing[: k + 1]))
     assert first < 60
-    reason = neb.diverges(growing[: first + 1])
+    reason = elastic_band.diverges(growing[: first + 1])
     assert "diverges" in reason
     assert "from 2 to" in reason
 

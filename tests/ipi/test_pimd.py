@@ -28,6 +28,7 @@ from dpa3sim.clients.ipi.tables import last_row, read_table
 from dpa3sim.common.errors import ConnectionLostError, InputError, NonFiniteError
 from dpa3sim.protocols import pimd
 from dpa3sim.protocols.dynamics import path_integrals as pimd_result
+from dpa3sim.protocols.dynamics import ring_polymers
 from dpa3sim.protocols.dynamics.correlation import estimate
 
 WATER = DATA / "ipi" / "water8.extxyz"
@@ -53,7 +54,9 @@ def simulate(folder, atoms, settings, prefix="pimd", beads=None, pes=HARMONIC, *
         parameters = {"wavenumber": WAVENUMBER} | parameters
     values = {"structure": STRUCTURE, **parameters}
     count = beads or settings.beads
-    pimd.simulate(folder, atoms, plan, prefix, count, direct_forcefield(pes, count, values))
+    ring_polymers.simulate(
+        folder, atoms, plan, prefix, count, direct_forcefield(pes, count, values)
+    )
     return plan
 
 
@@ -275,7 +278,7 @@ def prepare(folder, settings, pes=PAIRS, **parameters):
     write_structure(folder / STRUCTURE, ready)
     forcefield = direct_forcefield(pes, settings.beads, {"structure": STRUCTURE, **parameters})
     plan = pimd.check(atoms, settings)
-    root = pimd.make_input(ready, plan, "pimd", settings.beads, forcefield)
+    root = ring_polymers.make_input(ready, plan, "pimd", settings.beads, forcefield)
     (folder / "pimd.xml").write_text(to_xml(root))
 
 

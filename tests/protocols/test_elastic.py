@@ -17,7 +17,13 @@ from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import elastic
 from dpa3sim.protocols.crystals.cells import Cells
 from dpa3sim.protocols.crystals.moduli import directional_young, moduli
-from dpa3sim.protocols.elastic import Settings, rotated
+from dpa3sim.protocols.crystals.stiffness import (
+    invariant_tensors,
+    needed_components,
+    rotated,
+    standard_orientation,
+)
+from dpa3sim.protocols.elastic import Settings
 from dpa3sim.run.store import StoredPotential
 
 # C11, C12, C44 with relaxed and C44 with clamped ions, GPa, of the embedded model in float64.
@@ -265,13 +271,13 @@ def cartesian_point_group(number):
 def test_independent_constants_of_every_laue_class(name):
     number, count = LAUE[name]
     group = cartesian_point_group(number)
-    basis = elastic.invariant_tensors(group)
+    basis = invariant_tensors(group)
     assert len(basis) == count
     rng = np.random.default_rng(number)
     tensor = np.einsum("k,kij->ij", rng.normal(size=count), basis)
     for rotation in group:
         np.testing.assert_allclose(rotated(tensor, rotation), tensor, atol=1e-9)
-    components = elastic.needed_components(basis)
+    components = needed_components(basis)
     columns = basis[:, :, list(components)].reshape(count, -1)
     assert np.linalg.matrix_rank(columns) == count
     for component in components:
@@ -284,11 +290,11 @@ def test_independent_constants_of_every_laue_class(name):
 def test_the_fit_recovers_a_tensor_from_its_stresses(name):
     """With even and odd orders of the strain besides, and in any orientation."""
     group = cartesian_point_group(LAUE[name][0])
-    basis = elastic.invariant_tensors(group)
+    basis = invariant_tensors(group)
     rng = np.random.default_rng(1)
     tensor = 100 * np.einsum("k,kij->ij", rng.normal(size=len(basis)), basis)
     frame = random_rotation(5)
-    components = elastic.needed_components(basis)
+    components = needed_components(basis)
     magnitudes = np.array([0.0025, 0.005])
     even = rng.normal(size=6) * 1000
     stresses = np.array(
@@ -316,7 +322,7 @@ def test_orthorhombic_axes_are_ordered_by_length(order):
     lengths = np.array([3.0, 4.0, 5.0])[list(order)]
     cells = Cells.of(turned(Atoms("Cu", cell=lengths, pbc=True), random_rotation(2)), 1e-3)
     axes = cells.input.atoms.cell[:] / lengths[:, None]
-    frame = elastic.standard_orientation(cells)
+    frame = standard_orientation(cells)
     along = [lengths[np.argmax(np.abs(axes @ row))] for row in frame]
     assert along == [4.0, 5.0, 3.0]
     assert np.linalg.det(frame) == pytest.approx(1)
@@ -327,8 +333,8 @@ def test_standard_axes_follow_the_crystal(seed):
     """The same physical axes, however the crystal lies."""
     rotation = random_rotation(seed)
     for atoms in (bulk("Ti"), bulk("Sn", "diamond", 6.5), bulk("GaN", "wurtzite", a=3.2, c=5.2)):
-        frame = elastic.standard_orientation(Cells.of(atoms, 1e-3))
-        again = elastic.standard_orientation(Cells.of(turned(atoms, rotation), 1e-3))
+        frame = standard_orientation(Cells.of(atoms, 1e-3))
+        again = standard_orientation(Cells.of(turned(atoms, rotation), 1e-3))
         relative = again @ rotation @ frame.T
         group = frame @ Cells.of(atoms, 1e-3).rotations @ frame.T
         assert min(np.abs(relative - sign * g).max() for g in group for sign in (1, -1)) < 1e-6

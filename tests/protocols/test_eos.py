@@ -11,7 +11,8 @@ from tests_support import EXAMPLES
 
 from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import elastic, eos
-from dpa3sim.protocols.eos import EQUATIONS, Fit, Settings, fit_equation
+from dpa3sim.protocols.crystals.equations_of_state import EQUATIONS, Fit, fit_equation
+from dpa3sim.protocols.eos import Settings
 from dpa3sim.run.store import StoredPotential
 
 GPA = 1 / 160.21766208

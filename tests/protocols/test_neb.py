@@ -12,6 +12,8 @@ from tests_support import EMTPotential
 
 from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import neb
+from dpa3sim.protocols.crystals import superposition
+from dpa3sim.protocols.crystals.elastic_band import Band
 from dpa3sim.protocols.neb import Settings
 
 QUICK = Settings(images=3, fmax=0.01)
@@ -106,12 +108,12 @@ def test_vacancies_made_by_deleting_different_atoms(result):
 def test_matching_looks_at_elements_and_leaves_exchanges_alone():
     initial = Atoms("CuAlCu", [[0, 0, 0], [3, 0, 0], [6, 0, 0]])
     other = Atoms("AlCuCu", [[3.2, 0, 0], [0, 0, 0], [6, 0, 0]])
-    matched, changed = neb.matched(initial, other)
+    matched, changed = superposition.matched(initial, other)
     assert str(matched.symbols) == "CuAlCu"
     assert changed == 2
     assert matched.positions[1, 0] == 3.2
     swapped = initial[[2, 1, 0]]
-    same, changed = neb.matched(initial, swapped)
+    same, changed = superposition.matched(initial, swapped)
     assert changed == 0
     np.testing.assert_array_equal(same.positions, swapped.positions)
 
@@ -178,13 +180,13 @@ def test_a_minimum_on_the_way_is_told():
     del initial[0], final[0]
     settings = Settings(images=5, fmax=0.1, climb=False, match=False)
     found = neb.run(initial, final, EMTPotential(), settings)
-    assert any("minimum on the way, at image 3" in warning for warning in found.warnings)
+    assert any("minimum on the path, at image 3" in warning for warning in found.warnings)
     assert any("no image climbed" in warning for warning in found.warnings)
 
 
 def test_the_spline_follows_energies_and_forces():
     path = np.array([0.0, 0.7, 1.5, 2.0])
-    band = neb.Band(path, path**3 - 2 * path, -(3 * path**2 - 2))
+    band = Band(path, path**3 - 2 * path, -(3 * path**2 - 2))
     dense, energies = band.spline()
     np.testing.assert_allclose(energies, dense**3 - 2 * dense, atol=1e-12)
 

@@ -199,7 +199,10 @@ def test_analytic_and_finite_difference_force_constants_agree(embedded64, atoms,
     matrix, _ = choose(cells, parse(size), 6.0)
     constants = [
         harmonic(
-            [cells.primitive.atoms], matrix, embedded64, method=m, distance=1e-4, symprec=1e-3
+            [cells.primitive.atoms],
+            matrix,
+            embedded64,
+            Settings(method=m, distance=1e-4, symprec=1e-3),
         )[0].phonon.force_constants
         for m in ("fd", "analytic")
     ]
@@ -345,9 +348,9 @@ def test_born_charges_split_the_optical_modes(embedded64, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "no BORN file"),
-        ("14.4\n1 2 3\n", "no BORN file"),
-        (BORN.replace("1.98", "abc"), "no BORN file"),
+        ("", "not a BORN file"),
+        ("14.4\n1 2 3\n", "not a BORN file"),
+        (BORN.replace("1.98", "abc"), "not a BORN file"),
         (BORN + "1 0 0 0 1 0 0 0 1\n", "Too many atoms"),
         (BORN.replace("3.1", "nan"), "NaN"),
         (None, "cannot be read"),

@@ -23,7 +23,8 @@ from dpa3sim.protocols import (
     vacancy,
 )
 from dpa3sim.protocols.base import HESSIAN
-from dpa3sim.protocols.crystals import prepare
+from dpa3sim.protocols.dynamics.ring_polymers import simulate
+from dpa3sim.protocols.harmonics.properties import HarmonicRun
 
 CUTOFF = 6.0
 STRAINED = bulk("Cu", a=3.65, cubic=True)
@@ -128,9 +129,8 @@ def test_analytic_phonons_ask_for_those_cells():
     potential.cells = []
     settings = phonon.Settings(method="analytic", **HARMONIC)
     found = phonon.stages(STRAINED, settings, CUTOFF)[-1]
-    ready = prepare.prepare(STRAINED, potential, settings, "phonons")
-    matrix, _ = phonon.preflight(ready, settings, None)
-    phonon.force_constants([ready.cells.primitive.atoms], matrix, ready, settings, None, None)
+    begun = HarmonicRun.begin(STRAINED, potential, settings)
+    begun.force_constants([begun.prepared.cells.primitive.atoms])
     assert found.kind == HESSIAN
     assert found.exact
     assert list(found.atoms) == potential.cells
@@ -213,7 +213,7 @@ def test_pimd(tmp_path, options):
     folder.mkdir()
     values = {"structure": STRUCTURE, "wavenumber": 200.0}
     forcefield = direct_forcefield(tmp_path / "pes.py", 4, values)
-    pimd.simulate(folder, STRAINED, plan, "pimd", 4, forcefield)
+    simulate(folder, STRAINED, plan, "pimd", 4, forcefield)
     calls = [int(n) for n in (tmp_path / "calls").read_text().split()]
     assert set(calls) == {4}
     assert planned[0].total == (sum(calls),) * 2

@@ -11,6 +11,7 @@ from dpa3sim import Potential
 from dpa3sim.common.errors import Dpa3simError, InputError, NonFiniteError
 from dpa3sim.protocols import relax
 from dpa3sim.protocols.crystals import cells
+from dpa3sim.protocols.crystals.optimization import OPTIMIZERS
 from dpa3sim.protocols.crystals.space_group import KeepSpaceGroup
 from dpa3sim.protocols.relax import Settings
 
@@ -263,7 +264,7 @@ def test_an_optimizer_that_goes_astray_is_an_error(embedded, monkeypatch):
     assert error.value.exit_code == 4
 
 
-@pytest.mark.parametrize("optimizer", relax.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_finds_the_minimum(embedded, optimizer):
     start = strained_and_rattled(bulk("Cu"), seed=5, strain=0.01, rattle=0.0)
     result = relax.run(start, embedded, Settings(cell="full", optimizer=optimizer))

@@ -11,10 +11,12 @@ from tests_support import EMTPotential
 from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.common.units import J_PER_M2
 from dpa3sim.protocols import surface
+from dpa3sim.protocols.crystals import slabs
 from dpa3sim.protocols.crystals.cells import Cells
 from dpa3sim.protocols.surface import Settings
 
 SETTINGS = Settings(thickness=10.0)
+CUT = {"thickness": 10.0, "sizes": 3, "vacuum": 15.0}
 
 
 def zincblende():
@@ -104,7 +106,7 @@ def test_indices_are_of_the_conventional_cell():
     """The planes of a slab are as far apart as the cubic indices say."""
     cells = Cells.of(bulk("Cu", a=3.6), 0.01)
     for miller, apart in (((1, 1, 1), 3**-0.5), ((1, 0, 0), 0.5), ((1, 1, 0), 8**-0.5)):
-        (cut,) = surface._cuts(cells, miller, SETTINGS)
+        (cut,) = slabs.cuts_of(cells, miller, **CUT)
         heights = np.unique(np.round(cut.slabs[0].positions[:, 2], 6))
         np.testing.assert_allclose(np.diff(heights), apart * 3.6, atol=1e-5)
         assert len(heights) == len(cut.slabs[0])  # one atom a plane: no larger cell than needed
@@ -112,7 +114,7 @@ def test_indices_are_of_the_conventional_cell():
 
 def test_terminations_of_silicon():
     """(111) of diamond: between the double layers, or within them, which breaks more bonds."""
-    cuts = surface._cuts(Cells.of(bulk("Si"), 0.01), (1, 1, 1), SETTINGS)
+    cuts = slabs.cuts_of(Cells.of(bulk("Si"), 0.01), (1, 1, 1), **CUT)
     assert len(cuts) == 2
     outermost = sorted(float(np.diff(np.sort(c.slabs[0].positions[:, 2])[:2])[0]) for c in cuts)
     assert outermost == pytest.approx([5.43 / 48**0.5, 5.43 * 3**0.5 / 4], abs=0.01)
@@ -147,11 +149,11 @@ def test_faces_left_out_are_told():
 
 
 def test_different_faces():
-    assert len(surface.distinct_faces(Cells.of(bulk("Cu"), 0.01))) == 3
-    hexagonal = surface.distinct_faces(Cells.of(bulk("Mg"), 0.01))
+    assert len(slabs.distinct_faces(Cells.of(bulk("Cu"), 0.01))) == 3
+    hexagonal = slabs.distinct_faces(Cells.of(bulk("Mg"), 0.01))
     assert {(0, 0, 1), (1, 0, 0), (1, 1, 0)} <= set(hexagonal)
     low = Atoms("Cu", cell=[[3, 0, 0], [0.4, 3.3, 0], [0.5, 0.7, 3.8]], pbc=True)
-    assert len(surface.distinct_faces(Cells.of(low, 0.01))) == 13
+    assert len(slabs.distinct_faces(Cells.of(low, 0.01))) == 13
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_different_faces():
     ],
 )
 def test_reading_indices(text, faces):
-    assert surface.parse_miller(text) == faces
+    assert slabs.parse_miller(text) == faces
 
 
 @pytest.mark.parametrize("text", ["", "0,0,0", "1,1", "a,b,c", "1,1,1,1", "1.5,1,1"])
@@ -189,4 +191,4 @@ def test_copper_with_the_embedded_model(embedded64):
     found = surface.run(bulk("Cu"), embedded64, Settings(thickness=7.0, sizes=1))
     assert [s.miller for s in found.surfaces] == [(1, 1, 1), (1, 0, 0), (1, 1, 0)]
     assert 1.2 < found.surfaces[0].gamma * J_PER_M2 < 1.5  # PBE: 1.3 J/m^2
-    assert any("was not looked at" in warning for warning in found.warnings)
+    assert any("was not checked" in warning for warning in found.warnings)

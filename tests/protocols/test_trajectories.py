@@ -187,8 +187,8 @@ def test_what_is_held_does_not_grow_with_the_trajectory():
         most = 0
         for _ in range(n):
             msd.add(frame)
-            most = max(most, msd.held)
-        held[n] = most, vacf.held
+            most = max(most, len(msd._origins))
+        held[n] = most, vacf.length
     assert held[2_000] == held[20_000]
     assert held[20_000][0] <= 201
 

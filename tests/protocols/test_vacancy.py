@@ -10,6 +10,7 @@ from tests_support import EMTPotential
 
 from dpa3sim.common.errors import InputError, NotConvergedError
 from dpa3sim.protocols import vacancy
+from dpa3sim.protocols.crystals.point_defects import sites
 from dpa3sim.protocols.vacancy import Settings
 
 SMALL = Settings(supercell="8A")
@@ -67,9 +68,9 @@ def test_sizes_and_relaxation(copper):
     assert site["formation_energy_eV"] < site["formation_energy_unrelaxed_eV"]
     assert site["image_distance_A"] > site["face_distance_A"] > 8
     assert site["neighbour_displacement_A"] < 0  # neighbours of a vacancy in a metal move inwards
-    assert any("sees its own images" in warning for warning in copper.warnings)
+    assert any("interacts with its own images" in warning for warning in copper.warnings)
     one = vacancy.run(bulk("Cu"), EMTPotential(), Settings(supercell="3,3,3", sizes=1))
-    assert any("was not looked at (sizes = 1)" in warning for warning in one.warnings)
+    assert any("was not checked (sizes = 1)" in warning for warning in one.warnings)
     assert one.to_dict()["sites"][0]["size_change_eV"] is None
 
 
@@ -132,9 +133,9 @@ def test_sites_that_symmetry_tells_apart():
         setting=2,
         cellpar=[8.08] * 3 + [90] * 3,
     )
-    sites = vacancy.sites(Cells.of(spinel, 0.01))
-    assert {(s.element, s.multiplicity) for s in sites} == {("Mg", 2), ("Al", 4), ("O", 8)}
-    for site in sites:
+    found = sites(Cells.of(spinel, 0.01))
+    assert {(s.element, s.multiplicity) for s in found} == {("Mg", 2), ("Al", 4), ("O", 8)}
+    for site in found:
         assert spinel.symbols[site.input_index] == site.element
 
 

@@ -23,6 +23,7 @@ from dpa3sim.cli.main import main
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.files import lock_folder
 from dpa3sim.protocols import eos, relax
+from dpa3sim.protocols.crystals import relaxation
 from dpa3sim.run.directory import PROVENANCE
 from dpa3sim.screen import calculation
 from dpa3sim.screen.database import NAME, Database
@@ -207,8 +208,8 @@ def test_more_steps_continue_what_ran_out(capsys, monkeypatch):
     assert main(["retry", "run", "--not-converged", "--steps", "2"]) == 3
     assert {r["n_steps"] for r in table()} == {"2"}
     counted = []
-    step = relax._measure
-    monkeypatch.setattr(relax, "_measure", lambda *a: counted.append(a[-1]) or step(*a))
+    step = relaxation._measure
+    monkeypatch.setattr(relaxation, "_measure", lambda *a: counted.append(a[-1]) or step(*a))
     assert main([*command, "--steps", "900"]) == 0
     assert sorted(counted)[:4] == [2, 2, 2, 3]  # where they stopped
     assert {r["attempts"] for r in table()} == {"3"}

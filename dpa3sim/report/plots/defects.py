@@ -72,7 +72,7 @@ def plot_vacancies(folder: Path, result: vacancy.Result, label: str) -> None:
 
 def plot_surfaces(folder: Path, result: surface.Result, label: str) -> None:
     """Energies of all faces, and against the thickness: ``surface.png``, ``surface.svg``."""
-    from dpa3sim.protocols.surface import face_name
+    from dpa3sim.protocols.crystals.slabs import face_name
 
     several = result.settings.terminations > 1
     names = [

@@ -10,7 +10,7 @@ import numpy as np
 from dpa3sim.report.plots.properties import pyplot, save
 
 if TYPE_CHECKING:
-    from dpa3sim.protocols.dynamics.results import Result
+    from dpa3sim.protocols.md import Result
 
 
 def plot_simulation(folder: Path, result: Result, label: str) -> None:

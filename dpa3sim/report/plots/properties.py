@@ -116,7 +116,7 @@ def plot_eos(folder: Path, result: eos.Result, label: str) -> None:
 def plot_youngs_modulus(folder: Path, result: elastic.Result, label: str) -> None:
     """Directional Young's modulus in the planes of the axes: ``youngs_modulus.png``, ``.svg``."""
     from dpa3sim.protocols.crystals.moduli import directional_young
-    from dpa3sim.protocols.elastic import rotated
+    from dpa3sim.protocols.crystals.stiffness import rotated
 
     angle = np.linspace(0, 2 * np.pi, 361)
     tensors = [("relaxed ions", result.relaxed, "-"), ("clamped ions", result.clamped, "--")]

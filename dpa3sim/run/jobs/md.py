@@ -12,7 +12,7 @@ from dpa3sim.run.output import write_structure, write_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dpa3sim.protocols.dynamics.results import Result
+    from dpa3sim.protocols.md import Result
 
 STRUCTURE = "structure_final"
 UNITS = {"A3": "Å^3", "per_atom_eV": "eV/atom", "meV_per_atom_per_ps": "meV/atom/ps"}

@@ -11,7 +11,7 @@ from dpa3sim.run.output import write_structure, write_table
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dpa3sim.protocols.dynamics.path_integrals import Result
+    from dpa3sim.protocols.pimd import Result
 
 STRUCTURE = "structure_final"
 # Of the summary: key, text, unit.
