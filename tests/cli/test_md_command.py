@@ -241,7 +241,7 @@ def killed_often(folder, name, kills, steps):
     arguments = ["water.extxyz", "--model", MODEL, "--steps", str(steps), "--interval", "3"]
     arguments += ["--checkpoint", "7", *INTEGRATORS[name]]
     done = subprocess.run(
-        [sys.executable, TESTS / "md_kills.py", str(folder), str(kills), "1", *arguments],
+        [sys.executable, TESTS / "cli/md_kills.py", str(folder), str(kills), "1", *arguments],
         env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

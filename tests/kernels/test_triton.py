@@ -426,7 +426,7 @@ def test_programs_compile_for_gpus_that_are_not_here(model, arithmetic, capabili
     case = model, dtype, matmul, str(capability)
     only = ["first"] if (model, arithmetic, capability) == QUICK else []
     done = subprocess.run(
-        [sys.executable, TESTS / "triton_compile.py", *case, *only],
+        [sys.executable, TESTS / "kernels/triton_compile.py", *case, *only],
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Kills ``dpa3sim md`` at random moments until it is done, again and again, and compares.
 
-    python tests/md_kills.py FOLDER KILLS SEED ARGUMENTS_OF_THE_COMMAND...
+    python tests/cli/md_kills.py FOLDER KILLS SEED ARGUMENTS_OF_THE_COMMAND...
 
 Everything is imported once; each run is a forked process that SIGKILL ends at a random moment of
 its whole life, from reading the arguments to writing the last picture. Prints how many kills there

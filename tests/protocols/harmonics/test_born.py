@@ -16,7 +16,7 @@ from dpa3sim.protocols.crystals.cells import Cells
 from dpa3sim.protocols.harmonics import born
 from dpa3sim.protocols.harmonics.force_constants import new_phonopy
 
-FIELD = Path(__file__).parents[1] / "field/born-factor"
+FIELD = Path(__file__).parents[2] / "field/born-factor"
 MGO = bulk("MgO", "rocksalt", a=4.255)
 CHARGE, EPSILON = 1.98, 3.1
 ROWS = [np.eye(3) * CHARGE, -np.eye(3) * CHARGE]
