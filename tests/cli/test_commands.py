@@ -226,7 +226,7 @@ def test_info_as_json(capsys):
 
 
 def test_source_tree_works_without_installation(tmp_path):
-    """In a checkout a link makes protocols/, beside the package, importable as dpa3sim.protocols."""
+    """In a checkout, a link makes protocols/ importable as dpa3sim.protocols."""
     root = Path(__file__).resolve().parents[2]
     # -S leaves out site-packages, and with it any installed dpa3sim.
     code = f"""
