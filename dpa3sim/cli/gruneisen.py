@@ -18,7 +18,7 @@ VOLUMES = ("", "_smaller", "_larger")
 
 
 def write(folder: Path, result: Result, label: str, plots: bool) -> None:
-    """Structures, phonopy's files of each volume, tables and a picture."""
+    """Write structures, phonopy's files for each volume, tables and a plot."""
     write_structure(folder, "structure_relaxed", result.prepared.atoms)
     for crystal, ending in zip(result.crystals, VOLUMES, strict=True):
         write_structure(folder, f"structure_primitive{ending}", crystal.atoms)
@@ -47,7 +47,7 @@ def write(folder: Path, result: Result, label: str, plots: bool) -> None:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """The stored result in a few lines."""
+    """A summary of the stored result in a few lines."""
     optical = zip(
         result["frequencies_gamma_optical_THz"], result["gruneisen_gamma_optical"], strict=True
     )

@@ -1,4 +1,4 @@
-"""The line below the printed ones that tells how far a long command is."""
+"""The line below the output that shows the progress of a long command."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
 
-# Lines of progress in the log, and on a terminal that is none, are so far apart, s.
+# Time between progress lines in the log, and in output that is not a terminal, s.
 LINE_SECONDS = 30.0
 
 
 class LiveLine:
-    """A line that is replaced, on a terminal; elsewhere nothing.
+    """A line that is replaced on a terminal; elsewhere it does nothing.
 
     Args:
         console: where to print.
@@ -27,7 +27,7 @@ class LiveLine:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Within, there is the line."""
+        """Show the line inside the block."""
         if not self._console.is_terminal or self._console.quiet:
             yield
             return

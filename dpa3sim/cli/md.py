@@ -24,7 +24,7 @@ UNITS = {"A3": "Å^3", "per_atom_eV": "eV/atom", "meV_per_atom_per_ps": "meV/ato
 
 @dataclass(frozen=True)
 class MDCommand(Command):
-    """The command, which notes when it began."""
+    """The command, which records when it began."""
 
     def configure(self, parser: Parser) -> None:
         """Arguments of the command."""
@@ -33,7 +33,7 @@ class MDCommand(Command):
 
 
 class MDJob(Job):
-    """The simulation of one structure, which continues from the last state it saved."""
+    """The simulation of one structure, which continues from the last saved state."""
 
     settings: md.Settings
     EXTENDING = ("steps", "equilibration", "max_hours")
@@ -43,7 +43,7 @@ class MDJob(Job):
         self._plan = md.check(self.atoms, self.settings)
 
     def is_final(self, stored: dict[str, Any]) -> bool:
-        """All steps done, and averaged as wanted."""
+        """Whether all steps are done, and averaged as requested."""
         done: int = stored["n_steps"]
         wanted = self._plan.equilibration(done)
         return done >= self.settings.steps and stored["equilibration_steps"] == wanted
@@ -76,7 +76,7 @@ class MDJob(Job):
             )
 
     def write(self, result: Result) -> None:
-        """Write the last structures, tables and pictures."""
+        """Write the last structures, tables and plots."""
         folder, several = self.directory.path, len(result.atoms) > 1
         for k, atoms in enumerate(result.atoms):
             write_structure(folder, f"{STRUCTURE}_{k}" if several else STRUCTURE, atoms)
@@ -87,7 +87,7 @@ class MDJob(Job):
             plot_simulation(folder, result, self.source.label)
 
     def summary_lines(self, result: dict[str, Any]) -> list[str]:
-        """The result in a few lines for people."""
+        """A summary of the result in a few lines."""
         lines = [
             f"{'; '.join(result['reasons'])} ({result['simulated_ps']:g} ps); averages from step "
             f"{result['equilibration_steps']}:"
@@ -104,7 +104,7 @@ class MDJob(Job):
                 continue
             error = result[f"{name}_error_{unit}"]
             shown = format(value, form)
-            if error:  # zero for a volume that is fixed
+            if error:  # zero for a fixed volume
                 shown += f" ± {error:.2g}"
             lines.append(f"  {name.replace('_', ' '):<22}{shown} {UNITS.get(unit, unit)}")
         for element, found in result["diffusion"].items():
@@ -117,7 +117,7 @@ class MDJob(Job):
 
 
 def _write_analysis(folder: Path, result: Result) -> None:
-    """Tables of structure and motion, as far as there are any."""
+    """Write the tables of structure and motion that the analysis has."""
     analysis = result.analysis
     tables = {
         "rdf": {"r_A": analysis.rdf_r, **analysis.rdf},
@@ -139,7 +139,7 @@ def _write_analysis(folder: Path, result: Result) -> None:
 EXAMPLES = """\
 dpa3sim md POSCAR --temperature 300 --steps 20000              # NVT, Langevin
 dpa3sim md POSCAR --ensemble npt --pressure 0 --replicas 4     # four runs in one batch
-dpa3sim md POSCAR --steps 1000000 --max-hours 23.5             # as a batch system wants it
+dpa3sim md POSCAR --steps 1000000 --max-hours 23.5             # within the limit of a job
 """
 COMMAND = MDCommand(
     "md", "molecular dynamics", md.Settings, MDJob, plots="energies, structure and motion"

@@ -10,7 +10,7 @@ from dpa3sim.protocols import neb
 
 
 def write(folder: Path, result: neb.Result, label: str, plots: bool) -> None:
-    """Write every image in a file of its own, all in one, the saddle point, and the plot."""
+    """Write every image to its own file, all images to one, the saddle point, and the plot."""
     from ase.io import write as write_frames
 
     digits = max(2, len(str(len(result.images) - 1)))

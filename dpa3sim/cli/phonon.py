@@ -20,10 +20,10 @@ ROOM_TEMPERATURE = 300.0
 
 
 class HarmonicJob(PropertyJob):
-    """A property that may depend on a file of Born charges."""
+    """A property that may depend on a file with Born charges."""
 
     def _summary(self) -> dict[str, Any]:
-        """What decides the result: the content of that file, too."""
+        """Everything that affects the result, including the content of that file."""
         summary = super()._summary()
         if self.settings.born is not None:
             content = Path(self.settings.born).read_bytes()
@@ -32,10 +32,10 @@ class HarmonicJob(PropertyJob):
 
 
 class PhononJob(HarmonicJob):
-    """Phonons, which may be asked to fail where the crystal is unstable."""
+    """Phonons, which fail for an unstable crystal if that is requested."""
 
     def exit_code(self, stored: dict[str, Any]) -> int:
-        """4 for an unstable crystal with ``imaginary=error``."""
+        """The code is 4 for an unstable crystal with ``imaginary=error``."""
         code = super().exit_code(stored)
         unstable = stored["verdict"] == imaginary.UNSTABLE
         if code == DONE and unstable and self.settings.imaginary == "error":
@@ -44,7 +44,7 @@ class PhononJob(HarmonicJob):
 
 
 def write(folder: Path, result: Result, label: str, plots: bool) -> None:
-    """Structures, phonopy's files, tables and pictures."""
+    """Write structures, phonopy's files, tables and plots."""
     from phonopy.phonon.dos import write_projected_dos, write_total_dos
 
     write_structure(folder, "structure_relaxed", result.prepared.atoms)
@@ -68,7 +68,7 @@ def write(folder: Path, result: Result, label: str, plots: bool) -> None:
 
 
 def write_phonopy(folder: Path, crystal: Harmonic, ending: str = "") -> None:
-    """What the program ``phonopy`` loads: cells, forces, symmetrized force constants."""
+    """Write what ``phonopy`` loads: cells, forces, symmetrized force constants."""
     from phonopy.file_IO import write_force_constants_to_hdf5, write_FORCE_SETS
 
     found = crystal.phonon
@@ -87,13 +87,13 @@ def write_phonopy(folder: Path, crystal: Harmonic, ending: str = "") -> None:
 
 
 def columns(data: Mapping[str, Any]) -> dict[str, Sequence[float]]:
-    """Those entries that are as long as the temperatures."""
+    """The entries with one value for each temperature."""
     length = len(data["temperatures_K"])
     return {k: v for k, v in data.items() if isinstance(v, list) and len(v) == length}
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """The stored result in a few lines."""
+    """A summary of the stored result in a few lines."""
     optical = [mode for mode in result["modes_gamma"] if not mode["acoustic"]]
     told = ", ".join(
         f"{mode['frequency_THz']:.3f}{' ' + mode['irrep'] if mode['irrep'] else ''}"
@@ -116,7 +116,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def supercell_lines(result: dict[str, Any]) -> list[str]:
-    """Crystal and supercell."""
+    """The lines about the crystal and the supercell."""
     width = min(result["supercell_widths_A"])
     count = result["n_displacements"]
     how = f"finite displacements: {count}" if count else "analytic second derivatives"
@@ -128,7 +128,7 @@ def supercell_lines(result: dict[str, Any]) -> list[str]:
 
 
 def at_room_temperature(result: dict[str, Any]) -> int | None:
-    """The place of 300 K among the temperatures; None where it is not among them."""
+    """The index of 300 K in the list of temperatures; None if it is not in the list."""
     found = (i for i, t in enumerate(result["temperatures_K"]) if abs(t - ROOM_TEMPERATURE) < 1e-6)
     return next(found, None)
 
@@ -149,7 +149,7 @@ def _thermal_lines(result: dict[str, Any]) -> list[str]:
 EXAMPLES = """\
 dpa3sim phonon POSCAR                               # bands, densities, thermal properties
 dpa3sim phonon POSCAR --supercell 2,2,2             # twice the cell in the file
-dpa3sim phonon POSCAR --imaginary follow            # where an unstable crystal goes
+dpa3sim phonon POSCAR --imaginary follow            # the phase that an unstable crystal relaxes to
 """
 COMMAND = PropertyCommand(
     "phonon",

@@ -1,4 +1,4 @@
-"""Run path integral molecular dynamics, with quantum nuclei, by i-PI."""
+"""Run path integral molecular dynamics, with quantum nuclei, with i-PI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LINES = (
 
 
 class PimdJob(Job):
-    """The runs of one structure, which continue from where i-PI was."""
+    """The runs of one structure, which continue from i-PI's last saved state."""
 
     settings: pimd.Settings
     EXTENDING = ("steps", "equilibration", "classical")
@@ -36,7 +36,7 @@ class PimdJob(Job):
         pimd.check(self.atoms, self.settings)
 
     def is_final(self, stored: dict[str, Any]) -> bool:
-        """All steps done, and averaged as wanted."""
+        """Whether all steps are done, and averaged as requested."""
         settings = self.settings
         return bool(
             stored["n_steps"] == settings.steps
@@ -50,7 +50,7 @@ class PimdJob(Job):
         return found
 
     def compute(self) -> Result:
-        """Run i-PI, or go on with it."""
+        """Run i-PI, or continue its run."""
         return pimd.run(
             self.atoms,
             self.potential,
@@ -60,7 +60,7 @@ class PimdJob(Job):
         )
 
     def write(self, result: Result) -> None:
-        """Write the last centroids, radial distributions and pictures."""
+        """Write the last centroids, radial distribution functions and plots."""
         folder = self.directory.path
         write_structure(folder, STRUCTURE, result.atoms)
         _write_radial(folder, result)
@@ -70,7 +70,7 @@ class PimdJob(Job):
             plot_path_integral(folder, result, self.source.label)
 
     def summary_lines(self, result: dict[str, Any]) -> list[str]:
-        """The result in a few lines for people."""
+        """A summary of the result in a few lines."""
         lines = [
             f"{'; '.join(result['reasons'])} ({result['simulated_ps']:g} ps, {result['beads']} "
             f"beads); averages from step {result['equilibration_steps']}:"
@@ -95,7 +95,7 @@ class PimdJob(Job):
 
 
 def _value(result: dict[str, Any], name: str) -> str | None:
-    """A quantity of the result with its error, None if it is not there."""
+    """A quantity of the result with its error; None if the result does not have it."""
     for ending in ("_per_atom_eV", "_K", "_GPa", "_A3"):
         if name + ending in result:
             return _with_error(result[name + ending], result[f"{name}_error{ending}"])
@@ -103,7 +103,7 @@ def _value(result: dict[str, Any], name: str) -> str | None:
 
 
 def _with_error(value: float, error: float | None) -> str:
-    """``1.234 ± 0.005``, with the digits that the error leaves."""
+    """``1.234 ± 0.005``, with the digits that the error determines."""
     if not error:
         return f"{value:.6g}"
     from math import floor, log10
@@ -113,7 +113,7 @@ def _with_error(value: float, error: float | None) -> str:
 
 
 def _write_radial(folder: Path, result: Result) -> None:
-    """``rdf.csv``: the radial distributions of the beads, and of the classical run."""
+    """Write ``rdf.csv``, the radial distributions of the beads and of the classical run."""
     quantum, classical = result.quantum, result.classical
     if not quantum.rdf:
         return
@@ -133,6 +133,6 @@ COMMAND = Command(
     "path integral molecular dynamics",
     pimd.Settings,
     PimdJob,
-    plots="energies and radial distributions",
+    plots="energies and radial distribution functions",
 )
 configure, run = COMMAND.configure, COMMAND.run

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write(folder: Path, result: Result, label: str, plots: bool) -> None:
-    """Structures, phonopy's files of each volume, tables and a picture."""
+    """Write structures, phonopy's files for each volume, tables and a plot."""
     write_structure(folder, "structure_relaxed", result.prepared.atoms)
     for number, crystal in enumerate(result.crystals):
         ending = f"_{number:02d}"
@@ -47,7 +47,7 @@ def write(folder: Path, result: Result, label: str, plots: bool) -> None:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """The stored result in a few lines."""
+    """A summary of the stored result in a few lines."""
     text = supercell_lines(result)
     t = result["temperatures_K"]
     wanted = {0.0, ROOM_TEMPERATURE, t[-1]}

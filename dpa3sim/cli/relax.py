@@ -31,7 +31,7 @@ class RelaxJob(Job):
         relax.check(self.atoms, self.settings)
 
     def is_final(self, stored: dict[str, Any]) -> bool:
-        """Converged, or no steps left."""
+        """Whether it has converged, or no steps are left."""
         return bool(stored["converged"] or stored["n_steps"] >= self.settings.steps)
 
     def stages(self) -> list[Stage]:
@@ -55,7 +55,7 @@ class RelaxJob(Job):
         )
 
     def write(self, result: relax.Result) -> None:
-        """Write the relaxed structure and the plot of the way there."""
+        """Write the relaxed structure and the plot of the convergence."""
         path = self.directory.path
         write_structure(path, STRUCTURE, result.atoms)
         if not self.args.no_plot:
@@ -64,7 +64,7 @@ class RelaxJob(Job):
             plot_relaxation(path / PLOT, result, self.source.label)
 
     def summary_lines(self, result: dict[str, Any]) -> list[str]:
-        """The result in a few lines for people."""
+        """A summary of the result in a few lines."""
         state = "converged" if result["converged"] else "NOT converged"
         lines = [f"{state} after {result['n_steps']} steps: {'; '.join(result['reasons'])}"]
         lines.append(
@@ -103,7 +103,7 @@ class RelaxJob(Job):
         )
 
     def _restore(self) -> tuple[Atoms, list[relax.Step]]:
-        """The last saved structure and the steps so far; the start where there are none."""
+        """The last saved structure and the steps so far, or the initial structure."""
         state = self.directory.checkpoint
         if state is None:
             return self.atoms, []
@@ -112,7 +112,7 @@ class RelaxJob(Job):
             # A frame written just before a kill has no state and is computed again.
             with (self.directory.path / TRAJECTORY).open("r+b") as file:
                 if file.seek(0, os.SEEK_END) < state["trajectory_bytes"]:
-                    raise ValueError(f"{TRAJECTORY} is shorter than it was")
+                    raise ValueError(f"{TRAJECTORY} is shorter than recorded")
                 file.truncate(state["trajectory_bytes"])
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(
@@ -124,7 +124,7 @@ class RelaxJob(Job):
 EXAMPLES = """\
 dpa3sim relax POSCAR --cell full                 # atoms and cell
 dpa3sim relax a.cif b.extxyz@3 --out runs        # several structures, a frame of a trajectory
-dpa3sim relax 'in/*.cif' --cell full --screen run   # any number of them, into one database
+dpa3sim relax 'in/*.cif' --cell full --screen run   # any number of structures, one database
 """
 COMMAND = Command(
     "relax", "relaxation", relax.Settings, RelaxJob, plots="the convergence", together=True

@@ -28,7 +28,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 EXAMPLES = """\
 dpa3sim sp POSCAR --json
-dpa3sim sp trajectory.extxyz --screen run           # every frame, into one database
+dpa3sim sp trajectory.extxyz --screen run           # every frame, in one database
 """
 COMMAND = PropertyCommand(
     "sp",

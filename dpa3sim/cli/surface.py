@@ -1,4 +1,4 @@
-"""Compute energies of surfaces, from slabs cut out of the relaxed crystal."""
+"""Compute surface energies from slabs that are cut out of the relaxed crystal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(folder: Path, result: surface.Result, label: str, plots: bool) -> None
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """A table of all faces, those of lowest energy first."""
+    """A table of all faces, sorted by energy."""
     several = result["settings"]["terminations"] > 1
     table = ["face           atoms  thickness (Å)  energy (J/m^2)  unrelaxed  fit     (eV/Å^2)"]
     for face in result["surfaces"]:
@@ -43,7 +43,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 EXAMPLES = """\
-dpa3sim surface POSCAR                              # all faces of indices 0 and 1
+dpa3sim surface POSCAR                              # all faces with indices 0 and ±1
 dpa3sim surface POSCAR --miller 1,1,1 --miller 1,0,0 --thickness 20
 """
 COMMAND = PropertyCommand(

@@ -1,4 +1,4 @@
-"""Compute formation energies of vacancies, for every kind of site of a crystal."""
+"""Compute the formation energies of vacancies on every kind of site of a crystal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dpa3sim.structures.reading import Source, read_structures
 
 
 class VacancyJob(PropertyJob):
-    """Vacancies of one crystal; the files of references are read here."""
+    """Vacancies of one crystal, with references that are read from files."""
 
     settings: vacancy.Settings
 
     def check(self) -> None:
-        """Raise InputError if there is no crystal, or if a reference cannot be used."""
+        """Raise InputError if the structure is not a crystal, or a reference cannot be used."""
         super().check()
         self._references = _read(self.settings.reference)
         for source in self._references:
@@ -53,7 +53,7 @@ def _read(files: str | None) -> list[Source]:
 
 
 def write(folder: Path, result: vacancy.Result, label: str, plots: bool) -> None:
-    """Write the relaxed crystal, the vacancy of each site in its largest supercell, the plot."""
+    """Write the relaxed crystal, each vacancy in its largest supercell, and the plot."""
     write_structure(folder, "structure_relaxed", result.prepared.atoms)
     digits = max(2, len(str(len(result.vacancies) - 1)))
     for number, by_size in enumerate(result.vacancies):
@@ -77,7 +77,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     for number, site in enumerate(result["sites"]):
         name = f"{number} {site['element']} ({site['wyckoff']})"
         for size in site["by_size"]:
-            # Without a chemical potential the other one is told, with a word about it.
+            # Without a chemical potential, the removal energy is shown and marked.
             kind = "formation" if size["formation_energy_eV"] is not None else "removal"
             value, start = size[f"{kind}_energy_eV"], size[f"{kind}_energy_unrelaxed_eV"]
             text = f"{value:.4f}" + (" - mu" if kind == "removal" else "")

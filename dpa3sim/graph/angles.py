@@ -1,4 +1,4 @@
-"""Angles: the line graph, as one block of ordered edge pairs for every centre."""
+"""Angles: the line graph, with one block of ordered edge pairs for every centre."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Angles:
-    """All ordered pairs (q, k) of angle-edges of a centre, q == k included.
+    """All ordered pairs (q, k) of angle-edges of a centre, including q == k.
 
     See docs/model.md#neighbours-edges-and-angles. The m_i^2 angles of centre i are contiguous,
     q-major: block i is an (m_i, m_i) matrix.
 
     Attributes:
         edges: ``(n_angle_edges,)`` index of every angle-edge in the edge list.
-        centres: ``(n_angle_edges,)`` its centre.
-        q, k: ``(n_angles,)`` receiving and other edge, as indices into ``edges``.
+        centres: ``(n_angle_edges,)`` centre of every angle-edge.
+        q, k: ``(n_angles,)`` receiving edge and other edge, as indices into ``edges``.
     """
 
     edges: np.ndarray

@@ -21,7 +21,7 @@ class GraphInput:
         vectors: ``(n_edges, 3)`` edge vectors, Å.
         edges: the edges.
         fparam: ``(numb_fparam,)`` frame parameters, aparam: ``(n_atoms, numb_aparam)``.
-        charge_spin: ``(2,)`` total charge and spin, for models that take them.
+        charge_spin: ``(2,)`` total charge and spin, for models that depend on them.
     """
 
     types: np.ndarray
@@ -38,10 +38,10 @@ class GraphBatch:
 
     Attributes:
         n_structures: number of graphs.
-        types: ``(n_atoms,)`` int64; structure: ``(n_atoms,)`` graph that an atom belongs to.
+        types: ``(n_atoms,)`` int64; structure: ``(n_atoms,)`` index of the graph of each atom.
         edge_i, edge_j: ``(n_edges,)`` centre and neighbour, sorted by centre.
         vectors: ``(n_edges, 3)`` float64, Å.
-        angle_edges: ``(n_angle_edges,)`` edge index; angle_centres: its centre.
+        angle_edges: ``(n_angle_edges,)`` edge index; angle_centres: centre of each angle-edge.
         angle_q, angle_k: ``(n_angles,)`` indices into ``angle_edges``.
         fparam: ``(n_structures, numb_fparam)``; aparam: ``(n_atoms, numb_aparam)``; float64.
         charge_spin: ``(n_structures, 2)`` int64 or None.
@@ -63,7 +63,7 @@ class GraphBatch:
 
     @property
     def n_atoms(self) -> int:
-        """Atoms in all structures together."""
+        """Number of atoms in all structures together."""
         return self.types.shape[0]
 
 

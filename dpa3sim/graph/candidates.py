@@ -12,19 +12,21 @@ MAX_COORDINATE = 1.0e6
 MIN_RELATIVE_VOLUME = 1.0e-6
 MIN_VECTOR = 0.1
 MAX_DENSITY = 20.0
-# Within MAX_IMAGES_RADIUS, Å, a cell has fewer images: 30 times those of the densest crystals.
+# Largest number of images of a cell within MAX_IMAGES_RADIUS, Å: 30 times that of the densest
+# crystals.
 MAX_IMAGES, MAX_IMAGES_RADIUS = 3.0e6, 6.0
-# Atoms in a box of this size, Å, on average over all atoms: 20 times those of the densest crystals.
+# Size of a box, Å, and the largest number of atoms in it, averaged over all atoms: 20 times that of
+# the densest crystals.
 CROWD_BOX, MAX_CROWD = 6.0, 1000
-# vesin divides a cell into no more boxes than these.
+# vesin divides a cell into at most this number of boxes.
 VESIN_BOXES = 1.0e5
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Replace the vectors of non-periodic axes by unit vectors normal to the periodic ones.
 
-    The neighbour search only uses the periodic vectors; what stands on the other axes (zeros,
-    as in ASE slabs and molecules, or anything else) must not matter, and this makes it so.
+    The neighbour search only uses the periodic vectors. The vectors of the other axes (zeros,
+    as in ASE slabs and molecules, or anything else) must have no effect; this function ensures it.
 
     Args:
         cell: ``(3, 3)``, lattice vectors as rows, Å.
@@ -37,14 +39,14 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     periodic = out[pbc]
     if len(periodic) == 3:
         return out
-    # The null space of the periodic vectors, an orthonormal basis of it.
+    # An orthonormal basis of the null space of the periodic vectors.
     _, _, basis = np.linalg.svd(periodic.reshape(-1, 3), full_matrices=True)
     out[~pbc] = basis[len(periodic) :]
     return out
 
 
 def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Raise InputError for coordinates or cells that have no neighbour list.
+    """Raise InputError for coordinates or cells without a neighbour list.
 
     Args:
         positions: ``(n, 3)``, Å.
@@ -60,7 +62,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
     if len(bad):
         raise InputError(
             f"atom {bad[0]} at {positions[bad[0]]} is more than {MAX_COORDINATE:.0e} Å away from "
-            "the origin; move the structure there"
+            "the origin; move the structure to the origin"
         )
     vectors = cell[pbc]
     if not np.isfinite(cell).all():
@@ -72,7 +74,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
         axis = "abc"[int(np.flatnonzero(pbc)[lengths.argmin()])]
         raise InputError(
             f"the structure is periodic along {axis}, but that cell vector is only "
-            f"{lengths.min():.3g} Å long; give a cell or switch the periodicity off"
+            f"{lengths.min():.3g} Å long; set a cell, or switch off the periodicity"
         )
     if lengths.max() > MAX_COORDINATE:
         raise InputError(
@@ -86,7 +88,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
             f"{len(positions)} atoms in {volume:.3g} Å^3: no material is as dense as that; "
             "are the cell vectors in Å?"
         )
-    # Distances between opposite faces, how far the search has to go: at least so much, and exactly.
+    # Distances between opposite faces, which limit the search: first a lower bound, then exactly.
     heights = lengths * volume / np.prod(lengths)
     if _images(heights) > MAX_IMAGES:
         heights = 1.0 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)
@@ -102,7 +104,7 @@ def _images(heights: np.ndarray) -> float:
 
 
 def check_crowd(positions: np.ndarray) -> None:
-    """Raise InputError for so many atoms in a place that their pairs would fill the memory."""
+    """Raise InputError for so many close atoms that their pairs would fill the memory."""
     boxes = np.floor(positions / CROWD_BOX).astype(np.int64)
     keys = boxes @ np.array([73_856_093, 19_349_663, 83_492_791])
     _, counts = np.unique(keys, return_counts=True)
@@ -114,15 +116,15 @@ def check_crowd(positions: np.ndarray) -> None:
 
 
 def _check_boxes(positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float) -> None:
-    """Raise InputError for what is so long and thin that vesin 0.6 would divide by zero.
+    """Raise InputError for structures so long and thin that vesin 0.6 would divide by zero.
 
-    It divides the cell, or what the atoms take up where it is not periodic, into boxes; of too
-    many of them it keeps the ratios of their numbers, and rounds them down.
+    It divides the cell, or the extent of the atoms along non-periodic axes, into boxes. If there
+    are too many, it keeps the ratios of their numbers and rounds them down.
     """
     inverse = np.linalg.inv(box)
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
     heights = np.where(pbc, heights, heights * np.ptp(positions @ inverse, axis=0))
-    # Along which direction it measures the atoms is its own affair.
+    # The directions along which it measures the extent of the atoms are not specified.
     diagonal = float(np.linalg.norm(np.ptp(positions, axis=0)))
     largest = np.where(pbc | ~pbc.any(), heights, np.maximum(heights, diagonal))
     if np.maximum(largest / radius, 1.0).prod() <= VESIN_BOXES:
@@ -137,7 +139,7 @@ def _check_boxes(positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius
 
 
 def _can_divide(n: np.ndarray) -> bool:
-    """Whether vesin finds boxes where it wants ``n``, ``(3,)``, along the axes."""
+    """Whether vesin can divide into about ``n``, ``(3,)``, boxes along the axes."""
     if n.prod() <= VESIN_BOXES:
         return True
     last = np.floor(np.cbrt(VESIN_BOXES * n[2] ** 2 / (n[0] * n[1])))
@@ -150,16 +152,16 @@ def candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All ordered pairs (i, j, S) != (i, i, 0) with ``|x_j + S cell - x_i| <= radius``.
 
-    Pairs a rounding error beyond ``radius`` may be in the list; callers filter exactly.
+    The list may contain pairs that are a rounding error beyond ``radius``; callers filter exactly.
     Positions need not be wrapped; cells may be skewed, left-handed or smaller than ``radius``.
 
     Returns:
-        i, j: ``(n_pairs,)`` int64; shifts: ``(n_pairs, 3)`` int64. No particular order.
+        i, j: ``(n_pairs,)`` int64; shifts: ``(n_pairs, 3)`` int64; in no particular order.
 
     Raises:
-        InputError: more atoms in a place than any material has.
+        InputError: there are more atoms in one place than in any material.
     """
-    import vesin  # with torch, which commands that only read files do without
+    import vesin  # imports torch, which commands that only read files do not need
 
     box = complete_cell(cell, pbc)
     check_crowd(positions)

@@ -1,4 +1,4 @@
-"""Structures as the potential sees them: plain arrays, from anything shaped like ASE Atoms."""
+"""Structures as the potential uses them: plain arrays, from anything like ASE Atoms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPIN_RANGE = (0, SPIN_ROWS - 1)
 
 
 class AtomsLike(Protocol):
-    """The attributes of ``ase.Atoms`` that are read."""
+    """The attributes of ``ase.Atoms`` that are used."""
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -29,14 +29,14 @@ class AtomsLike(Protocol):
 
 @dataclass(frozen=True)
 class Structure:
-    """Atoms with positions, a cell and the extra inputs that some models take.
+    """Atoms with positions, a cell and the extra inputs of some models.
 
     Attributes:
         numbers: ``(n,)`` atomic numbers.
         positions: ``(n, 3)``, Å.
         cell: ``(3, 3)``, lattice vectors as rows, Å.
         pbc: ``(3,)`` bool.
-        fparam, aparam, charge_spin: extra inputs as given, None where absent.
+        fparam, aparam, charge_spin: extra inputs as given, None if absent.
     """
 
     numbers: np.ndarray
@@ -49,7 +49,7 @@ class Structure:
 
     @classmethod
     def from_atoms(cls, atoms: AtomsLike) -> Structure:
-        """Take the arrays of ASE Atoms.
+        """Make a structure from the arrays of ASE Atoms.
 
         Extra inputs come from ``atoms.info``: ``charge_spin`` (or ``charge`` and ``spin``),
         ``fparam`` and ``aparam``; the last one also from ``atoms.arrays``.
@@ -69,25 +69,25 @@ class Structure:
         )
 
     def copy(self) -> Structure:
-        """The same with arrays of its own."""
+        """A copy with its own arrays."""
         arrays = ("numbers", "positions", "cell", "pbc")
         return replace(self, **{name: getattr(self, name).copy() for name in arrays})
 
     def key(self) -> tuple[Any, ...]:
-        """Hashable value of everything that the model's answer depends on."""
+        """Hashable value of everything that affects the model's result."""
         extra = (self.fparam, self.aparam, self.charge_spin)
-        # A molecule's cell does not matter; a slab's vacuum sets the volume of its stress.
+        # A molecule's cell has no effect; a slab's vacuum determines the volume for its stress.
         cell = self.cell if self.pbc.any() else np.zeros(0)
         arrays = (self.numbers, self.positions, cell, self.pbc)
         return (
             *(a.tobytes() for a in arrays),
-            # Whatever a file may hold there; whether it is of use is checked elsewhere.
+            # A file may contain anything here; it is checked elsewhere.
             *(repr(e.tolist() if isinstance(e, np.ndarray) else e) for e in extra),
         )
 
 
 def stated_charge(info: dict[str, Any]) -> float:
-    """The total charge in ``atoms.info``; 0 where there is none, or a word such as ``neutral``."""
+    """The total charge in ``atoms.info``; 0 if it is missing, or a word such as ``neutral``."""
     try:
         value = np.asarray(info.get("charge", 0), dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
@@ -96,15 +96,15 @@ def stated_charge(info: dict[str, Any]) -> float:
 
 
 def as_structure(structure: AtomsLike | Structure) -> Structure:
-    """The structure, taken from ASE Atoms where it is not one yet."""
+    """The structure, converted from ASE Atoms if necessary."""
     return structure if isinstance(structure, Structure) else Structure.from_atoms(structure)
 
 
 def type_indices(structure: Structure, config: ModelConfig) -> np.ndarray:
-    """Index of every atom in the model's type map, ``(n,)``.
+    """The index of every atom in the model's type map, ``(n,)``.
 
     Raises:
-        InputError: an element that the map lacks.
+        InputError: the map does not contain an element.
     """
     index_of = {symbol: index for index, symbol in enumerate(config.type_map)}
     lookup = np.full(len(SYMBOLS) + 1, -1)

@@ -157,7 +157,7 @@ def test_convert_and_compute(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["{pt}", "x.pth"], "must end in .safetensors"),
-        (["{pt}", "/nowhere/x.safetensors"], "no such folder"),
+        (["{pt}", "/nowhere/x.safetensors"], "this folder does not exist"),
         (["{multi}", "x.safetensors"], "several heads"),
         (["{multi}", "x.safetensors", "--head", "Omat"], "no head 'Omat'"),
         (["{pt}", "x.safetensors", "--ema"], "no moving averages"),

@@ -102,7 +102,9 @@ def test_without_selective_dynamics_nothing_is_fixed(tmp_path, rests):
 
 def test_labels_that_contradict(tmp_path):
     for rests, selective in ((["Ca", "F", "O"], False), (["Ca T T T", "F T T T", "O T T T"], True)):
-        with pytest.raises(InputError, match="atom 2 is F by the line of elements, and O"):
+        with pytest.raises(
+            InputError, match="atom 2 is F according to the line of elements, and O"
+        ):
             read_structure(poscar(tmp_path, rests, selective=selective))
 
 
