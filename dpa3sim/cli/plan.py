@@ -143,7 +143,7 @@ def lines(cost: Cost) -> list[str]:
         count = _to(part.evaluations) + ("" if part.exact else " *")
         seconds = _times(part.seconds)
         table.append(_line(part.name, str(part.structures), _to(part.atoms), count, seconds))
-    table.append(_line("in all", "", "", _to(cost.evaluations), _times(cost.seconds)))
+    table.append(_line("total", "", "", _to(cost.evaluations), _times(cost.seconds)))
     table += [f"* {name}: {note}" for name, note in cost.notes]
     gib = 2**30
     table.append(

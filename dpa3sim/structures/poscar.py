@@ -130,7 +130,7 @@ def _species(lines: _Lines) -> tuple[list[str] | None, list[int]]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 0:
-        raise ValueError(f"line {lines.number} has no numbers of atoms")
+        raise ValueError(f"line {lines.number} does not contain the numbers of atoms")
     if names is not None and len(names) != len(counts):
         raise ValueError(f"{len(names)} elements, but {len(counts)} numbers of atoms")
     return names, counts
@@ -167,7 +167,7 @@ def _split(
         readings.append((fits, _labels(labels), np.array(flags, dtype=bool).reshape(-1, 3)))
     if not readings:
         number = next((k for k, words in enumerate(rest) if _flags(words) is None), 0)
-        raise InputError(f"selective dynamics: atom {number} has no three flags, each T or F")
+        raise InputError(f"selective dynamics: atom {number} needs three flags, each T or F")
     readings = [reading for reading in readings if reading[0]] or readings
     if any((reading[2] != readings[0][2]).any() for reading in readings):
         raise InputError(

@@ -90,7 +90,9 @@ def _frame(block: list[str]) -> Frame:
         return _of_ipi(block, found)
     looks_so = comment.lstrip("# ").startswith("CELL") or IPI_QUANTITY.search(comment)
     if looks_so and "{" in comment and "=" not in comment:
-        raise InputError(f"the comment {_short(comment)!r} is not understood as i-PI's")
+        raise InputError(
+            f"the comment {_short(comment)!r} looks like one of i-PI, but cannot be read"
+        )
     return Frame(_checked(_read(block), comment, any(w.startswith("VEC") for w in block[-3:])))
 
 
@@ -186,7 +188,7 @@ def _of_ipi(block: list[str], cell: re.Match[str]) -> Frame:
     quantities = [name for name in units if name != "step"]
     places = [name for name in quantities if name in IPI_PLACES]
     if quantities and not places:
-        raise InputError(f"the frame holds {quantities[0]}, not positions")
+        raise InputError(f"the frame contains {quantities[0]}, not positions")
     atoms = _read([block[0], "", *block[2:]])
     atoms.positions *= _angstrom(units[places[0]] if places else "atomic_unit")
     atoms.set_cell(_ipi_cell(cell.group(1), cell.group(2)) * _angstrom(cell_unit))

@@ -82,7 +82,7 @@ def test_flags_that_can_be_read_twice_are_refused(tmp_path):
     ],
 )
 def test_flags_that_are_missing(tmp_path, rests):
-    with pytest.raises(InputError, match="no three flags"):
+    with pytest.raises(InputError, match="needs three flags"):
         read_structure(poscar(tmp_path, rests))
 
 

@@ -487,7 +487,7 @@ def _address(folder: Path, settings: InputSettings) -> tuple[str, int | None]:
 
 _SCRIPT = """\
 #!/bin/sh
-# Runs i-PI on input.xml, or goes on from RESTART if that is there{comment}
+# Runs i-PI on input.xml, or continues from RESTART if it exists{comment}
 cd "$(dirname "$0")" || exit 2
 input={input}
 if [ -f RESTART ]; then input=RESTART; fi
