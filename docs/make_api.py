@@ -52,8 +52,9 @@ def api() -> str:
     parts = [
         GENERATED,
         "# Python API\n",
-        "Arrays are numpy's, lengths Å, energies eV, stresses eV/Å^3 as in ASE unless the name of\n"
-        "a value ends in its unit. [Architecture](architecture.md): how the parts fit together.\n",
+        "Arrays are numpy arrays. Lengths are in Å, energies in eV and stresses in eV/Å^3 as\n"
+        "in ASE, unless the name of a value ends in its unit. [Architecture](architecture.md)\n"
+        "describes how the parts fit together.\n",
     ]
     for module, names in API.items():
         parts.append(f"## `{module}`\n")
@@ -160,10 +161,10 @@ def options() -> str:
     parts = [
         GENERATED,
         "# Options of the commands\n",
-        "The same on the command line, in a config file, and in the `Settings` of Python, where\n"
-        "names have underscores instead of hyphens. Every command that computes also has the\n"
-        "[options of the model](#the-model), and every command that reads structures those of\n"
-        "[reading](#structure-files).\n",
+        "Options are the same on the command line, in a config file, and in the `Settings` of\n"
+        "Python, where names have underscores instead of hyphens. Every command that computes\n"
+        "also has the [options of the model](#the-model), and every command that reads\n"
+        "structures has those of [reading](#structure-files).\n",
     ]
     from dpa3sim.potential.settings import ModelSettings
     from dpa3sim.structures.given import ReadingSettings

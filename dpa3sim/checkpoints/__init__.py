@@ -18,12 +18,12 @@ _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 
 
 def read_model(path: str | Path, head: str | None = None, ema: bool = False) -> ModelFile:
-    """Read a DPA3 model from any supported file; its content, not its name, tells the format.
+    """Read a DPA3 model from any supported file; the content, not the name, decides the format.
 
     Args:
-        path: ``.pth`` (frozen), ``.pt`` (training checkpoint) or our own ``.safetensors``.
+        path: ``.pth`` (frozen), ``.pt`` (training checkpoint) or dpa3sim's own ``.safetensors``.
         head: which head of a multi-task checkpoint.
-        ema: use the moving averages that a training checkpoint carries beside its weights.
+        ema: use the moving averages that a training checkpoint stores in addition to its weights.
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, unsupported or malicious, or the
@@ -41,20 +41,22 @@ def read_model(path: str | Path, head: str | None = None, ema: bool = False) -> 
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     if magic[8:9] == b"{":
         if ema:
-            raise CheckpointError(f"{path}: only training checkpoints hold moving averages (EMA)")
+            raise CheckpointError(
+                f"{path}: only training checkpoints contain moving averages (EMA)"
+            )
         return _from_native(path, sha256, head)
     if not magic.startswith(_ZIP_MAGIC):
         raise CheckpointError(f"{path}: {_why_not(magic)}")
     archive = Archive(path)
     if archive.is_torchscript:
         if ema:
-            raise CheckpointError(f"{path}: only training checkpoints hold moving averages (EMA)")
+            raise CheckpointError(
+                f"{path}: only training checkpoints contain moving averages (EMA)"
+            )
         config, weights = read_torchscript(archive)
         notes: tuple[str, ...] = ()
         if head is not None:
-            notes = (
-                f"a frozen model has one head and does not name it; {head!r} is taken on trust",
-            )
+            notes = (f"a frozen model does not name its head; {head!r} cannot be verified",)
         return ModelFile(
             config, weights, path.stem, path, "torchscript", sha256, head=head, notes=notes
         )
@@ -62,9 +64,9 @@ def read_model(path: str | Path, head: str | None = None, ema: bool = False) -> 
     notes = ()
     if found.has_ema:
         notes = (
-            "moving averages (EMA) used"
+            "the moving averages (EMA) are used"
             if ema
-            else "the file also holds moving averages (EMA); these are the regular weights",
+            else "the file also contains moving averages (EMA); the regular weights are used",
         )
     return ModelFile(
         found.config,
@@ -83,7 +85,7 @@ def _from_native(path: Path, sha256: str, head: str | None) -> ModelFile:
     found = read_native(path)
     if head is not None and head.lower() != (found.head or SINGLE_TASK).lower():
         raise CheckpointError(
-            f"{path}: no head {head!r}; the file holds "
+            f"{path}: there is no head {head!r}; the file contains "
             + (f"the head {found.head}" if found.head else "a single-task model")
         )
     return ModelFile(
@@ -103,7 +105,7 @@ def _why_not(magic: bytes) -> str:
     if not magic:
         return "the file is empty"
     if magic.startswith(_HDF5_MAGIC):
-        return "an HDF5 file (.dp?); freeze the model to .pth with deepmd-kit first"
+        return "this is an HDF5 file (.dp?); freeze the model to .pth with deepmd-kit first"
     if magic.startswith(b"\x80"):
-        return "a bare pickle, not a torch zip archive; refused, since loading it would run code"
+        return "a bare pickle, not a torch zip archive; refused, because loading it would run code"
     return "not a model file (expected .pth, .pt or .safetensors)"

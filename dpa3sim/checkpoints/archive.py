@@ -1,9 +1,9 @@
-"""Read torch's zip archives, executing nothing (docs/model.md#reading-without-running).
+"""Read torch's zip archives without executing anything (docs/model.md#reading-without-running).
 
 Both ``.pt`` (torch.save) and ``.pth`` (TorchScript) files are zip archives with a pickle that
 describes a tree of objects, and one raw file per tensor storage. The unpickler here is the pure
 Python one with a fixed table of harmless globals: anything else in the file is refused before
-it runs. Tensors become numpy arrays. Nothing here needs torch.
+it runs. Tensors become numpy arrays. This module does not need torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from dpa3sim.common.errors import CheckpointError
 from dpa3sim.common.files import usual_recursion
 
-# bfloat16 has no numpy type: its bits are read as integers and widened to float32.
+# numpy has no bfloat16 type: the bits are read as integers and extended to float32.
 _STORAGE_TYPES = {
     "DoubleStorage": "<f8",
     "FloatStorage": "<f4",
@@ -63,12 +63,12 @@ class ScriptObject:
 
 
 class Archive:
-    """A torch zip archive, opened, measured and checksummed.
+    """A torch zip archive with checked sizes and checksums.
 
     Attributes:
         path: the file.
         is_torchscript: whether it is a frozen model (``.pth``) rather than a saved state (``.pt``).
-        extra_files: content of the members under ``extra/``.
+        extra_files: content of the members in ``extra/``.
         tree: the object tree of ``data.pkl``.
     """
 
@@ -91,7 +91,9 @@ class Archive:
             raise CheckpointError(f"{path}: not a torch file: it has no data.pkl")
         root = pickles[0].removesuffix("data.pkl")
         if members.get(f"{root}byteorder", b"little") != b"little":
-            raise CheckpointError(f"{path}: written on a big-endian machine, which is unsupported")
+            raise CheckpointError(
+                f"{path}: written on a big-endian machine, which is not supported"
+            )
         self.is_torchscript = f"{root}constants.pkl" in members
         prefix = f"{root}extra/"
         self.extra_files = {
@@ -102,24 +104,24 @@ class Archive:
         try:
             with usual_recursion():
                 self.tree = _Unpickler(members[pickles[0]], members, f"{root}data/").load()
-                if self.is_torchscript:  # not needed, but nothing hidden in it may pass
+                if self.is_torchscript:  # not needed, but it must not hide anything
                     constants = members[f"{root}constants.pkl"]
                     _Unpickler(constants, members, f"{root}constants/").load()
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
         except RecursionError:
             raise CheckpointError(f"{path}: the object tree is nested too deeply") from None
-        # Garbage bytes can fail in any way inside the unpickler; none of it is a bug here.
+        # Invalid bytes can cause any error inside the unpickler; this is not a bug here.
         except Exception as error:
             reason = str(error) or type(error).__name__
             raise CheckpointError(f"{path}: malformed object tree ({reason})") from None
 
 
 def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
-    """Read every member, which verifies its checksum, after checking that the sizes can be true.
+    """Read every member, which verifies its checksum, after checking that the sizes are possible.
 
-    Torch stores all members as they are, but for the source code in a TorchScript file, which
-    is compressed. Code is checked and dropped.
+    torch compresses no members except the source code in a TorchScript file. The code is checked
+    and dropped.
     """
     infos = file.infolist()
     if len({info.filename for info in infos}) != len(infos):
@@ -128,9 +130,9 @@ def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
     if any(
         "/code/" not in info.filename or info.compress_type != zipfile.ZIP_DEFLATED for info in code
     ):
-        raise CheckpointError(f"{path}: compressed data, which torch never writes")
+        raise CheckpointError(f"{path}: it contains compressed data, which torch never writes")
     if sum(info.file_size for info in code) > _MAX_CODE_BYTES:
-        raise CheckpointError(f"{path}: implausibly much code")
+        raise CheckpointError(f"{path}: it contains an implausible amount of code")
     if sum(info.file_size for info in infos if info not in code) > path.stat().st_size:
         raise CheckpointError(f"{path}: members claim to be larger than the file")
     contents = {info.filename: file.read(info) for info in infos}
@@ -138,13 +140,13 @@ def _read_members(file: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
 
 
 def _check_keys(keys: Iterable[Any]) -> None:
-    """Refuse all but simple keys: the hash of nested tuples can take for ever."""
+    """Refuse all keys that are not simple: the hash of nested tuples can take forever."""
     if not all(isinstance(key, str | int | float | None) for key in keys):
-        raise CheckpointError("refused: a dictionary has keys that are neither texts nor numbers")
+        raise CheckpointError("refused: a dictionary has keys that are neither strings nor numbers")
 
 
 class _Dictionary(dict[Any, Any]):
-    """A dict that drops attributes, such as the ``_metadata`` of a torch state dict."""
+    """A dict that drops attributes, such as the ``_metadata`` of a torch state dictionary."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -167,14 +169,14 @@ class _MakeDictionary(_Function):
 
 
 class _KeepFirst(_Function):
-    """Stands for functions that wrap their first argument: parameters, tagged values, lists."""
+    """Replaces functions that wrap their first argument: parameters, tagged values, lists."""
 
     def __call__(self, *args: Any) -> Any:
         return args[0]
 
 
 class _KeepAll(_Function):
-    """Stands for constructors whose arguments are all the value there is (torch.device)."""
+    """Replaces constructors whose arguments are the complete value (torch.device)."""
 
     def __call__(self, *args: Any) -> tuple[Any, ...]:
         return args
@@ -202,7 +204,7 @@ _GLOBALS |= {("torch", name): name for name in (*_STORAGE_TYPES, *_TORCH_DTYPES)
 
 
 class _ScriptClass(_Function):
-    """A TorchScript class: making an instance makes a :class:`ScriptObject`."""
+    """A TorchScript class, whose instances are :class:`ScriptObject`."""
 
     __slots__ = ("kind",)
 
@@ -218,7 +220,7 @@ class _ScriptClass(_Function):
 _DISPATCH: dict[int, Callable[..., None]] = dict(pickle._Unpickler.dispatch)
 
 
-# The Python implementation: its memo is a dict, so that a forged index cannot exhaust memory,
+# The Python implementation: its memo is a dict, so that a forged index cannot exhaust the memory,
 # and its opcodes can be overridden.
 class _Unpickler(pickle._Unpickler):
     stack: list[Any]
@@ -238,7 +240,7 @@ class _Unpickler(pickle._Unpickler):
             return _GLOBALS[module, name]
         except KeyError:
             raise CheckpointError(
-                f"refused: the file asks for the Python object {module}.{name}, "
+                f"refused: the file requests the Python object {module}.{name}, "
                 "which no model needs; it may be malicious"
             ) from None
 
@@ -252,7 +254,7 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.NEWOBJ[0]] = load_newobj
 
     def load_build(self) -> None:
-        """BUILD: only the two containers made here take a state."""
+        """BUILD: only the two containers made here accept a state."""
         state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(target, _Dictionary | ScriptObject):
             raise CheckpointError("refused: the file sets the state of an unexpected object")
@@ -270,14 +272,14 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.REDUCE[0]] = load_reduce
 
     def load_setitem(self) -> None:
-        """SETITEM, with a key that can be one."""
+        """SETITEM: the key must be simple."""
         _check_keys(self.stack[-2:-1])
         _DISPATCH[pickle.SETITEM[0]](self)
 
     dispatch[pickle.SETITEM[0]] = load_setitem
 
     def load_setitems(self) -> None:
-        """SETITEMS: the stack above the mark holds keys and values in turn."""
+        """SETITEMS: keys and values alternate on the stack above the mark."""
         _check_keys(self.stack[::2])
         _DISPATCH[pickle.SETITEMS[0]](self)
 
@@ -290,7 +292,7 @@ class _Unpickler(pickle._Unpickler):
         dispatch[_opcode[0]] = _refuse
     for _opcode in (pickle.EXT4, pickle.PERSID, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
         dispatch[_opcode[0]] = _refuse
-    # Of later protocols, and what would hash anything or take memory before it is read.
+    # Opcodes of later protocols, and those that would hash anything or allocate unread memory.
     for _opcode in (pickle.DICT, pickle.EMPTY_SET, pickle.ADDITEMS, pickle.FROZENSET):
         dispatch[_opcode[0]] = _refuse
     dispatch[pickle.BYTEARRAY8[0]] = _refuse
@@ -298,10 +300,10 @@ class _Unpickler(pickle._Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage: ``("storage", type, key, location, number of elements)``."""
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage"):
-            raise CheckpointError("a reference to something that is no tensor data")
+            raise CheckpointError("a reference does not point to tensor data")
         _, kind, key, _, numel = pid
         if not (isinstance(kind, str) and isinstance(key, str) and isinstance(numel, int)):
-            raise CheckpointError("a reference to tensor data without type, name and size")
+            raise CheckpointError("a reference to tensor data lacks type, name or size")
         if kind not in _STORAGE_TYPES:
             raise CheckpointError(f"unsupported tensor type {kind!r}")
         if f"{self._prefix}{key}" not in self._members:
@@ -318,24 +320,24 @@ def _storage(data: bytes, kind: str) -> np.ndarray:
     dtype = _STORAGE_TYPES[kind]
     size = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
     if len(data) % size:
-        raise CheckpointError(f"tensor data of {len(data)} bytes is no whole number of {kind}")
+        raise CheckpointError(f"tensor data of {len(data)} bytes is not a whole number of {kind}")
     if dtype == "bfloat16":
         return (np.frombuffer(data, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
     return np.frombuffer(data, dtype=dtype)
 
 
 def _strided_view(storage: Any, offset: Any, shape: Any, strides: Any) -> np.ndarray:
-    """The tensor with these sizes and strides (in elements), checked to lie inside the storage."""
+    """The tensor with these sizes and strides (in elements), which must lie inside the storage."""
     if not isinstance(storage, np.ndarray) or storage.ndim != 1:
-        raise CheckpointError("a tensor refers to something that is no storage")
+        raise CheckpointError("a tensor does not refer to a storage")
     numbers = (offset, *shape, *strides)
     if any(not isinstance(n, int) for n in numbers) or len(shape) > _MAX_DIMENSIONS:
-        raise CheckpointError("a tensor has sizes and strides that are none")
+        raise CheckpointError("a tensor has invalid sizes and strides")
     if any(n < 0 for n in numbers) or len(shape) != len(strides):
         raise CheckpointError(f"a tensor has sizes {shape}, strides {strides}, offset {offset}")
     if 0 in shape:
         return np.empty(shape, dtype=storage.dtype)
-    # Expanded (zero-stride) tensors are refused too: a few bytes could claim terabytes.
+    # Expanded (zero-stride) tensors are also refused: a few bytes could claim terabytes.
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     if last >= storage.size or math.prod(shape) > storage.size:
         raise CheckpointError(

@@ -1,7 +1,7 @@
-"""Translate deepmd-kit's model description and tensor names to ours, strictly.
+"""Translate deepmd-kit's model description and tensor names strictly to our own.
 
-Every option is either used, known not to change the energy, or accepted only at the value at
-which it does nothing; an option outside these tables makes the file unsupported rather than
+Every option is either used, known not to affect the energy, or accepted only with the value at
+which it has no effect. A file with an option outside these tables is not supported, rather than
 silently wrong (docs/model.md#translation-of-options).
 """
 
@@ -18,7 +18,7 @@ from dpa3sim.model.config import DescriptorConfig, FittingConfig, ModelConfig, b
 from dpa3sim.model.electrons import econf_rows
 from dpa3sim.model.weights import REPFLOWS
 
-# Options that only training, logging or the execution in deepmd-kit know.
+# Options that affect only training, logging or the execution in deepmd-kit.
 _MODEL_IGNORED = frozenset(
     (
         "type data_stat_nbatch data_stat_protect data_bias_nsample preset_out_bias "
@@ -40,7 +40,7 @@ _FITTING_IGNORED = frozenset(
         "mixed_types var_name"
     ).split()
 )
-# Options of other models or of pre-releases: the value at which they do nothing.
+# Options of other models or of pre-releases, with the values at which they have no effect.
 _MODEL_NEUTRAL: dict[str, Any] = {
     "bridging_method": ("None", None),
     "use_srtab": (None, ""),
@@ -83,7 +83,7 @@ _PRECISIONS = {
     "single": "float32",
     "float32": "float32",
 }
-# Tensors of a checkpoint that carry no information beyond the configuration.
+# Tensors of a checkpoint without information beyond the configuration.
 _REDUNDANT = re.compile(
     r"(^min_nbor_dist|^out_std|\.type_mask|^atomic_model\.out_std|"
     r"^fitting_net\.default_fparam_tensor)$|^fitting_net\.filter_layers\._networks\."
@@ -105,12 +105,12 @@ FITTING_FIELDS = (
 _REPFLOW_DEFAULTS = {"n_dim": 128, "e_dim": 64, "a_dim": 64, "nlayers": 6}
 
 
-# A description has fewer entries, and levels, than these.
+# A description has fewer entries and levels than these.
 _MAX_ENTRIES, _MAX_LEVELS = 1_000_000, 32
 
 
 class HeadRequiredError(CheckpointError):
-    """A checkpoint with several heads was opened without saying which.
+    """A checkpoint with several heads was opened without naming one.
 
     Attributes:
         heads: their names, sorted.
@@ -122,13 +122,13 @@ class HeadRequiredError(CheckpointError):
 
 
 def plain(tree: Any) -> Any:
-    """A copy that holds nothing but dictionaries with text keys, lists, texts and numbers.
+    """A copy that consists of dictionaries with string keys, lists, strings and numbers only.
 
-    What is read from a file can be anything: objects that compare in their own ways, or a few
-    lists within each other that are, written out, larger than any memory.
+    The content of a file can be anything: objects with their own comparison, or a few nested
+    lists that would be larger than any memory when written out.
 
     Raises:
-        CheckpointError: other objects, or too many.
+        CheckpointError: there are other objects, or too many.
     """
     left = _MAX_ENTRIES
 
@@ -136,7 +136,7 @@ def plain(tree: Any) -> Any:
         nonlocal left
         left -= node.size if isinstance(node, np.ndarray) else 1
         if left < 0 or level > _MAX_LEVELS:
-            raise CheckpointError("the model description is larger than any model's")
+            raise CheckpointError("the model description is larger than that of any model")
         if isinstance(node, Mapping) and all(isinstance(key, str) for key in node):
             return {key: copy(value, level + 1) for key, value in node.items()}
         if isinstance(node, list | tuple):
@@ -147,7 +147,7 @@ def plain(tree: Any) -> Any:
             raise CheckpointError("the model description has a number of more than 64 bits")
         if node is None or isinstance(node, str | int | float):
             return node
-        raise CheckpointError(f"the model description holds a {type(node).__name__}")
+        raise CheckpointError(f"the model description contains a {type(node).__name__}")
 
     return copy(tree, 0)
 
@@ -156,7 +156,7 @@ def read_config(params: Mapping[str, Any]) -> ModelConfig:
     """Make a ModelConfig from the model section of a deepmd-kit input (one head).
 
     Raises:
-        CheckpointError: another kind of model, an unknown option, or one not supported.
+        CheckpointError: the kind of model or an option is unknown or not supported.
     """
     kind = params.get("type", "standard")
     if kind != "standard":
@@ -180,7 +180,7 @@ def read_config(params: Mapping[str, Any]) -> ModelConfig:
 def _read_descriptor(params: Mapping[str, Any]) -> DescriptorConfig:
     if params.get("type") != "dpa3":
         raise CheckpointError(
-            f"the descriptor is {params.get('type')!r}; dpa3sim computes DPA3 models only"
+            f"the descriptor is {params.get('type')!r}; dpa3sim supports DPA3 models only"
         )
     repflow = {_ALIASES.get(k, k): v for k, v in _section(params, "repflow").items()}
     _check_keys("repflow", repflow, {*REPFLOW_FIELDS, *_REPFLOW_IGNORED}, REPFLOW_NEUTRAL)
@@ -216,7 +216,7 @@ def take_weights(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict
     """Rename and reduce the tensors of a checkpoint to those of :func:`weight_shapes`.
 
     ``tensors`` are named as in docs/model.md#names-of-tensors, ``atomic_model.`` before it.
-    Unknown ones stay, for the caller's strict check.
+    Unknown tensors are kept for the strict check of the caller.
     """
     weights = {}
     for name, array in tensors.items():
@@ -233,25 +233,27 @@ def take_weights(config: ModelConfig, tensors: Mapping[str, np.ndarray]) -> dict
 
 
 def _one_slot(name: str, array: np.ndarray) -> np.ndarray:
-    """Statistics are equal in all slots (docs/model.md#normalisation-by-slot)."""
+    """The statistics, which are equal in all slots (docs/model.md#normalisation-by-slot)."""
     if array.ndim != 3 or array.shape[1] < 1:
         raise CheckpointError(f"tensor {name} has shape {array.shape}, not (types, slots, 4)")
     if (array != array[:, :1]).any():
-        raise CheckpointError(f"tensor {name} differs between neighbour slots; unsupported")
+        raise CheckpointError(
+            f"tensor {name} differs between neighbour slots, which is not supported"
+        )
     return array[:, 0]
 
 
 def _check_econf(config: ModelConfig, array: np.ndarray) -> None:
     expected = econf_rows(config.type_map)
     if array.shape != expected.shape or not np.allclose(array, expected, atol=1e-6):
-        raise CheckpointError("the file's electronic configurations are not the known ones")
+        raise CheckpointError("the electron configurations in the file are not the expected ones")
 
 
 def select_head(heads: Mapping[str, Any], head: str | None, aliases: Mapping[str, str]) -> str:
-    """Find a head by name or alias, whatever the case (docs/model.md#names-of-heads).
+    """Find a head by name or alias, in any case (docs/model.md#names-of-heads).
 
     Raises:
-        CheckpointError: no head given where there are several, or no such head.
+        CheckpointError: there are several heads and none is named, or the head does not exist.
     """
     listing = ", ".join(sorted(heads))
     if head is None:
@@ -262,7 +264,7 @@ def select_head(heads: Mapping[str, Any], head: str | None, aliases: Mapping[str
     by_name |= {name.lower(): name for name in heads}
     found = by_name.get(head.lower())
     if found is None:
-        raise CheckpointError(f"no head {head!r}; the file has: {listing}")
+        raise CheckpointError(f"there is no head {head!r}; the file has: {listing}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What every checkpoint reader returns: a checked model, independent of its file format."""
+"""The result of every checkpoint reader: a checked model, independent of the file format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dpa3sim.model.weights import Weights, check_weights, parameter_count
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A DPA3 model as read from a file: options, tensors and where they come from.
+    """A DPA3 model as read from a file: options, tensors and their origin.
 
     Attributes:
         config: the options.
@@ -25,11 +25,11 @@ class ModelFile:
         name: short name for messages and outputs.
         path: the file that was read.
         source_format: ``torchscript``, ``training`` or ``native``.
-        sha256: of the file that was read.
+        sha256: checksum of the file that was read.
         head: the head that was selected, None for single-task models.
         heads: all heads of the file, empty for single-task models.
-        origin: for converted models, what the original checkpoint was.
-        notes: facts worth telling about the file.
+        origin: the original checkpoint of a converted model.
+        notes: facts about the file that the user should know.
     """
 
     config: ModelConfig
@@ -56,9 +56,10 @@ class ModelFile:
 
     @property
     def untrained_types(self) -> tuple[str, ...]:
-        """Types of the map that the training data had no atom of.
+        """Types of the map that did not occur in the training data.
 
-        Their energy bias, fitted to the data, stayed at zero. Empty when no type has a bias.
+        Their energy bias, which is fitted to the data, stayed at zero. The result is empty if no
+        type has a bias.
         See docs/model.md#elements-without-training-data.
         """
         bias = np.abs(self.weights["out_bias"][0, :, 0])
@@ -74,11 +75,11 @@ class ModelFile:
         return tuple(t for t in self.config.type_map if t in ATOMIC_NUMBERS and t not in unseen)
 
     def smoothed(self, width: float) -> ModelFile:
-        """This model without the step at the cutoff of angles: :meth:`ModelConfig.smoothed`."""
+        """This model without the step at the angle cutoff, see :meth:`ModelConfig.smoothed`."""
         return replace(self, config=self.config.smoothed(width))
 
     def traps(self) -> list[str]:
-        """Known limits of this model that its user should know (docs/model.md#traps)."""
+        """Limits of this model that its user should know (docs/model.md#traps)."""
         descriptor, found = self.config.descriptor, []
         if descriptor.has_step:
             found.append(
@@ -89,12 +90,12 @@ class ModelFile:
             f"selection limit: the nearest {descriptor.e_sel} neighbours within "
             f"{descriptor.e_rcut:g} Å and the nearest {descriptor.a_sel} within "
             f"{descriptor.a_rcut:g} Å count; in denser structures the energy depends on how "
-            "equal distances are ordered (truncate='none' keeps all)"
+            "equal distances are ordered (truncate='none' keeps all neighbours)"
         )
         activations = (descriptor.activation, self.config.fitting.activation)
         if any(a.name == "silut" and a.threshold < 5 for a in activations):
             found.append(
-                "the activation's second derivative jumps at its threshold: Hessians by finite "
+                "the activation's second derivative jumps at its threshold: Hessians from finite "
                 "differences and analytic ones can differ slightly"
             )
         if self.untrained_types:

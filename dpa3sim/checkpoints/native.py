@@ -1,4 +1,4 @@
-"""Our own format: one safetensors file, the configuration as JSON in its metadata."""
+"""dpa3sim's own format: a safetensors file with the configuration as JSON in the metadata."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUFFIX = ".safetensors"
 
 
 class NativeModel(NamedTuple):
-    """What a native file holds."""
+    """The content of a native file."""
 
     config: ModelConfig
     weights: dict[str, np.ndarray]
@@ -39,7 +39,7 @@ def write_native(model: ModelFile, path: Path) -> None:
     The file records its origin and a checksum over configuration and tensors.
     """
     config = model.config.to_dict()
-    # What was converted once keeps the origin that it had.
+    # A model that was converted before keeps its origin.
     origin = dict(model.origin) or {
         "file": model.path.name,
         "sha256": model.sha256,
@@ -53,7 +53,7 @@ def write_native(model: ModelFile, path: Path) -> None:
         "config": config,
         "content_sha256": content_hash(config, model.weights),
     }
-    # One entry only: safetensors writes several in random order.
+    # Only one entry, because safetensors writes several in random order.
     metadata = {METADATA_KEY: json.dumps(header, sort_keys=True)}
     data = save({k: np.ascontiguousarray(v) for k, v in model.weights.items()}, metadata=metadata)
     atomic_write(path, data)
@@ -63,14 +63,14 @@ def read_native(path: Path) -> NativeModel:
     """Read a file that :func:`write_native` wrote.
 
     Raises:
-        CheckpointError: not such a file, damaged, or of a newer version.
+        CheckpointError: it is not such a file, or it is damaged or of a newer version.
     """
     try:
         with safe_open(path, framework="numpy") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged or no safetensors file ({error})") from None
+        raise CheckpointError(f"{path}: damaged, or not a safetensors file ({error})") from None
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path}: a safetensors file, but not a dpa3sim model")
     header = _json_object(path, metadata[METADATA_KEY])

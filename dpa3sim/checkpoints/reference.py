@@ -1,4 +1,4 @@
-"""The built-in reference results of deepmd-kit, which come with the embedded model."""
+"""The built-in reference results of deepmd-kit for the embedded model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpa3sim.checkpoints.registry import embedded_path
 
 @dataclass(frozen=True)
 class Reference:
-    """A structure and what deepmd-kit says of it with the embedded model.
+    """A structure and the result of deepmd-kit with the embedded model.
 
     Attributes:
         atoms: the structure; energy: eV; forces: ``(n, 3)``, eV/Å.
@@ -25,7 +25,7 @@ class Reference:
 
 
 def references() -> list[Reference]:
-    """All of them."""
+    """All reference results."""
     text = embedded_path().with_name("reference.json").read_text(encoding="utf-8")
     return [
         Reference(

@@ -1,4 +1,4 @@
-"""The public DPA3 models: names, files and checksums; where they are kept; how they are fetched.
+"""The public DPA3 models: names, files, checksums, the local cache, and downloads.
 
 Sources of the table: deepmd-kit's model registry, Matbench Discovery
 (docs/model.md#public-models).
@@ -36,11 +36,11 @@ class RegistryModel:
         name: canonical name; aliases: other accepted spellings.
         filename: name of the file in the cache.
         urls: mirrors, tried in this order.
-        size: bytes, None where the publisher does not say.
-        sha256: None where no checksum was published.
+        size: bytes; None if the publisher does not state it.
+        sha256: checksum; None if none was published.
         summary: one line for ``dpa3sim model list``.
         licence: as stated by the publisher.
-        embedded: whether the converted model ships with dpa3sim.
+        embedded: whether the converted model is part of dpa3sim.
     """
 
     name: str
@@ -161,10 +161,10 @@ def load_model(
 ) -> ModelFile:
     """Load a model by registry name or path; None is the embedded default.
 
-    A file of the given name wins over a registry entry. Nothing is ever downloaded here.
+    A file with the given name takes precedence over a registry entry. Nothing is downloaded.
 
     Raises:
-        CheckpointError: no such model, not pulled yet, or unreadable.
+        CheckpointError: the model does not exist, is not downloaded yet, or is unreadable.
     """
     if model is None:
         model = DEFAULT_MODEL
@@ -184,7 +184,7 @@ def load_model(
 
 
 def find_entry(name: str) -> RegistryModel | None:
-    """The registry entry of this name or alias, whatever the case."""
+    """The registry entry with this name or alias, in any case."""
     for entry in REGISTRY:
         if name.lower() in (entry.name.lower(), *(a.lower() for a in entry.aliases)):
             return entry
@@ -192,7 +192,7 @@ def find_entry(name: str) -> RegistryModel | None:
 
 
 def cache_directory() -> Path:
-    """Where pulled models are kept; the environment variable DPA3SIM_CACHE overrides it."""
+    """The folder of downloaded models; the environment variable DPA3SIM_CACHE overrides it."""
     override = os.environ.get(CACHE_VARIABLE)
     if override:
         return Path(override)
@@ -202,7 +202,7 @@ def cache_directory() -> Path:
 
 
 def embedded_path() -> Path:
-    """The model file that ships with dpa3sim."""
+    """The model file that is part of dpa3sim."""
     folder = resources.files("dpa3sim.checkpoints") / "embedded"
     return Path(str(folder / f"{DEFAULT_MODEL}.safetensors"))
 
@@ -213,24 +213,24 @@ def is_installed(entry: RegistryModel) -> bool:
 
 
 def installed_path(entry: RegistryModel) -> Path:
-    """File of an installed model.
+    """The file of an installed model.
 
     Raises:
-        CheckpointError: not installed; the message names the command that fetches it.
+        CheckpointError: it is not installed; the message names the command that downloads it.
     """
     if entry.embedded:
         return embedded_path()
     path = cache_directory() / entry.filename
     if not path.is_file():
         raise CheckpointError(
-            f"model {entry.name} is not on this machine; fetch it with: "
+            f"model {entry.name} is not on this machine; download it with: "
             f"dpa3sim model pull {entry.name}"
         )
     return path
 
 
 def reference(model: ModelFile) -> str:
-    """What names this model to :func:`load_model`: its registry name, else its absolute path."""
+    """The name of this model for :func:`load_model`: its registry name or its absolute path."""
     entry = find_entry(model.name)
     if entry is not None and is_installed(entry) and installed_path(entry) == model.path:
         return entry.name
@@ -245,17 +245,17 @@ def pull(
     timeout: float = 30.0,
     progress: Progress | None = None,
 ) -> Path:
-    """Download a model into the cache, verified; an unfinished download is resumed.
+    """Download a model into the cache and verify it; an unfinished download is resumed.
 
     Args:
-        entry: what to fetch.
-        sha256: checksum to verify with, for models without a published one.
+        entry: the model.
+        sha256: checksum for the verification, for models without a published one.
         allow_unverified: accept such a model without any checksum.
-        timeout: seconds without a single byte after which a mirror is given up.
-        progress: called with (bytes so far, bytes in all or None).
+        timeout: seconds without a single byte after which a mirror is abandoned.
+        progress: called with (bytes so far, total bytes or None).
 
     Returns:
-        The file in the cache. It appears there only when complete and verified.
+        The file in the cache. It appears there only when it is complete and verified.
 
     Raises:
         DownloadError: no mirror delivered the right file.
@@ -264,7 +264,7 @@ def pull(
     if expected is None and not allow_unverified:
         raise DownloadError(
             f"no checksum of {entry.name} was published, so that it cannot be verified; "
-            "give one with --sha256, or accept that with --allow-unverified"
+            "pass one with --sha256, or accept this with --allow-unverified"
         )
     target = cache_directory() / entry.filename
     if target.is_file() and (expected is None or file_sha256(target) == expected):
@@ -282,13 +282,13 @@ def pull(
             part.replace(target)
             return target
         failures.append(f"{url}: {reason}")
-    raise DownloadError(f"{entry.name} could not be fetched:\n  " + "\n  ".join(failures))
+    raise DownloadError(f"{entry.name} could not be downloaded:\n  " + "\n  ".join(failures))
 
 
 def _fetch(
     url: str, part: Path, size: int | None, timeout: float, progress: Progress | None
 ) -> str | None:
-    """Download ``url`` to ``part``, continuing what is there; the reason of a failure or None."""
+    """Download ``url`` to ``part``, or continue; returns the reason of a failure or None."""
     reason: str | None = "no attempt"
     for _ in range(_ATTEMPTS_PER_MIRROR):
         before = part.stat().st_size if part.exists() else 0
@@ -303,7 +303,7 @@ def _fetch(
         if reason is None:
             return None
         if part.exists() and part.stat().st_size > before:
-            continue  # a broken connection that brought something: go on from there
+            continue  # the connection broke after some bytes: continue from there
         if not reason.startswith("HTTP status 416"):
             return reason
     return reason
@@ -327,7 +327,7 @@ def _fetch_once(
         length = response.headers.get("Content-Length")
         total = done + int(length) if length else size
         if size is not None and total is not None and total != size:
-            return f"the file has {total} bytes there, not {size}"
+            return f"the file on the server has {total} bytes, not {size}"
         with part.open("ab" if resumed else "wb") as file:
             while chunk := response.read1(_CHUNK):
                 file.write(chunk)
@@ -342,14 +342,14 @@ def _fetch_once(
 
 
 def _range_start(response: HTTPResponse) -> int | None:
-    """First byte of a partial answer, from ``Content-Range: bytes START-END/SIZE``."""
+    """The first byte of a partial response, from ``Content-Range: bytes START-END/SIZE``."""
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     start = rest.partition("-")[0]
     return int(start) if unit == "bytes" and start.isdigit() else None
 
 
 def _verify(part: Path, size: int | None, sha256: str | None) -> str | None:
-    """Compare a finished download with what it should be; a wrong one is removed."""
+    """Check the size and checksum of a finished download; remove it if it is wrong."""
     if size is not None and part.stat().st_size != size:
         reason = f"{part.stat().st_size} bytes, not {size}"
     elif sha256 is not None and (found := file_sha256(part)) != sha256:

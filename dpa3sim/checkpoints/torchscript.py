@@ -26,15 +26,15 @@ _DEPTH_LIMIT, _MAX_PARTS = 64, 1_000_000
 
 
 def read_torchscript(archive: Archive) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """Configuration and tensors of a frozen model.
+    """Read configuration and tensors of a frozen model.
 
-    The JSON description inside the file names the options; the attributes of the frozen objects,
-    which is what deepmd-kit really ran, fill in what old descriptions lack and must not
-    contradict them.
+    The JSON description inside the file names the options. The attributes of the frozen objects,
+    which deepmd-kit really uses, supply options that old descriptions lack, and must not
+    contradict the others.
     """
     root = archive.tree
     if not isinstance(root, ScriptObject):
-        raise CheckpointError(f"{archive.path}: no TorchScript model")
+        raise CheckpointError(f"{archive.path}: not a TorchScript model")
     if any(archive.extra_files.values()):
         raise CheckpointError(
             f"{archive.path}: contains {', '.join(archive.extra_files)}, which would change the "
@@ -49,7 +49,7 @@ def read_torchscript(archive: Archive) -> tuple[ModelConfig, dict[str, np.ndarra
 
 
 def _description(root: ScriptObject) -> dict[str, Any]:
-    """The JSON description, completed and cross-checked with the frozen objects."""
+    """The JSON description, completed from and checked against the frozen objects."""
     text = root.state.get("model_def_script")
     if not isinstance(text, str) or not text:
         raise CheckpointError(f"frozen object {root.kind} has no model description")
@@ -80,7 +80,7 @@ def _description(root: ScriptObject) -> dict[str, Any]:
 
 
 def _complete(section: Any, module: ScriptObject, names: Iterable[str]) -> None:
-    """Fill ``section`` in place from the attributes of ``module``; they must not disagree."""
+    """Complete ``section`` in place from the attributes of ``module``, which must agree."""
     if not isinstance(section, dict):
         return  # the reader of the description reports it
     for name in names:
@@ -95,7 +95,7 @@ def _complete(section: Any, module: ScriptObject, names: Iterable[str]) -> None:
 
 
 def _check_exclusions(config: ModelConfig, root: ScriptObject) -> None:
-    """The frozen type map and atom exclusion must be those of the description."""
+    """Check that the frozen type map and atom exclusion are those of the description."""
     atomic = _child(root, "atomic_model")
     if plain(atomic.state.get("type_map", config.type_map)) != list(config.type_map):
         raise CheckpointError("the type map of the frozen model is not that of its description")
@@ -116,7 +116,7 @@ def _tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """All tensors below an object, named by the path of attributes that leads to them.
 
-    A countdown ``left`` ends it: objects that share their parts can have more paths than time.
+    The countdown ``left`` ends it, because objects that share parts can have too many paths.
     """
     if depth > _DEPTH_LIMIT or next(left, None) is None:
         raise CheckpointError("the frozen objects are nested too deeply")

@@ -22,7 +22,7 @@ SINGLE_TASK = "Default"
 
 
 class TrainingModel(NamedTuple):
-    """One head of a training checkpoint. ``heads`` is empty for single-task files."""
+    """One head of a training checkpoint; ``heads`` is empty for single-task files."""
 
     config: ModelConfig
     weights: dict[str, np.ndarray]
@@ -32,13 +32,13 @@ class TrainingModel(NamedTuple):
 
 
 def read_training(archive: Archive, head: str | None, ema: bool = False) -> TrainingModel:
-    """Configuration and tensors of one head.
+    """Read configuration and tensors of one head.
 
     Args:
         archive: the file.
-        head: which head; needed where there are several. Names and aliases, in any case.
-        ema: take the moving averages that a regular checkpoint of a training with EMA carries
-            beside its weights. (The ``*_ema`` checkpoints hold the averages as their weights.)
+        head: name or alias of the head, in any case; required if there are several.
+        ema: use the moving averages that a regular checkpoint of a training with EMA stores in
+            addition to its weights. (``*_ema`` checkpoints contain the averages as weights.)
     """
     try:
         return _read(archive.tree, head, ema)
@@ -50,22 +50,24 @@ def read_training(archive: Archive, head: str | None, ema: bool = False) -> Trai
 
 def _read(tree: Any, head: str | None, ema: bool) -> TrainingModel:
     if not isinstance(tree, Mapping):
-        raise CheckpointError("no deepmd-kit checkpoint: the file holds no dictionary")
+        raise CheckpointError("not a deepmd-kit checkpoint: the file contains no dictionary")
     state = tree.get("model", tree)
     extra = state.get("_extra_state") if isinstance(state, Mapping) else None
     params = extra.get("model_params") if isinstance(extra, Mapping) else None
     if not isinstance(params, Mapping):
-        raise CheckpointError("no deepmd-kit checkpoint: it holds no model description")
+        raise CheckpointError("not a deepmd-kit checkpoint: it contains no model description")
     params = plain(params)
     tensors = _tensors(state)
     averages = _averages(tree)
     if ema and averages is None:
-        raise CheckpointError("the checkpoint holds no moving averages (EMA)")
+        raise CheckpointError("the checkpoint contains no moving averages (EMA)")
 
     heads = params.get("model_dict")
     if heads is None:
         if head is not None and head.lower() != SINGLE_TASK.lower():
-            raise CheckpointError(f"no head {head!r}: this is a single-task model without heads")
+            raise CheckpointError(
+                f"there is no head {head!r}: this is a single-task model without heads"
+            )
         chosen, names, section = None, (), params
     else:
         if not isinstance(heads, Mapping) or not heads:
@@ -90,7 +92,7 @@ def _tensors(state: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if name == "_extra_state":
             continue
         if not isinstance(name, str) or not isinstance(value, np.ndarray):
-            raise CheckpointError(f"entry {str(name)[:60]!r} of the model is no tensor")
+            raise CheckpointError(f"entry {str(name)[:60]!r} of the model is not a tensor")
         tensors[name] = value
     return tensors
 
@@ -100,7 +102,7 @@ def _with_prefix(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np
 
 
 def _averages(tree: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
-    """The EMA weights beside the model: an entry with a decay and a table of tensors."""
+    """The EMA weights: an entry beside the model with a decay and a table of tensors."""
     for value in tree.values():
         if isinstance(value, Mapping) and "decay" in value and isinstance(value.get("model"), dict):
             return _tensors(value["model"])

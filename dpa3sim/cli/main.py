@@ -25,7 +25,7 @@ from dpa3sim.common.errors import (
     memory_ran_out,
 )
 
-# Modules are imported when their command runs, so that help and errors come at once.
+# Modules are imported when their command runs, so that help and errors appear at once.
 GROUPS = {
     "structures": {
         "relax": "relax the atoms and the cell of structures",
@@ -36,7 +36,7 @@ GROUPS = {
         "elastic": "elastic constants, with relaxed and with clamped ions",
         "phonon": "phonon bands, densities of states, thermal properties, stability",
         "gruneisen": "mode Grüneisen parameters",
-        "qha": "thermal expansion, bulk modulus and Cp, quasi-harmonic",
+        "qha": "thermal expansion, bulk modulus and Cp in the quasi-harmonic approximation",
         "vacancy": "formation energies of vacancies",
         "surface": "energies of surfaces",
     },
@@ -45,22 +45,22 @@ GROUPS = {
         "md": "molecular dynamics",
         "pimd": "path integral molecular dynamics, with quantum nuclei",
         "ipi": "forces for i-PI: path integrals and its other methods",
-        "lammps": "forces for LAMMPS: run one of its inputs",
+        "lammps": "run a LAMMPS input with the forces of the model",
     },
     "screenings of many structures (--screen RUN)": {
-        "status": "how far a screening is",
-        "retry": "compute again what failed in a screening",
+        "status": "progress of a screening",
+        "retry": "repeat the failed structures of a screening",
         "export": "results of a screening as a table or as structures",
         "shard-script": "a Slurm script for a screening in many jobs",
     },
     "before and after": {
-        "plan": "how many evaluations, how much memory and time a command will take",
-        "report": "a page of HTML about a run or a screening: state, results, plots",
+        "plan": "estimate the evaluations, memory and time of a command",
+        "report": "write an HTML page about a run or a screening: state, results, plots",
     },
     "models and this installation": {
-        "model": "list, fetch and inspect models",
+        "model": "list, download and inspect models",
         "convert": "convert a checkpoint to dpa3sim's own format",
-        "bench": "time the model on your own structures",
+        "bench": "measure the speed of the model for your own structures",
         "doctor": "check this installation and its speed",
         "completion": "print a script that lets the TAB key complete commands and options",
     },
@@ -68,7 +68,7 @@ GROUPS = {
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 EXAMPLES = """\
 dpa3sim relax POSCAR --cell full           # with the embedded model
-dpa3sim relax a.cif b.cif --model my.pth   # several structures, your checkpoint
+dpa3sim relax a.cif b.cif --model my.pth   # several structures, your own checkpoint
 dpa3sim phonon POSCAR                      # phonons of the relaxed crystal
 dpa3sim model list                         # the public DPA3 models
 """
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             signals.end()
         except BaseException as error:
             signals.close()
-            # Whatever came of an interrupt on its way: a failed import, a file that seems damaged.
+            # An interrupt may turn into other errors: a failed import, a file that looks damaged.
             if signals.raised or isinstance(error, KeyboardInterrupt):
                 code = interrupted()
             else:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str], began: float) -> int:
-    # What cannot be written, to a terminal or file with few letters, is no reason to stop.
+    # A character that a terminal or file cannot show must not end the command.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -102,7 +102,7 @@ def _run(arguments: list[str], began: float) -> int:
         warnings.showwarning = _show_warning
         code = _command(arguments, began)
     if sys.stdout is not None:
-        sys.stdout.flush()  # while a signal can still end it, should nobody read
+        sys.stdout.flush()  # while a signal can still end it, if nobody reads
     return code
 
 
@@ -119,8 +119,8 @@ def _command(arguments: list[str], began: float) -> int:
 
 
 def _ended_by(error: BaseException) -> int:
-    """The exit code of what ended a command, told in a line; raises it if it is a fault of ours."""
-    if isinstance(error, BrokenPipeError):  # whoever read our output has gone, as `head` does
+    """Print what ended a command and return its exit code; raise it if it is a bug."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, such as `head`
         sys.stderr.close()
         return DONE
     if isinstance(error, SystemExit):
@@ -128,7 +128,7 @@ def _ended_by(error: BaseException) -> int:
     if isinstance(error, OSError) and not isinstance(error, Dpa3simError):
         error = StorageError.of(error)
     elif memory_ran_out(error):
-        error = OutOfMemoryError("the memory of this machine is not enough")
+        error = OutOfMemoryError("this machine does not have enough memory")
     if not isinstance(error, Dpa3simError):
         raise error
     print(f"dpa3sim: error: {error}", file=sys.stderr)
@@ -156,14 +156,14 @@ def find(arguments: Sequence[str]) -> tuple[Any, Parser, list[str]]:
 
 
 def module_of(*words: str) -> Any:
-    """The module of a command, or of a command and its subcommand, or what stands for one."""
+    """The module of a command, or of a command and its subcommand, or its replacement."""
     if len(words) > 1 and (within := getattr(module_of(words[0]), "subcommand", None)):
         return within(*words[1:])
     return import_module(f"dpa3sim.cli.commands.{'_'.join(words).replace('-', '_')}")
 
 
 def top_parser() -> Parser:
-    """The parser of what stands before a command."""
+    """The parser of the arguments before a command."""
     commands = "".join(
         f"\n\n{title}:\n" + "\n".join(f"  {name:<13}{text}" for name, text in group.items())
         for title, group in GROUPS.items()
@@ -173,11 +173,13 @@ def top_parser() -> Parser:
         prog="dpa3sim",
         description="Simulations with the DPA3 potential." + commands,
         usage="dpa3sim [-h] [--version] COMMAND ...",
-        epilog=f"exit codes:\n{codes}\n\n'dpa3sim COMMAND --help' has the options of a command.",
+        epilog=f"exit codes:\n{codes}\n\n'dpa3sim COMMAND --help' lists the options of a command.",
         formatter_class=_raw,
         examples=EXAMPLES,
     )
-    parser.add_argument("--version", action="store_true", help="print versions, model and kernels")
+    parser.add_argument(
+        "--version", action="store_true", help="print the versions, the model and the kernels"
+    )
     return parser
 
 
@@ -200,7 +202,7 @@ def _subcommand(command: str, known: dict[str, str], arguments: list[str]) -> tu
     """The subcommand that ``arguments`` begin with, and what is left."""
     name = arguments[0]
     if name not in known:
-        hint = settings.suggestion(name, known) or f"; there are {', '.join(known)}"
+        hint = settings.suggestion(name, known) or f"; the subcommands are {', '.join(known)}"
         raise InputError(f"{command} has no subcommand {name!r}" + hint)
     return name, arguments[1:]
 
@@ -219,7 +221,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Our own warnings are for the user, in a line; those of libraries are for developers."""
+    """Print our own warnings as one line; warnings of libraries are for developers."""
     if issubclass(category, Dpa3simWarning):
         print(f"dpa3sim: warning: {message}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Command-line options made from settings, and the options that all commands share."""
+"""Command-line options that follow from settings, and options that all commands share."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ KINDS = {"int": "a whole number", "float": "a number"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with suggestions, ending with our exit code.
+    """argparse without abbreviations, with suggestions and our exit code.
 
     Args:
-        examples: command lines that end the help, one a line, as they are.
+        examples: command lines at the end of the help, one per line, unchanged.
     """
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
@@ -35,12 +35,12 @@ class Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\nexamples:\n{lines}" if lines else "")
 
     def error(self, message: str) -> NoReturn:
-        """One line that names the value and the way out, exit code 2."""
+        """Print one line that names the value and the remedy; the exit code is 2."""
         sys.stderr.write(f"{self.prog}: error: {InputError(self._reworded(message))}\n")
         raise SystemExit(BAD_INPUT)
 
     def _reworded(self, message: str) -> str:
-        """Argparse's messages in the words of our own."""
+        """Messages of argparse in our own words."""
         if match := re.fullmatch(r"argument (\S+): invalid (\w+) value: (.*)", message):
             name, kind, value = match.groups()
             return f"option {name} = {value} must be {KINDS.get(kind, kind)}"
@@ -53,7 +53,9 @@ class Parser(argparse.ArgumentParser):
         if match := re.fullmatch(r"the following arguments are required: (.*)", message):
             counts = [a.nargs for a in self._actions if isinstance(a.nargs, int) and a.nargs > 1]
             needed = f"{counts[0]} of {match.group(1)} are needed" if counts else ""
-            return f"{needed or match.group(1) + ' is missing'}; '{self.prog} --help' tells more"
+            return (
+                f"{needed or match.group(1) + ' is missing'}; '{self.prog} --help' shows the usage"
+            )
         return message
 
     def flags(self) -> list[str]:
@@ -67,7 +69,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 class _Words(argparse.Action):
-    """Puts the values of a repeated flag together, as words of one text."""
+    """Joins the values of a repeated flag to one text."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
         before = getattr(namespace, self.dest, None)
@@ -75,9 +77,9 @@ class _Words(argparse.Action):
 
 
 def add_settings(parser: Parser, title: str, settings: Any) -> None:
-    """Add one flag for each option of a settings class; absent flags leave no value.
+    """Add one flag for each option of a settings class; absent flags set no value.
 
-    A flag that another class has already is for both of them.
+    A flag that another class already has applies to both of them.
     """
     group = parser.add_argument_group(title)
     defaults = settings()
@@ -97,7 +99,7 @@ def add_settings(parser: Parser, title: str, settings: Any) -> None:
                 help=text,
             )
         else:
-            # argparse takes a percent sign there for a format.
+            # argparse would interpret a percent sign as a format.
             unit = "PERCENT" if info.unit == "%" else info.unit
             metavar = unit or {int: "N", float: "X"}.get(kind, name.upper())
             group.add_argument(
@@ -114,7 +116,7 @@ def add_settings(parser: Parser, title: str, settings: Any) -> None:
 def add_config(parser: Parser) -> None:
     """Add ``--config`` and ``--set``."""
     group = parser.add_argument_group(
-        "settings from elsewhere (flags win over --set over --config)"
+        "settings from elsewhere (flags override --set, which overrides --config)"
     )
     group.add_argument("--config", metavar="FILE", help="YAML file with any of the options above")
     group.add_argument(
@@ -122,7 +124,7 @@ def add_config(parser: Parser) -> None:
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="one option by name, such as --set fmax=1e-3; may be repeated",
+        help="one option by name, such as --set fmax=1e-3; can be repeated",
     )
 
 
@@ -158,7 +160,7 @@ def resolve(args: argparse.Namespace, *classes: Any) -> list[Any]:
 
 
 def _typed(cls: Any, name: str, value: Any) -> Any:
-    """Text becomes the option's type; ``1e-3``, which YAML takes for text, a number."""
+    """Convert text to the option's type; also ``1e-3``, which YAML reads as text."""
     kind, _ = options_of.options(cls)[name]
     if isinstance(value, str) and kind is not str:
         return options_of.parse(cls, name, value)
@@ -168,10 +170,10 @@ def _typed(cls: Any, name: str, value: Any) -> Any:
 
 
 def unknown_flags(parser: Parser, unknown: Sequence[str]) -> str:
-    """Message for arguments that no option took."""
+    """The message for arguments that do not belong to any option."""
     first = unknown[0]
     if not first.startswith("-"):
-        return f"unexpected {first!r}; '{parser.prog} --help' tells more"
+        return f"unexpected {first!r}; '{parser.prog} --help' shows the usage"
     return f"unknown option {first}" + options_of.suggestion(first.split("=")[0], parser.flags())
 
 

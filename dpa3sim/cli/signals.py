@@ -1,14 +1,15 @@
 """SIGINT and SIGTERM end the command, whatever they interrupt.
 
-Python raises what the handler of a signal raises between two instructions of whatever runs then.
-That may be code that swallows it: an import that tries something ``except:``, a destructor, a
-callback from C. The signal would be lost, and the command would go on with half a module. So a
-timer looks soon after :class:`Interrupt` was raised, and then now and again, whether the main
-thread is still handling it, as it does in every ``except``, ``finally`` and ``with`` on the way to
-:func:`dpa3sim.cli.main.main`. If not, it is raised once more. Nobody has to take part: clean-up is
-left alone, and what somebody made of the interrupt counts as the interrupt.
+Python raises the exception of a signal handler between two instructions of the running code. That
+code may swallow it: an import with a bare ``except:``, a destructor, a callback from C. The signal
+would be lost, and the command would continue with an incomplete module. Therefore a timer checks
+soon after :class:`Interrupt` was raised, and then from time to time, whether the main thread is
+still handling it, as it does in every ``except``, ``finally`` and ``with`` on the way to
+:func:`dpa3sim.cli.main.main`. If not, the interrupt is raised again. No other code has to
+cooperate: clean-up is not disturbed, and an exception caused by the interrupt counts as the
+interrupt.
 
-This module imports nothing that takes time, since :mod:`dpa3sim.__main__` begins with it.
+This module has no slow imports, because :mod:`dpa3sim.__main__` imports it first.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from typing import Any
 from dpa3sim.common.errors import INTERRUPTED
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# When to look whether an interrupt has been lost, and how often after that, s. Soon, because what
-# goes on computes with half an import; then rarely, because it is clean-up that goes on.
+# Times of the first and the later checks for a lost interrupt, s. The first is soon, because the
+# running code may use an incomplete import; the later ones are rare, because clean-up is running.
 FIRST_LOOK, NEXT_LOOKS = 0.05, 0.25
 _HAS_TIMER = hasattr(signal, "setitimer")  # not on Windows, where a lost interrupt stays lost
 
 
 class Interrupt(KeyboardInterrupt):
-    """A signal wants the command to end; nothing but a :class:`Watch` raises it."""
+    """A signal requests the end of the command; only a :class:`Watch` raises it."""
 
 
 class Watch:
-    """What SIGINT and SIGTERM do in the main thread, from :meth:`install` on.
+    """The handling of SIGINT and SIGTERM in the main thread, from :meth:`install` on.
 
     Attributes:
-        came: whether there was one.
-        raised: whether it was raised; then the command is to end, whatever has become of that.
-        over: whether the command has ended, so that there is nothing left to interrupt.
+        came: whether a signal has arrived.
+        raised: whether an interrupt was raised; then the command must end in any case.
+        over: whether the command has ended, so that nothing is left to interrupt.
         stop: called by the first signal instead of raising.
     """
 
@@ -52,26 +53,26 @@ class Watch:
         self._hooks = sys.unraisablehook, sys.excepthook
 
     def install(self) -> None:
-        """Begin to watch, as the only one."""
+        """Become the only watch."""
         global _watch
         _watch = self
         sys.unraisablehook, sys.excepthook = self._unraisable, self._uncaught
         for number in SIGNALS:
-            # What a shell without job control starts in its background has to ignore Ctrl-C.
+            # A background process of a shell without job control must ignore Ctrl-C.
             if number != signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 self._catch(number, self._arrived)
 
     def close(self) -> None:
-        """Nothing is left to interrupt: signals do nothing from here on."""
+        """Stop watching: nothing is left to interrupt, and signals have no effect from here on."""
         self.over = True
         if self.raised and _HAS_TIMER:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
     def end(self) -> None:
-        """The command has ended by itself, unless a signal came before this.
+        """Record that the command has ended by itself, unless a signal came before.
 
         Raises:
-            Interrupt: one came, and was lost.
+            Interrupt: a signal came and was lost.
         """
         was_over = self.over
         self.close()
@@ -79,7 +80,7 @@ class Watch:
             raise Interrupt
 
     def remove(self) -> None:
-        """Leave handlers, timer and hooks as they were."""
+        """Restore the previous handlers, timer and hooks."""
         global _watch
         self.close()
         for number, handler in self._before.items():
@@ -88,17 +89,17 @@ class Watch:
         _watch = None
 
     def check(self, put_off: bool = True) -> None:
-        """Raise an interrupt that was lost; if ``put_off``, one that :attr:`stop` got as well."""
+        """Raise a lost interrupt; if ``put_off``, also one that was passed to :attr:`stop`."""
         if self.raised or (put_off and self.came):
             self._interrupt()
 
     def leave_to_parent(self) -> None:
-        """In a forked child: signals end it at once, without a word; the parent has the state."""
+        """Let signals end a forked child at once, without a message; the parent has the state."""
         for number in self._before:
             signal.signal(number, signal.SIG_DFL)
 
     def _catch(self, number: int, handler: Callable[[int, object], None]) -> None:
-        # Noted first: the next signal may come in between.
+        # Recorded first, because the next signal may come in between.
         self._before.setdefault(number, signal.getsignal(number))
         signal.signal(number, handler)
 
@@ -125,12 +126,12 @@ class Watch:
             self._interrupt()
 
     def _unraisable(self, found: Any) -> None:
-        """Not a word about an interrupt that Python drops: it comes again."""
+        """Suppress the message about an interrupt that Python drops; it will be raised again."""
         if not _comes_of_interrupt(found.exc_value):
             self._hooks[0](found)
 
     def _uncaught(self, kind: Any, error: BaseException, trace: Any) -> None:
-        """The same where a library in C prints what it drops."""
+        """The same for a C library that prints the exceptions that it drops."""
         if not _comes_of_interrupt(error):
             self._hooks[1](kind, error, trace)
 
@@ -148,7 +149,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _comes_of_interrupt(error: BaseException | None) -> bool:
-    """Whether an exception is an interrupt, or was raised because of one or while handling it."""
+    """Whether an exception is an interrupt, or was raised because of one or while handling one."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -163,10 +164,10 @@ def _comes_of_interrupt(error: BaseException | None) -> bool:
 
 @contextmanager
 def interruptible() -> Iterator[Watch]:
-    """Within, SIGINT and SIGTERM raise :class:`Interrupt`, until that has left this block.
+    """In this block, SIGINT and SIGTERM raise :class:`Interrupt` until it has left the block.
 
-    Where somebody watches already this adds nothing; neither does it outside of the main thread,
-    which is the only one that gets signals.
+    If a watch is installed already, this has no effect. It also has none outside the main thread,
+    which is the only one that receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Watch()
@@ -199,17 +200,17 @@ def stopped_by_signals(stop: Callable[[], object]) -> Iterator[None]:
 
 
 def check(put_off: bool = True) -> None:
-    """Raise an interrupt where something new would begin; see :meth:`Watch.check`.
+    """Raise a pending interrupt before something new begins; see :meth:`Watch.check`.
 
     Raises:
-        Interrupt: there is one.
+        Interrupt: one is pending.
     """
     if _watch is not None and threading.current_thread() is threading.main_thread():
         _watch.check(put_off)
 
 
 def interrupted() -> int:
-    """Say what ended the command; returns its exit code."""
-    with suppress(OSError):  # the same Ctrl-C ends whoever reads us
+    """Print that the command was interrupted; returns its exit code."""
+    with suppress(OSError):  # the same Ctrl-C also ends the reader of our output
         print("dpa3sim: interrupted", file=sys.stderr)
     return INTERRUPTED

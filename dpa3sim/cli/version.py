@@ -1,4 +1,4 @@
-"""What ``dpa3sim --version`` says, without importing torch."""
+"""The output of ``dpa3sim --version``, without importing torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def version() -> str:
     lines = {
         f"dpa3sim {dpa3sim.__version__}": "",
         "model": f"{DEFAULT_MODEL}, embedded ({embedded_path()})",
-        "kernels": f"{kernels}{chosen}; `dpa3sim doctor` says which of them run here",
+        "kernels": f"{kernels}{chosen}; `dpa3sim doctor` shows which of them run here",
         "python": platform.python_version(),
         "torch": _version("torch"),
     }

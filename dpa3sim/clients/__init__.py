@@ -1,1 +1,1 @@
-"""Clients of the model: ASE, i-PI, LAMMPS, and the engine that many of them share."""
+"""Clients of the model: ASE, i-PI, LAMMPS, and the engine that many clients can share."""

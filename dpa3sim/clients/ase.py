@@ -37,25 +37,25 @@ class DPA3Calculator(Calculator):
     Args:
         model: path of a checkpoint (``.pth``, ``.pt``, ``.safetensors``), a registry name, a
             loaded model, a :class:`Potential` or a client of an :class:`Engine`; None is the
-            embedded default model, which a message of the logger ``dpa3sim.calculator`` tells.
-        head: head of a multi-task checkpoint.
-        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda:0"`` ...
-        dtype: ``"auto"`` is the checkpoint's own precision; ``"float32"``, ``"float64"``.
+            embedded default model, which the logger ``dpa3sim.calculator`` reports.
+        head: name of the head of a multi-task checkpoint.
+        device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda:0"`` ...
+        dtype: ``"auto"`` (the precision of the checkpoint), ``"float32"`` or ``"float64"``.
         truncate: ``"deepmd"`` or ``"none"``, see :class:`Potential`.
-        smooth_cutoff: width over which the step at the cutoff of angles is smoothed, Å, such as
-            0.3; for models that have one, see :class:`Potential`. None is off.
+        smooth_cutoff: width over which the step at the angle cutoff is smoothed, Å, such as 0.3,
+            for models that have one; see :class:`Potential`. None means no smoothing.
         matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
 
     Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
     ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
-    ``virial`` (eV, (3, 3), -dE/dstrain). ``evaluation`` is all that the model said of the last
-    structure, ``warnings`` what limits it.
+    ``virial`` (eV, (3, 3), -dE/dstrain). ``evaluation`` is the complete result for the last
+    structure, and ``warnings`` are its warnings.
 
-    Charge and spin, for models that take them, come from ``atoms.info["charge_spin"]``.
+    Models that depend on charge and spin read them from ``atoms.info["charge_spin"]``.
 
     Raises:
-        CheckpointError, InputError: see :class:`Potential`; InputError also from calculations
-            of structures that have no answer.
+        CheckpointError, InputError: see :class:`Potential`. Calculations also raise InputError,
+            for structures that the model cannot evaluate.
     """
 
     implemented_properties = [  # noqa: RUF012 - ASE declares it as an instance variable
@@ -87,10 +87,10 @@ class DPA3Calculator(Calculator):
             self.potential = model
         else:
             raise InputError(
-                "head, device, dtype, truncate, smooth_cutoff, matmul are those of the Potential"
+                "set head, device, dtype, truncate, smooth_cutoff and matmul in the Potential"
             )
         if model is None:
-            _log.warning("no model named, using the embedded one: %s", self.potential)
+            _log.warning("no model was named, using the embedded one: %s", self.potential)
         self._key: tuple[Any, ...] | None = None
         self.warnings: tuple[str, ...] = ()
         self.evaluation: Evaluation | None = None
@@ -101,21 +101,21 @@ class DPA3Calculator(Calculator):
         return self.potential.model
 
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
-        """What changed since the last calculation, as far as it matters to the model.
+        """The changes since the last calculation that affect the model's result.
 
-        Charges, magnetic moments, constraints and the cell of a molecule do not; the charge,
-        spin and parameters in ``atoms.info`` do.
+        Charges, magnetic moments, constraints and the cell of a molecule do not affect it; the
+        charge, spin and parameters in ``atoms.info`` do.
         """
         changed = self._key is None or System.from_atoms(atoms).key() != self._key
         return list(all_changes) if changed else []
 
     def reset(self) -> None:
-        """Forget the last results."""
+        """Discard the last results."""
         super().reset()
         self._key = None
 
     def export_properties(self) -> Properties:
-        """The results that ASE has a name for, which ``virial`` is not among."""
+        """The results that ASE knows, which are all except ``virial``."""
         return Properties({k: v for k, v in self.results.items() if k != "virial"})
 
     def calculate(
@@ -133,7 +133,7 @@ class DPA3Calculator(Calculator):
             raise PropertyNotImplementedError("a structure without periodic axes has no stress")
 
     def take(self, atoms: Atoms, evaluation: Evaluation) -> None:
-        """Take an evaluation of ``atoms`` that was made elsewhere, instead of repeating it."""
+        """Use an existing evaluation of ``atoms`` instead of repeating it."""
         self.atoms = atoms.copy()
         self._take(System.from_atoms(atoms), evaluation)
 
@@ -156,8 +156,8 @@ class DPA3Calculator(Calculator):
 def virial_stress(virial: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Stress ``(3, 3)`` in eV/Å^3, positive = tensile, from the virial in eV.
 
-    Along non-periodic axes the cell vector only sets the reference volume (a slab with its
-    vacuum); a missing one counts as 1 Å.
+    Along non-periodic axes, the cell vector only determines the reference volume (a slab with its
+    vacuum); a missing vector counts as 1 Å.
     """
     rank_deficient = abs(np.linalg.det(cell)) < 1e-9
     volume = abs(np.linalg.det(complete_cell(cell, pbc) if rank_deficient else cell))

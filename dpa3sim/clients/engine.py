@@ -1,8 +1,8 @@
-"""Many clients, one model: what they ask for is evaluated as one batch.
+"""Many clients share one model: their requests are evaluated as one batch.
 
 A client is anything that needs one structure after the other: an optimizer or integrator in its
-own thread, a bead of a path integral, an image of a path. One thread evaluates at a time: that of
-:meth:`Engine.map` or :meth:`Engine.serve`, else one of the engine's own.
+own thread, a bead of a path integral, an image of a path. One thread evaluates at a time: the
+thread that called :meth:`Engine.map` or :meth:`Engine.serve`, or else a thread of the engine.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 Mode = Literal["lockstep", "streaming"]
 DEFAULT_WINDOW = 0.002
 MAX_CLIENTS = 64
-# How often clients whose thread has died are looked for, s.
+# Time between searches for clients whose thread has died, s.
 PATIENCE = 1.0
 T = TypeVar("T")
 
 
 class _InterruptedError(EngineError):
-    """Whoever waited for this says nothing of the structure."""
+    """The evaluation was interrupted; this says nothing about the structure."""
 
 
 def _check_clients(clients: int) -> None:
@@ -61,17 +61,17 @@ class _Request:
 
 
 class Engine:
-    """Collects what clients ask for and evaluates it as one batch.
+    """Collects the requests of clients and evaluates them as one batch.
 
-    In ``"lockstep"`` mode a batch is evaluated when every client waits for an answer, ordered by
-    the clients' rank: the batches, and with them the results to the last bit, do not depend on
-    timing. A client that neither asks nor leaves holds up the others. In ``"streaming"`` mode
-    nobody waits longer than ``window`` for others to join.
+    In ``"lockstep"`` mode, a batch is evaluated when every client waits for a result. It is ordered
+    by the clients' rank, so that the batches, and therefore the results to the last bit, do not
+    depend on timing. A client that neither asks nor leaves blocks the others. In ``"streaming"``
+    mode, no client waits longer than ``window`` for others to join.
 
     Args:
-        potential: a :class:`Potential` or one like it, or what that takes as its model.
+        potential: a :class:`Potential` or an equivalent, or the model for a new one.
         mode: see above.
-        window: s, only used when streaming.
+        window: waiting time in streaming mode, s.
 
     Attributes:
         potential: the model.
@@ -97,17 +97,17 @@ class Engine:
         self._streaming = mode == "streaming"
         self._window = window
         self._changed = threading.Condition()
-        # Weak, so that a client nobody holds any more does not hold up the others.
+        # Weak references, so that an abandoned client does not block the others.
         self._clients: weakref.WeakSet[Client] = weakref.WeakSet()
         self._pending: list[_Request] = []
         self._server: threading.Thread | None = None
         self._joined = 0
 
     def client(self, rank: int | None = None) -> Client:
-        """A new client; lockstep batches wait for it until it leaves.
+        """Make a new client; lockstep batches wait for it until it leaves.
 
         Args:
-            rank: place in the batches, by default that of joining.
+            rank: position in the batches, by default the order of joining.
         """
         with self._changed:
             client = Client(self, self._joined if rank is None else rank)
@@ -118,8 +118,8 @@ class Engine:
     def serve(self) -> None:
         """Evaluate in the calling thread until the last client has left.
 
-        Without this a thread of the engine does it, which on a CPU is slower: OpenMP threads of
-        the main thread, once it has used torch, get in the way of those of another thread.
+        Otherwise a thread of the engine evaluates, which is slower on a CPU: once the main thread
+        has used torch, its OpenMP threads disturb those of another thread.
         """
         self._take_over(lambda: not self._clients)
 
@@ -131,16 +131,16 @@ class Engine:
         clients: int = MAX_CLIENTS,
         return_exceptions: bool = False,
     ) -> list[T | Exception]:
-        """Run a function of ASE atoms over many structures, with all evaluations batched.
+        """Apply a function of ASE atoms to many structures, with all evaluations batched.
 
-        ``function`` runs in threads, several at a time; each gets a copy of its structure with a
-        calculator. A failure of one has no effect on the others.
+        ``function`` runs in several threads at a time; it receives a copy of a structure with a
+        calculator. A failure of one structure does not affect the others.
 
         Args:
             structures: the structures.
-            function: what to do with each, such as a relaxation.
-            clients: how many of them go on at the same time.
-            return_exceptions: put exceptions in the place of results instead of raising the
+            function: the function for each structure, such as a relaxation.
+            clients: the number of structures in progress at the same time.
+            return_exceptions:  put exceptions in the place of results instead of raising the
                 first one after all structures are done.
         """
         results: dict[int, T | Exception] = {}
@@ -162,18 +162,18 @@ class Engine:
         *,
         clients: int = MAX_CLIENTS,
     ) -> None:
-        """Like :meth:`map`, of any number of structures: where one is done the next one enters.
+        """Like :meth:`map`, for any number of structures: when one is done, the next one enters.
 
         Args:
-            structures: the structures, each with its number, which is its place in the batches;
-                taken one at a time.
-            function: what to do with each, in threads, several at a time.
-            done: told the number and what came of it, as soon as it is known, one at a time. What
-                it raises ends everything, and is raised.
-            clients: how many of them go on at the same time.
+            structures: the structures, each with its number, which is its position in the batches;
+                they are taken one at a time.
+            function: the function for each structure; it runs in several threads at a time.
+            done: called with the number and the outcome as soon as it is known, one at a time.
+                An exception that it raises ends everything and is raised again.
+            clients: the number of structures in progress at the same time.
 
         Raises:
-            InputError: no clients.
+            InputError: ``clients`` is less than 1.
         """
         _check_clients(clients)
         queue = iter(structures)
@@ -193,8 +193,8 @@ class Engine:
             with client:
                 try:
                     while not client.closed and (taken := take()) is not None:
-                        # The client stays the same, so that nobody goes on without the next
-                        # structure, which takes its own place in the batches.
+                        # The client stays the same, so that no batch starts without the next
+                        # structure, which has its own position in the batches.
                         client.rank = taken[0]
                         outcome = self._one(client, taken[1], function)
                         if not isinstance(outcome, _InterruptedError):
@@ -211,7 +211,7 @@ class Engine:
             for thread in threads:
                 thread.join()
         except BaseException as error:
-            failures.append(error)  # nobody takes another structure
+            failures.append(error)  # no thread takes another structure
             raise
         finally:
             for client in team:  # all have left already, unless this was interrupted
@@ -220,7 +220,7 @@ class Engine:
             raise failures[0]
 
     def _one(self, client: Client, atoms: Atoms, function: Callable[[Atoms], T]) -> T | Exception:
-        """What ``function`` makes of a structure, whose calculator asks through ``client``."""
+        """The outcome of ``function`` for a structure whose calculator uses ``client``."""
         from dpa3sim.clients.ase import DPA3Calculator
 
         try:
@@ -252,12 +252,12 @@ class Engine:
             self._pending = [r for r in self._pending if r.client is not client]
             self._changed.notify_all()
         for request in gone:
-            request.answer(EngineError("the client left before it got an answer"))
+            request.answer(EngineError("the client left before it received a result"))
 
     # -- the evaluating thread --------------------------------------------------------------------
 
     def _find_server(self) -> None:
-        """Start a thread that evaluates if there is none."""
+        """Start a thread that evaluates, if there is none."""
         if self._server is None:
             self._server = threading.Thread(
                 target=self._serve,
@@ -268,7 +268,7 @@ class Engine:
             self._server.start()
 
     def _take_over(self, done: Callable[[], bool]) -> None:
-        """Serve in the calling thread, in place of whoever does it now."""
+        """Serve in the calling thread, instead of the current one."""
         with self._changed:
             self._server = threading.current_thread()
             self._changed.notify_all()
@@ -282,7 +282,7 @@ class Engine:
                     self._find_server()
 
     def _serve(self, done: Callable[[], bool]) -> None:
-        """Evaluate batches until there are no more to come, or another thread takes over."""
+        """Evaluate batches until no more can come, or another thread takes over."""
         me = threading.current_thread()
         while True:
             with self._changed:
@@ -314,7 +314,7 @@ class Engine:
         return max(0.0, oldest + self._window - time.monotonic())
 
     def _drop_dead_clients(self) -> None:
-        """A thread that ended without leaving must not hold up the others for ever."""
+        """Remove clients whose thread ended without leaving, which would block the others."""
         for client in list(self._clients):
             thread = client.thread
             if thread is not None and not thread.is_alive():
@@ -326,12 +326,12 @@ class Engine:
         try:
             outcomes = self.potential.evaluate_each([r.structure for r in batch])
         except Exception as error:
-            if len(batch) > 1:  # an error that is nobody's in particular: find whose it is
+            if len(batch) > 1:  # an error of the whole batch: find the structure that causes it
                 for request in batch:
                     self._answer([request])
                 return
             outcomes = [error]
-        except BaseException:  # nobody may wait for ever
+        except BaseException:  # no client may wait forever
             for request in batch:
                 request.answer(_InterruptedError("the evaluation was interrupted"))
             raise
@@ -340,15 +340,15 @@ class Engine:
 
 
 class Client:
-    """One of those whom an :class:`Engine` serves; made by :meth:`Engine.client`.
+    """A client of an :class:`Engine`; made by :meth:`Engine.client`.
 
-    To be used like a :class:`Potential`, by one thread, and as a context manager: leaving it
-    tells the engine not to wait for this client any more.
+    Use it like a :class:`Potential`, in one thread, and as a context manager: when it is left,
+    the engine no longer waits for this client.
 
     Attributes:
-        rank: place in the batches.
+        rank: position in the batches.
         closed: whether the client has left.
-        thread: the thread that asked last.
+        thread: the thread of the last request.
     """
 
     def __init__(self, engine: Engine, rank: int) -> None:
@@ -366,17 +366,17 @@ class Client:
         return repr(self._engine.potential)
 
     def submit(self, structure: AtomsLike | System) -> Future[Evaluation]:
-        """Ask without waiting; until the answer is there, the client counts as waiting.
+        """Request an evaluation without waiting; until it is done, the client counts as waiting.
 
         Raises:
-            EngineError: the client has left. Errors of the structure are those of the future.
+            EngineError: the client has left. Errors of the structure are raised by the future.
         """
         self.thread = threading.current_thread()
         # A copy: the caller may move the atoms before they are evaluated.
         return self._engine._submit(self, as_system(structure).copy())
 
     def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
-        """Ask and wait.
+        """Request evaluations and wait for them.
 
         Raises:
             InputError, NonFiniteError, OutOfMemoryError: see :meth:`Potential.evaluate`.
@@ -386,11 +386,11 @@ class Client:
         return [future.result() for future in futures]
 
     def check(self, structure: AtomsLike | System) -> None:
-        """Raise InputError if ``structure`` cannot be evaluated; cheap, nobody waits."""
+        """Raise InputError if ``structure`` cannot be evaluated; this is cheap and immediate."""
         self._engine.potential.check(structure)
 
     def close(self) -> None:
-        """Leave: the engine does not wait for this client any more."""
+        """Leave the engine, which then no longer waits for this client."""
         if not self.closed:
             self.closed = True
             self._engine._leave(self)

@@ -1,10 +1,10 @@
-"""Times for people."""
+"""Durations in readable form."""
 
 from __future__ import annotations
 
 
 def elapsed(seconds: float) -> str:
-    """A time that was measured: ``12 s``, ``3 min 5 s``, ``2 h 3 min``."""
+    """A measured time: ``12 s``, ``3 min 5 s``, ``2 h 3 min``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -13,7 +13,7 @@ def elapsed(seconds: float) -> str:
 
 
 def estimated(seconds: float) -> str:
-    """A time in two digits: ``0.3 s``, ``12 s``, ``5.0 min``, ``2.5 h``, ``3.0 d``."""
+    """An estimated time with two digits: ``0.3 s``, ``12 s``, ``5.0 min``, ``2.5 h``, ``3.0 d``."""
     for unit, size, most in (("s", 1, 100), ("min", 60, 100), ("h", 3600, 48)):
         if seconds < most * size:
             return f"{_two_digits(seconds / size)} {unit}"

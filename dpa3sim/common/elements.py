@@ -1,4 +1,4 @@
-"""Chemical symbols; kept apart so that commands without structures need not import ASE."""
+"""Chemical symbols, in their own module so that not every command imports ASE."""
 
 SYMBOLS = (
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga "

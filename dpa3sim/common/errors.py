@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code that the command line gives it."""
+"""The errors that a user can meet, each with its exit code on the command line."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ DONE, BAD_INPUT, NOT_CONVERGED, UNPHYSICAL, SOME_FAILED, CONNECTION_LOST = 0, 2,
 INTERRUPTED = 130
 EXIT_CODES = {
     DONE: "done",
-    BAD_INPUT: "bad usage or input, nothing was computed",
-    NOT_CONVERGED: "not converged, or a part of it",
-    UNPHYSICAL: "not finite, or unphysical",
-    SOME_FAILED: "some of many failed, the others are there",
-    CONNECTION_LOST: "connection lost (i-PI)",
-    INTERRUPTED: "interrupted, the state is saved",
+    BAD_INPUT: "bad usage or input; nothing was computed",
+    NOT_CONVERGED: "the calculation, or a part of it, did not converge",
+    UNPHYSICAL: "a result is not finite, or is unphysical",
+    SOME_FAILED: "some of several structures failed; the results of the others are there",
+    CONNECTION_LOST: "the connection to i-PI was lost",
+    INTERRUPTED: "interrupted; the state is saved",
 }
-"""What the exit code of a command means, whichever it is."""
-# The list of the heads of a model has its place in a message, the content of a file has not.
+"""What the exit codes mean; they are the same for all commands."""
+# Long enough for the list of the heads of a model, too short for the content of a file.
 _LONGEST = 1400
 
 
 class Dpa3simError(Exception):
-    """Base of every error that dpa3sim raises on purpose; its text is meant for the user."""
+    """Base class of every error that dpa3sim raises on purpose; its text is for the user."""
 
     exit_code = BAD_INPUT
 
     def __str__(self) -> str:
-        """One line that a terminal shows as it is, whatever it quotes from a file."""
+        """One line without control characters, whatever it quotes from a file."""
         text = super().__str__()
         if not text.isprintable():
             text = "".join(c if c.isprintable() else _escaped(c) for c in text)
@@ -34,7 +34,7 @@ class Dpa3simError(Exception):
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether an error, of Python, of torch on any device or of its allocator, means that."""
+    """Whether an error of Python, of torch or of its allocator means that memory ran out."""
     words = ("out of memory", "not enough memory", "can't allocate memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
@@ -46,7 +46,7 @@ def _escaped(character: str) -> str:
 
 
 class InputError(Dpa3simError, ValueError):
-    """Bad usage or a structure that cannot be computed; nothing was computed."""
+    """Bad usage, or a structure that cannot be computed; nothing was computed."""
 
 
 class CheckpointError(Dpa3simError):
@@ -54,11 +54,11 @@ class CheckpointError(Dpa3simError):
 
 
 class DownloadError(Dpa3simError):
-    """A model could not be fetched, or what was fetched is not what was asked for."""
+    """A model could not be downloaded, or the download is not the requested file."""
 
 
 class NotConvergedError(Dpa3simError):
-    """A part of a calculation did not converge, and what builds on it was not done."""
+    """A part of a calculation did not converge, and the parts that depend on it were not done."""
 
     exit_code = NOT_CONVERGED
 
@@ -70,46 +70,46 @@ class NonFiniteError(Dpa3simError):
 
 
 class UnphysicalError(Dpa3simError):
-    """A part of a calculation has a result that what builds on it cannot use."""
+    """A part of a calculation has a result that the following parts cannot use."""
 
     exit_code = UNPHYSICAL
 
 
 class OutOfMemoryError(Dpa3simError):
-    """A single structure needs more memory than there is, even in the most frugal way."""
+    """A single structure needs more memory than is available, even with the smallest blocks."""
 
 
 class StorageError(Dpa3simError):
-    """A file could not be written: the disk is full, or closed to us. What was saved is whole."""
+    """A file could not be written: the disk is full, or not writable. Saved files are intact."""
 
     @classmethod
     def of(cls, error: OSError, place: object = "") -> StorageError:
-        """What the user is told of an error of the system, at a file or, if unknown, ``place``."""
+        """The message for an error of the system about a file or, if unknown, about ``place``."""
         name = error.filename or place
         reason = error.strerror or str(error) or type(error).__name__
         hint = ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
-            hint = "; what was saved before is whole: make room, then the same command continues"
+            hint = "; everything saved before is intact: make room, then the same command continues"
         return cls(f"{name}: {reason}{hint}" if name else reason + hint)
 
 
 class EngineError(Dpa3simError):
-    """A client of the engine got no answer."""
+    """A client of the engine received no answer."""
 
 
 class RefusedError(Dpa3simError):
-    """What i-PI asked for was not done: other atoms than those of the structure."""
+    """A request of i-PI was refused, because its atoms are not those of the structure."""
 
 
 class ProtocolError(RefusedError):
-    """What came over a connection is not the i-PI protocol."""
+    """A message on a connection does not follow the i-PI protocol."""
 
 
 class ConnectionLostError(Dpa3simError):
-    """The other side of a connection is gone, in the middle of something or before it began."""
+    """The other side of a connection is gone, during an exchange or before it began."""
 
     exit_code = CONNECTION_LOST
 
 
 class Dpa3simWarning(UserWarning):
-    """A result that is valid but that the user must know something about."""
+    """A valid result about which the user must know something."""

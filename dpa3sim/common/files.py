@@ -1,4 +1,4 @@
-"""Files that are never half written, and folders that one process has for itself."""
+"""Files that are never half-written, and folders that one process locks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Levels of calls: Python's own limit.
+# Python's own recursion limit.
 RECURSION_LIMIT = 1000
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either the old one or the complete new one."""
-    # File names need not be valid text, and stand in what is written.
+    """Write a file so that it is always either the old one or the complete new one."""
+    # The content may contain file names, which need not be valid text.
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -29,9 +29,9 @@ def atomic_write(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def usual_recursion() -> Iterator[None]:
-    """Keep what parses a file from others from going so deep that Python crashes.
+    """Keep the recursion of parsers within limits, so that a file cannot crash Python.
 
-    Some libraries (symfc) raise the limit for the whole process when they are imported.
+    Some libraries (symfc) raise the limit of the whole process when they are imported.
     """
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(min(before, RECURSION_LIMIT))
@@ -42,23 +42,23 @@ def usual_recursion() -> Iterator[None]:
 
 
 def is_part(path: Path) -> bool:
-    """Whether a file is what a kill in the midst of :func:`atomic_write` leaves behind."""
+    """Whether a file is left over from a killed :func:`atomic_write`."""
     return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def lock_folder(folder: Path) -> int | None:
-    """Keep other processes off a folder until the handle is closed; None where not possible.
+    """Lock a folder against other processes until the handle is closed; None if not possible.
 
-    A file may stand for it, one that is never replaced: it can be locked as well.
+    A file that is never replaced can be locked instead of the folder.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds the lock.
     """
     try:
         import fcntl
-    except ImportError:  # not on Windows
+    except ImportError:  # Windows
         return None
-    # Network file systems lock only files that are open for writing.
+    # Network file systems can only lock files that are open for writing.
     handle = os.open(folder, os.O_RDONLY if folder.is_dir() else os.O_RDWR)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Files of options: ``--config FILE``, and what a run directory keeps of its own."""
+"""Files of options: ``--config FILE``, and the configuration in a run directory."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.files import usual_recursion
 
-# They have a few lines.
+# Such files have a few lines.
 _MAX_BYTES, _MAX_LEVELS = 1 << 16, 8
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """Names and values of a YAML file; whether they are options of a command is not looked at.
+    """Read names and values from a YAML file, without checking whether a command has these options.
 
     Raises:
-        InputError: it cannot be read, or holds something else.
+        InputError: it cannot be read, or contains something else.
     """
     import yaml
 
@@ -34,20 +34,20 @@ def read_options(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except InputError:
         raise
-    # YAML's numbers and dates can be such that Python has none.
+    # YAML allows numbers and dates that Python does not.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no valid YAML ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
-        raise InputError(f"{path}: must hold options, one 'name: value' a line")
+        raise InputError(f"{path}: must contain options, one 'name: value' per line")
     return {str(key): value for key, value in data.items()}
 
 
 def _check_events(path: Path, events: Iterable[Any]) -> None:
-    """Raise InputError for YAML that takes for ever, or whose reader fails in ways of its own.
+    """Raise InputError for YAML that takes forever, or that makes its reader fail unexpectedly.
 
-    These are levels within levels, many of one text, and tags that do not fit their value.
+    These are deep nesting, many aliases of one text, and tags that do not fit their values.
     """
     import yaml
 
@@ -60,4 +60,4 @@ def _check_events(path: Path, events: Iterable[Any]) -> None:
         level += isinstance(event, yaml.CollectionStartEvent)
         level -= isinstance(event, yaml.CollectionEndEvent)
         if level > _MAX_LEVELS:
-            raise InputError(f"{path}: must hold options, one 'name: value' a line")
+            raise InputError(f"{path}: must contain options, one 'name: value' per line")

@@ -1,4 +1,4 @@
-"""Options of protocols: one definition serves the Python API, command line, config file and docs.
+"""Options of protocols: one definition for Python, command line, config files and documentation.
 
 A protocol's ``Settings`` is a frozen dataclass whose fields are made with :func:`option`.
 """
@@ -30,14 +30,14 @@ UNIT_ENDINGS = {
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What is known of an option besides its name, type and default.
+    """The properties of an option besides its name, type and default.
 
     Attributes:
         help: one sentence.
-        unit: of the value, if it has one.
-        choices: the allowed values, if they are few.
+        unit: unit of the value, if it has one.
+        choices: the allowed values, if there are only a few.
         minimum: smallest allowed number.
-        repeatable: whether its flag may be repeated, for a text of several words.
+        repeatable: whether its flag can be repeated, for a text of several words.
     """
 
     help: str
@@ -56,7 +56,7 @@ def option(
     minimum: float | None = None,
     repeatable: bool = False,
 ) -> Any:
-    """A dataclass field that documents and checks itself."""
+    """A dataclass field with a description and checks."""
     info = OptionInfo(help, unit, tuple(choices) if choices else None, minimum, repeatable)
     return dataclasses.field(default=default, metadata={"option": info})
 
@@ -78,7 +78,7 @@ def validate(settings: Any) -> None:
     Choices are matched in any case and get their canonical spelling.
 
     Raises:
-        InputError: a value that is not allowed.
+        InputError: a value is not allowed.
     """
     for name, (kind, info) in options(settings).items():
         value = getattr(settings, name)
@@ -98,7 +98,7 @@ def validate(settings: Any) -> None:
                 + suggestion(str(value), info.choices)
             )
         if isinstance(value, str) and any(_is_control(character) for character in value):
-            raise InputError(f"option {name} = {value!r} is no text")
+            raise InputError(f"option {name} = {value!r} is not printable text")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise InputError(f"option {name} has a number of more than 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
@@ -108,13 +108,13 @@ def validate(settings: Any) -> None:
 
 
 def _is_control(character: str) -> bool:
-    """Whether it has no place in names, nor in files that people read."""
+    """Whether it is a control character, which names and readable files must not contain."""
     kind = unicodedata.category(character)
     return kind in ("Cc", "Cs", "Zl", "Zp") and character not in "\t\n"
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """The options as JSON-ready values; names of dimensional ones end in their unit."""
+    """The options as JSON-ready values; names of quantities with a unit end in it."""
     return {
         name + UNIT_ENDINGS.get(info.unit or "", ""): getattr(settings, name)
         for name, (_, info) in options(settings).items()
@@ -122,10 +122,10 @@ def to_dict(settings: Any) -> dict[str, Any]:
 
 
 def parse(settings: type, name: str, text: str) -> Any:
-    """Value of option ``name`` from text, as in ``--set name=text``.
+    """The value of option ``name`` from text, as in ``--set name=text``.
 
     Raises:
-        InputError: unknown option (with the closest known one) or unreadable value.
+        InputError: the option is unknown (the closest known one is named), or the value is invalid.
     """
     known = options(settings)
     if name not in known:
@@ -144,7 +144,7 @@ def parse(settings: type, name: str, text: str) -> Any:
 
 
 def replace_checked(settings: Any, values: Mapping[str, Any]) -> Any:
-    """Copy of ``settings`` with ``values``; unknown names raise InputError with a suggestion."""
+    """A copy of ``settings`` with ``values``; an unknown name raises InputError."""
     known = options(settings)
     for name in values:
         if name not in known:
@@ -158,13 +158,13 @@ def unknown_option(name: str, known: Iterable[str]) -> InputError:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean ...?"`` when something known is close, else nothing."""
+    """``"; did you mean ...?"`` if a known name is close, else an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _plain_type(hint: Any) -> type:
-    """``float`` of ``float | None``, ``str`` of ``Literal[...]``."""
+    """The plain type: ``float`` for ``float | None``, ``str`` for ``Literal[...]``."""
     if typing.get_origin(hint) is typing.Literal:
         return str
     if isinstance(hint, types.UnionType):

@@ -1,4 +1,4 @@
-"""Units that :mod:`ase.units` has no name for; eV, Å and u are meant where nothing is said."""
+"""Units that :mod:`ase.units` lacks; values are in terms of eV, Å and u by default."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Neighbour lists and the line graph: which pairs and which angles a structure has."""
+"""Neighbour lists and the line graph: the pairs and angles of a structure."""

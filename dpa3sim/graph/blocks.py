@@ -1,10 +1,10 @@
-"""Blocks: centres of similar size side by side, so that a layer is a few dense operations.
+"""Blocks of centres of similar size, so that a layer consists of a few dense operations.
 
 The line graph of a centre is dense: every pair of its angle-edges is an angle. Centres with the
 same room for edges (``k_room``) and angle-edges (``m_room``) form a block, in which edge arrays
 are ``(count, k_room, ...)`` and angle arrays ``(count, m_room, m_room, ...)``; nothing has to be
-gathered to angles, and sums over neighbours are sums over an axis. Rooms that a centre does not
-fill are masked. A block also bounds the temporaries of the layers (docs/methods.md#blocks).
+gathered to angles, and sums over neighbours are sums over an axis. Empty slots are masked. A block
+also bounds the temporary arrays of the layers (docs/methods.md#blocks).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Groups of centres between which blocks may begin; finding the best division takes their square.
+# Groups of centres at which blocks may begin; the search for the best division is quadratic.
 MAX_GROUPS = 96
 
 UNLIMITED = 2**62
@@ -27,10 +27,10 @@ UNLIMITED = 2**62
 
 @dataclass(frozen=True)
 class Block:
-    """A range of centres that have the same room, and where their arrays begin.
+    """A range of centres with the same room, and the positions of their arrays.
 
     Attributes:
-        start, count: the block's centres are rows ``start`` to ``start + count``.
+        start, count: the centres of the block are rows ``start`` to ``start + count``.
         k_room, m_room: slots for edges and for angle-edges of a centre.
         edge_start, angle_edge_start, angle_start: first row in the flat arrays.
     """
@@ -50,17 +50,17 @@ class Block:
 
     @property
     def n_edges(self) -> int:
-        """Slots for edges."""
+        """Number of slots for edges."""
         return self.count * self.k_room
 
     @property
     def n_angle_edges(self) -> int:
-        """Slots for angle-edges."""
+        """Number of slots for angle-edges."""
         return self.count * self.m_room
 
     @property
     def n_angles(self) -> int:
-        """Slots for angles."""
+        """Number of slots for angles."""
         return self.count * self.m_room**2
 
     @property
@@ -81,14 +81,14 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockLimits:
-    """How centres are put into blocks.
+    """How centres are divided into blocks.
 
     Attributes:
-        angles, edges: at most this many slots in a block, if it has more than one centre.
-        overhead: cost of another block, in units of the work for an angle.
+        angles, edges: largest number of slots in a block with more than one centre.
+        overhead: cost of an additional block, in units of the work for an angle.
         edge_cost: work for an edge, in the same units.
         margin: room beyond the present counts, as a fraction (for fixed capacities).
-        bucket: rooms are multiples of this, so that few counts change a shape.
+        bucket: rooms are multiples of this, so that shapes change rarely.
     """
 
     angles: int
@@ -99,14 +99,14 @@ class BlockLimits:
     bucket: int = 1
 
     def rooms(self, counts: np.ndarray) -> np.ndarray:
-        """Room for so many edges or angle-edges."""
+        """The rooms for these numbers of edges or angle-edges."""
         rooms = np.ceil(counts * (1 + self.margin)).astype(np.int64)
         return -(-rooms // self.bucket) * self.bucket
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which centre goes to which row, and the blocks of rows.
+    """The order of the centres, and the blocks of rows.
 
     Attributes:
         order: ``(n_atoms,)`` atom at each row.
@@ -118,7 +118,7 @@ class Layout:
 
     @cached_property
     def centres(self) -> np.ndarray:
-        """Rooms for edges and angle-edges of each row, and where its arrays begin, ``(5, n)``.
+        """Rooms for edges and angle-edges of each row, and the positions of its arrays, ``(5, n)``.
 
         The last three rows are the first edge, angle-edge and angle.
         """
@@ -140,36 +140,36 @@ class Layout:
 
     @cached_property
     def derived(self) -> dict[str, Any]:
-        """What others make of the layout, and want to keep as long as it lives."""
+        """Data that other modules derive from the layout and keep during its lifetime."""
         return {}
 
     @property
     def n_edges(self) -> int:
-        """Edge slots of all blocks."""
+        """Number of edge slots of all blocks."""
         return self.blocks[-1].edges.stop
 
     @property
     def n_angle_edges(self) -> int:
-        """Angle-edge slots of all blocks."""
+        """Number of angle-edge slots of all blocks."""
         return self.blocks[-1].angle_edges.stop
 
     @property
     def n_angles(self) -> int:
-        """Angle slots of all blocks."""
+        """Number of angle slots of all blocks."""
         return self.blocks[-1].angles.stop
 
 
 def make_layout(n_edges: np.ndarray, n_angle_edges: np.ndarray, limits: BlockLimits) -> Layout:
-    """Sort centres by size and cut them into blocks at the lowest cost.
+    """Sort centres by size and divide them into blocks at the lowest cost.
 
-    Depends on the counts alone, so that a result cannot depend on the history of the lists.
+    The layout depends on the counts alone, so that results do not depend on earlier lists.
 
     Args:
         n_edges, n_angle_edges: ``(n_atoms,)`` counts of each centre.
         limits: see :class:`BlockLimits`.
     """
     k, m = limits.rooms(n_edges), np.minimum(limits.rooms(n_angle_edges), limits.rooms(n_edges))
-    # Which of the two varies less within a block is not known beforehand.
+    # It is not known beforehand which of the two varies less within a block.
     plans = [(*_partition(k[order], m[order], limits), order) for order in _orders(k, m)]
     _, sizes, order = min(plans, key=lambda plan: plan[0])
 
@@ -191,7 +191,7 @@ def _orders(k: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _partition(k: np.ndarray, m: np.ndarray, limits: BlockLimits) -> tuple[float, list[int]]:
-    """Cheapest division of sorted centres into consecutive blocks: its cost and their sizes."""
+    """The cheapest division of sorted centres into consecutive blocks: cost and sizes."""
     starts = _group_starts(k, m)
     ends = np.append(starts[1:], len(k))
     group_k = np.maximum.reduceat(k, starts)
@@ -224,14 +224,14 @@ def _partition(k: np.ndarray, m: np.ndarray, limits: BlockLimits) -> tuple[float
 
 
 def _group_starts(k: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Where runs of equal centres begin; at most :data:`MAX_GROUPS` of them, evenly chosen."""
+    """Starts of runs of equal centres; at most :data:`MAX_GROUPS`, evenly chosen."""
     changes = np.flatnonzero((k[1:] != k[:-1]) | (m[1:] != m[:-1])) + 1
     every = len(changes) // MAX_GROUPS + 1
     return np.concatenate([[0], changes[every - 1 :: every]])
 
 
 def _chunks(rows: np.ndarray, k_room: np.ndarray, m_room: np.ndarray, limits: BlockLimits) -> Any:
-    """Into how many blocks so many centres have to be cut to respect the limits."""
+    """The number of blocks that the limits require for so many centres."""
     fit = np.minimum(
         limits.angles // np.maximum(m_room**2, 1), limits.edges // np.maximum(k_room, 1)
     )
@@ -240,16 +240,16 @@ def _chunks(rows: np.ndarray, k_room: np.ndarray, m_room: np.ndarray, limits: Bl
 
 @dataclass(frozen=True)
 class BlockGraph:
-    """The graph of a batch in block order, on one device: what the layers run on.
+    """The graph of a batch in block order, on one device: the input of the layers.
 
     Rows are atoms in the order of the layout, then those that only others have edges to. Empty
-    slots have ``edge_mask`` 0, point to their
-    own centre and have a vector of length 1; nothing that they hold may reach a result.
+    slots have ``edge_mask`` 0, point to their own centre and have a vector of length 1; their
+    content must not affect any result.
 
     Attributes:
         layout: rows and blocks.
         n_structures: number of structures.
-        types, structure: ``(n_nodes,)`` of each row.
+        types, structure: ``(n_nodes,)`` type and structure of each row.
         edge_i, edge_j: ``(n_edges,)`` row of the centre and of the neighbour.
         vectors: ``(n_edges, 3)`` float64, Å.
         edge_mask: ``(n_edges,)`` bool, False in empty slots.
@@ -291,7 +291,7 @@ class BlockGraph:
 def sum_incoming(x: Tensor, graph: BlockGraph) -> Tensor:
     """Sum ``x`` ``(n_edges, width)`` over the edges that point to each row.
 
-    A segment sum over sorted rows, so that the order of additions is always the same.
+    This is a segment sum over sorted rows, so that the order of additions is always the same.
     """
     total: Tensor = torch.nn.functional.embedding_bag(
         graph.incoming, x, graph.incoming_start, mode="sum"

@@ -9,20 +9,20 @@ import numpy as np
 from dpa3sim.common.errors import InputError
 from dpa3sim.structures.geometry import check_crowd, complete_cell
 
-# vesin divides a cell into no more boxes than these.
+# vesin divides a cell into at most this number of boxes.
 VESIN_BOXES = 1.0e5
 
 
 def _check_boxes(positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius: float) -> None:
-    """Raise InputError for what is so long and thin that vesin 0.6 would divide by zero.
+    """Raise InputError for structures so long and thin that vesin 0.6 would divide by zero.
 
-    It divides the cell, or what the atoms take up where it is not periodic, into boxes; of too
-    many of them it keeps the ratios of their numbers, and rounds them down.
+    It divides the cell, or the extent of the atoms along non-periodic axes, into boxes. If there
+    are too many, it keeps the ratios of their numbers and rounds them down.
     """
     inverse = np.linalg.inv(box)
     heights = 1.0 / np.linalg.norm(inverse, axis=0)
     heights = np.where(pbc, heights, heights * np.ptp(positions @ inverse, axis=0))
-    # Along which direction it measures the atoms is its own affair.
+    # The directions along which it measures the extent of the atoms are not specified.
     diagonal = float(np.linalg.norm(np.ptp(positions, axis=0)))
     largest = np.where(pbc | ~pbc.any(), heights, np.maximum(heights, diagonal))
     if np.maximum(largest / radius, 1.0).prod() <= VESIN_BOXES:
@@ -37,7 +37,7 @@ def _check_boxes(positions: np.ndarray, box: np.ndarray, pbc: np.ndarray, radius
 
 
 def _can_divide(n: np.ndarray) -> bool:
-    """Whether vesin finds boxes where it wants ``n``, ``(3,)``, along the axes."""
+    """Whether vesin can divide into about ``n``, ``(3,)``, boxes along the axes."""
     if n.prod() <= VESIN_BOXES:
         return True
     last = np.floor(np.cbrt(VESIN_BOXES * n[2] ** 2 / (n[0] * n[1])))
@@ -50,16 +50,16 @@ def candidates(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All ordered pairs (i, j, S) != (i, i, 0) with ``|x_j + S cell - x_i| <= radius``.
 
-    Pairs a rounding error beyond ``radius`` may be in the list; callers filter exactly.
+    The list may contain pairs that are a rounding error beyond ``radius``; callers filter exactly.
     Positions need not be wrapped; cells may be skewed, left-handed or smaller than ``radius``.
 
     Returns:
-        i, j: ``(n_pairs,)`` int64; shifts: ``(n_pairs, 3)`` int64. No particular order.
+        i, j: ``(n_pairs,)`` int64; shifts: ``(n_pairs, 3)`` int64; in no particular order.
 
     Raises:
-        InputError: more atoms in a place than any material has.
+        InputError: there are more atoms in one place than in any material.
     """
-    import vesin  # with torch, which commands that only read files do without
+    import vesin  # imports torch, which commands that only read files do not need
 
     box = complete_cell(cell, pbc)
     check_crowd(positions)

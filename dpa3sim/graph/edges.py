@@ -20,7 +20,7 @@ MIN_DISTANCE = 0.1
 
 @dataclass(frozen=True)
 class EdgeRules:
-    """What decides which pairs are edges, taken from a model.
+    """The rules of a model that decide which pairs are edges.
 
     Attributes:
         e_rcut: edges have ``r <= e_rcut``, Å.
@@ -47,8 +47,8 @@ class Edges:
         i, j: ``(n_edges,)`` centre and neighbour.
         shifts: ``(n_edges, 3)`` lattice shift S of the neighbour.
         n_angle_edges: ``(n_atoms,)`` m_i: the first m_i edges of centre i are its angle-edges.
-        n_cut_edges: neighbours within ``e_rcut`` dropped by ``e_sel``, over all centres.
-        n_cut_angle_edges: neighbours within ``a_rcut`` kept out of the angles by ``a_sel``.
+        n_cut_edges: number of neighbours within ``e_rcut`` that ``e_sel`` removes, for all centres.
+        n_cut_angle_edges: number of neighbours within ``a_rcut`` that ``a_sel`` removes.
     """
 
     i: np.ndarray
@@ -67,7 +67,7 @@ def edge_vectors(
     positions: np.ndarray, cell: np.ndarray, i: np.ndarray, j: np.ndarray, shifts: np.ndarray
 ) -> np.ndarray:
     """``(x_j + S cell) - x_i``, ``(n, 3)``, Å."""
-    # The image first: deepmd-kit ranks distances that it computes in this order. Element by
+    # The image first, because deepmd-kit ranks distances that it computes in this order. Element by
     # element, so that the resident graph ranks equal distances in the same way to the last bit.
     offset = shifts[:, :1] * cell[0] + shifts[:, 1:2] * cell[1] + shifts[:, 2:] * cell[2]
     return (positions[j] + offset) - positions[i]
@@ -84,20 +84,21 @@ def find_edges(
 ) -> Edges:
     """Find the edges of one structure.
 
-    Equal distances are ranked by neighbour index, then by shift. Distances that differ by a
-    rounding error only count as different, here as in deepmd-kit
+    Equal distances are ranked by neighbour index, then by shift. Distances that differ only by a
+    rounding error count as different, as in deepmd-kit
     (docs/model.md#ties-at-the-selection-limit). Excluded pairs are dropped after ranking, so
-    they still use up the limits.
+    they count towards the limits.
 
     Args:
         positions: ``(n_atoms, 3)``, Å, wrapped or not.
         cell: ``(3, 3)``, lattice vectors as rows, Å; ignored along non-periodic axes.
-        pbc: ``(3,)`` bool; each axis counts for itself.
+        pbc: ``(3,)`` bool; the axes are independent.
         types: ``(n_atoms,)`` int, used for exclusions only.
         rules: the model's cutoffs and limits.
 
     Raises:
-        InputError: no atoms, non-finite numbers, a singular cell, or atoms closer than 0.1 Å.
+        InputError: there are no atoms, non-finite numbers, a singular cell, or atoms closer than
+            0.1 Å.
     """
     check_geometry(positions, cell, pbc)
     i, j, shifts = candidates(positions, cell, pbc, rules.e_rcut)

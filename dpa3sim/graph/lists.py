@@ -1,4 +1,4 @@
-"""Candidate lists of many structures: kept, shared between alike ones, renewed when needed."""
+"""Candidate lists of many structures: kept, shared by similar ones, renewed when necessary."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from dpa3sim.graph.skin import SkinList
 from dpa3sim.structures.system import System
 
-# Lists tried for a structure besides the one that it had last.
+# Number of lists to try for a structure in addition to its last one.
 TRIES = 4
 MAX_LISTS = 512
 MAX_PAIRS = 20_000_000
@@ -16,13 +16,13 @@ MAX_PAIRS = 20_000_000
 
 @dataclass
 class Counters:
-    """What the incremental graph did so far.
+    """Statistics of the incremental graph.
 
     Attributes:
-        evaluations: structures evaluated; batches: in so many batches.
+        evaluations: evaluated structures; batches: number of batches.
         rebuilds: neighbour searches; row_updates: searches for a few moved atoms only.
-        shared_lists: structures that took the list of another one.
-        reused_edges, reused_angles: batches whose edges, or whose angles, were those of the last.
+        shared_lists: structures that use the list of another one.
+        reused_edges, reused_angles: batches with unchanged edges, or unchanged angles.
         layouts: arrangements into blocks; retries: batches split or repeated for lack of memory.
     """
 
@@ -37,19 +37,19 @@ class Counters:
     retries: int = 0
 
     def to_dict(self) -> dict[str, int]:
-        """Plain form."""
+        """The counters as a dictionary."""
         return asdict(self)
 
 
 class ListCache:
-    """Finds a valid candidate list for a structure, searching only when there is none.
+    """Finds a valid candidate list for a structure, and searches only if there is none.
 
     Structures with the same atoms and periodicity (displaced or strained supercells, beads,
     images of a path) share a list as long as its exact test allows it.
 
     Args:
-        cutoff: Å; skin: Å, how much further candidates are searched.
-        counters: where the work is counted.
+        cutoff: Å; skin: additional radius of the search, Å.
+        counters: the statistics to update.
     """
 
     def __init__(self, cutoff: float, skin: float, counters: Counters) -> None:
@@ -58,11 +58,11 @@ class ListCache:
         self._lists: OrderedDict[bytes, list[SkinList]] = OrderedDict()
 
     def find(self, system: System, last: SkinList | None = None) -> SkinList:
-        """A list that holds every pair within the cutoff.
+        """A list that contains every pair within the cutoff.
 
         Args:
             system: the structure, with its types.
-            last: the list that the structure had, if it is known to be invalid by now.
+            last: the last list of the structure, if it is known to be invalid now.
         """
         key, positions, cell = system.list_key, system.positions, system.cell
         known = self._lists.setdefault(key, [])
@@ -84,7 +84,7 @@ class ListCache:
         return renewed
 
     def _evict(self) -> None:
-        """Forget the structures not seen for longest, and of the last one the oldest lists."""
+        """Drop the least recently used structures, and the oldest lists of the last one."""
         while True:
             lists = [x for known in self._lists.values() for x in known]
             if len(lists) <= MAX_LISTS and sum(x.neighbour.size for x in lists) <= MAX_PAIRS:

@@ -14,15 +14,15 @@ from dpa3sim.structures.system import System, model_inputs
 
 @dataclass(frozen=True)
 class Angles:
-    """All ordered pairs (q, k) of angle-edges of a centre, q == k included.
+    """All ordered pairs (q, k) of angle-edges of a centre, including q == k.
 
     See docs/model.md#neighbours-edges-and-angles. The m_i^2 angles of centre i are contiguous,
     q-major: block i is an (m_i, m_i) matrix.
 
     Attributes:
         edges: ``(n_angle_edges,)`` index of every angle-edge in the edge list.
-        centres: ``(n_angle_edges,)`` its centre.
-        q, k: ``(n_angles,)`` receiving and other edge, as indices into ``edges``.
+        centres: ``(n_angle_edges,)`` centre of every angle-edge.
+        q, k: ``(n_angles,)`` receiving edge and other edge, as indices into ``edges``.
     """
 
     edges: np.ndarray
@@ -56,10 +56,10 @@ class GraphBatch:
 
     Attributes:
         n_structures: number of graphs.
-        types: ``(n_atoms,)`` int64; structure: ``(n_atoms,)`` graph that an atom belongs to.
+        types: ``(n_atoms,)`` int64; structure: ``(n_atoms,)`` index of the graph of each atom.
         edge_i, edge_j: ``(n_edges,)`` centre and neighbour, sorted by centre.
         vectors: ``(n_edges, 3)`` float64, Å.
-        angle_edges: ``(n_angle_edges,)`` edge index; angle_centres: its centre.
+        angle_edges: ``(n_angle_edges,)`` edge index; angle_centres: centre of each angle-edge.
         angle_q, angle_k: ``(n_angles,)`` indices into ``angle_edges``.
         fparam: ``(n_structures, numb_fparam)``; aparam: ``(n_atoms, numb_aparam)``; float64.
         charge_spin: ``(n_structures, 2)`` int64 or None.
@@ -81,7 +81,7 @@ class GraphBatch:
 
     @property
     def n_atoms(self) -> int:
-        """Atoms in all structures together."""
+        """Number of atoms in all structures together."""
         return self.types.shape[0]
 
 

@@ -1,8 +1,8 @@
-"""The graph of a batch on its device: updated in place from new positions and cells.
+"""The graph of a batch on its device, updated in place from new positions and cells.
 
 There are three levels (docs/methods.md#candidates-edges-angles). Candidates with a skin are
-searched on the host and stay on the device as padded rows. At every step their distances decide
-which are edges and which angle-edges, exactly; nothing of the skin reaches the model. Rows are
+searched on the host and stay on the device as padded rows. At every step, their distances decide
+exactly which are edges and which are angle-edges; the skin does not affect the model. Rows are
 then compacted into the slots of the layout's blocks, with angle-edges first and otherwise in the
 order of the candidates, so that the result depends on the structure alone and not on the history
 of the lists.
@@ -27,14 +27,14 @@ STATISTICS = ("moved", "nearest", "n_edges", "n_angles", "n_cut_edges", "n_cut_a
 
 @dataclass(frozen=True)
 class Measured:
-    """Distances and decisions of one step, candidates as rows of the original atoms.
+    """Distances and selections of one step, with candidates as rows of the original atoms.
 
     Attributes:
         vectors: ``(n_atoms, width, 3)`` float64, Å.
         edge, angle_edge: ``(n_atoms, width)`` bool.
         n_edges, n_angle_edges: ``(n_atoms,)`` counts.
         statistics: ``(n_structures, 6)`` float64, columns :data:`STATISTICS`; "moved" is how far
-            the two most displaced atoms went beyond what the list allows, Å.
+            the displacements of the two most displaced atoms exceed the budget of the list, Å.
     """
 
     vectors: Tensor
@@ -52,14 +52,14 @@ class ResidentGraph:
         lists: candidate list of each structure; displaced copies may share one.
         systems: the structures, with the inputs of a model.
         rules: cutoffs and limits of the model.
-        with_angles: whether the model has angles at all.
-        device: where the state lives.
-        bucket: candidates of an atom have room for a multiple of so many, which new lists use in
-            place; 1 is exactly what the lists need.
+        with_angles: whether the model has angles.
+        device: device of the state.
+        bucket: the room for candidates of an atom is a multiple of this number, so that new lists
+            fit into the same arrays; 1 is exactly the number of candidates.
 
     Attributes:
-        programs: changes when what was captured of a step no longer holds: other shapes, other
-            memory or another way.
+        programs: changes when a captured step is no longer valid, because shapes, memory or
+            operations have changed.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class ResidentGraph:
         self.structure_starts = self._tensor(self.starts)
 
     def set_lists(self, lists: Sequence[SkinList]) -> None:
-        """Use other candidates, one list for each structure."""
+        """Set other candidates, one list for each structure."""
         self.lists = list(lists)
         width = max(1, *(x.neighbour.shape[1] for x in lists))
         if self._bucket > 1:
@@ -123,7 +123,7 @@ class ResidentGraph:
                 excluded[rows, :own] |= (types[:, None] == a) & (types[x.neighbour] == b)
             can_be_cut |= bool(x.count.max(initial=0) > min(self._rules.a_sel, self._rules.e_sel))
         ranked = can_be_cut and self._rules.truncate == "deepmd"
-        if self._bucket > 1:  # ranking where nothing can be cut changes nothing
+        if self._bucket > 1:  # ranking has no effect if no neighbour is removed
             ranked = ranked or self._ranked
         pbc = np.repeat([x.pbc for x in self.lists], self.sizes, axis=0)
         arrays = [neighbour, shifts, listed, pbc.astype(np.float64)]
@@ -150,7 +150,7 @@ class ResidentGraph:
         return 3 * self.n_atoms + 28 * self.n_structures
 
     def pack(self, systems: Sequence[System]) -> np.ndarray:
-        """Positions and what follows from the cells, as one array for one transfer.
+        """Positions and quantities derived from the cells, as one array for one transfer.
 
         Args:
             systems: the structures with other positions, wrapped or not, and completed cells.
@@ -168,11 +168,11 @@ class ResidentGraph:
         )
 
     def upload(self, packed: np.ndarray) -> None:
-        """Send a packed step to the device, into the same memory every time."""
+        """Send a packed step to the device, always to the same memory."""
         self._input.copy_(torch.from_numpy(packed))
 
     def measure(self) -> Measured:
-        """Distances of all candidates, and which of them are edges and angle-edges."""
+        """Compute distances of all candidates, and select edges and angle-edges."""
         rules, b = self._rules, self.n_structures
         x, *cells, budget = self._input.split([3 * self.n_atoms, 9 * b, 9 * b, 9 * b, b])
         x = x.view(-1, 3)
@@ -184,18 +184,18 @@ class ResidentGraph:
         flat = self._neighbour.flatten()
         shifts = self._shifts - (images.index_select(0, flat).view(self._shifts.shape))
         shifts = shifts + images.unsqueeze(1)
-        # The image first, as deepmd-kit does: it decides which of two equal distances is nearer.
+        # The image first, as in deepmd-kit, because it decides between two equal distances.
         first, second, third = (shifts[:, :, k : k + 1] * cell[:, None, k] for k in range(3))
         offset = first + second + third
         vectors = (x.index_select(0, flat).view(self._shifts.shape) + offset) - x.unsqueeze(1)
-        # Like find_edges to the last bit, which decides between equal distances.
+        # Equal to find_edges to the last bit, which decides between equal distances.
         dx, dy, dz = vectors.unbind(dim=2)
         r = (dx * dx + dy * dy + dz * dz).sqrt_()
         r = torch.where(self._listed, r, torch.inf)
         edge, angle_edge = r <= rules.e_rcut, r < rules.a_rcut
         cut = r.new_zeros((2, self.n_atoms))
         if self._ranked:
-            # Ties go to the lower neighbour, then to the lower shift: the candidates' order.
+            # Equal distances are ordered by neighbour, then by shift, like the candidates.
             rank = r.argsort(dim=1, stable=True).argsort(dim=1)
             kept, kept_angle = edge & (rank < rules.e_sel), angle_edge & (rank < rules.a_sel)
             cut[0] = (edge & ~kept).sum(dim=1)
@@ -232,7 +232,7 @@ class ResidentGraph:
         return first + torch.where(how_many > 1, first, second)
 
     def set_layout(self, layout: Layout) -> None:
-        """Decide which centre goes where; until the next call, shapes do not change."""
+        """Set the layout; shapes do not change until the next call."""
         self._slots = _Slots(layout, self.device, self._width)
 
     @property
@@ -241,14 +241,14 @@ class ResidentGraph:
         return self._slots.layout if self._slots else None
 
     def overflow(self, measured: Measured) -> Tensor:
-        """Number of centres that have no room in the layout, a scalar tensor."""
+        """Number of centres that exceed their room in the layout, a scalar tensor."""
         assert self._slots is not None
         too_many = measured.n_edges > self._slots.k_room
         too_many |= measured.n_angle_edges > self._slots.m_room
         return too_many.sum()
 
     def arrange(self, measured: Measured) -> Arrangement:
-        """Put candidates into slots: angle-edges first, otherwise in their own order."""
+        """Assign candidates to slots: angle-edges first, otherwise in their own order."""
         assert self._slots is not None
         slots, width = self._slots, self._width
         category = 2 - measured.edge.to(torch.int8) - measured.angle_edge.to(torch.int8)
@@ -267,7 +267,7 @@ class ResidentGraph:
         return Arrangement(candidate, mask, angle_mask, edge_j, incoming, starts)
 
     def graph(self, measured: Measured, arrangement: Arrangement) -> BlockGraph:
-        """What the layers run on."""
+        """The input of the layers."""
         assert self._slots is not None
         slots = self._slots
         vectors = measured.vectors.flatten(0, 1).index_select(0, arrangement.candidate)
@@ -306,7 +306,7 @@ class ResidentGraph:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Which candidate is in which slot (see :class:`BlockGraph` for the last four).
+    """The candidate in each slot (see :class:`BlockGraph` for the last four attributes).
 
     Attributes:
         candidate: ``(n_slots,)`` flat index of the candidate.

@@ -1,12 +1,12 @@
-"""Candidate lists with a skin: searched rarely, valid exactly as long as no pair can be missing.
+"""Candidate lists with a skin: searched rarely, and valid exactly while no pair can be missing.
 
-A list made at positions x0 in cell H0 with radius rc + s serves positions x in cell H as long as
+A list made at positions x0 in cell H0 with radius rc + s is valid for positions x in cell H while
 
     u(1) + u(2) <= sigma_min(F) (rc + s) - rc,    F = H0^-1 H,    u_i = |x_i - x0_i F|
 
 where u(1) and u(2) are the two largest displacements left after removing the homogeneous strain
 and sigma_min the smallest singular value. This is exact, does not depend on the size of the cell,
-and lets displaced or strained copies of a structure share one list. The derivation stands in
+and allows displaced or strained copies of a structure to share one list. The derivation is in
 docs/methods.md#neighbour-lists-with-a-skin.
 """
 
@@ -19,20 +19,21 @@ import numpy as np
 from dpa3sim.graph.candidates import candidates
 from dpa3sim.structures.geometry import complete_cell
 
-# Rounding of the test itself, Å, and the least skin, with which a list serves its own reference.
+# Rounding error of the test itself, Å, and the smallest skin with which a list is valid for its own
+# reference, Å.
 SLACK, MIN_SKIN = 1e-7, 1e-6
-# A few atoms that moved far are searched again alone; more of them are a new search.
+# Only the atoms that moved far are searched again; if more of them moved, all atoms are.
 MAX_MOVED_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
 class Deformation:
-    """How a structure differs from the reference of a candidate list.
+    """The difference of a structure from the reference of a candidate list.
 
     Attributes:
         cell: ``(3, 3)`` completed cell H.
         gradient: ``(3, 3)`` F.
-        budget: Å that the two most displaced atoms may move together.
+        budget: largest sum of the two largest displacements, Å.
         displacements: ``(n_atoms,)`` u, Å, unwrapped.
     """
 
@@ -43,7 +44,7 @@ class Deformation:
 
     @property
     def valid(self) -> bool:
-        """Whether the list still holds every pair within the cutoff."""
+        """Whether the list still contains every pair within the cutoff."""
         return _two_largest(self.displacements) <= self.budget
 
 
@@ -55,9 +56,9 @@ class SkinList:
         positions: ``(n_atoms, 3)`` reference positions x0, Å; cell: ``(3, 3)`` completed H0.
         pbc: ``(3,)`` bool.
         cutoff, skin: Å.
-        neighbour: ``(n_atoms, width)`` int64, the row's own index where there is none.
+        neighbour: ``(n_atoms, width)`` int64; the row's own index in empty slots.
         shifts: ``(n_atoms, width, 3)`` float64 lattice shifts, relative to x0.
-        count: ``(n_atoms,)`` candidates of each centre; they are sorted by (j, S).
+        count: ``(n_atoms,)`` number of candidates of each centre, which are sorted by (j, S).
     """
 
     positions: np.ndarray
@@ -73,7 +74,7 @@ class SkinList:
     def search(
         cls, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float, skin: float
     ) -> SkinList:
-        """Find all pairs anew."""
+        """Search all pairs."""
         skin = max(skin, MIN_SKIN)
         i, j, shifts = candidates(positions, cell, pbc, cutoff + skin)
         return cls._from_pairs(positions, complete_cell(cell, pbc), pbc, cutoff, skin, i, j, shifts)
@@ -113,7 +114,7 @@ class SkinList:
         return Deformation(full, gradient, budget, np.linalg.norm(left, axis=1))
 
     def strain(self, cell: np.ndarray) -> tuple[np.ndarray, float]:
-        """F ``(3, 3)`` and the budget for displacements, Å, of a completed cell."""
+        """F ``(3, 3)`` and the budget for displacements, Å, for a completed cell."""
         if (cell == self.cell).all():
             return np.eye(3), self.skin - SLACK
         gradient = np.linalg.solve(self.cell, cell)
@@ -128,19 +129,19 @@ class SkinList:
         return images
 
     def with_moved_atoms(self, positions: np.ndarray, state: Deformation) -> SkinList | None:
-        """The same list with the rows of a few far-moved atoms searched again.
+        """The same list after searching the rows of a few far-moved atoms again.
 
-        For hops, insertions and Monte Carlo moves: the other atoms keep their reference. The
-        pairs of the moved atoms are found in the reference cell, by distance to all atoms.
+        This is for hops, insertions and Monte Carlo moves. The other atoms keep their reference.
+        The pairs of the moved atoms are found in the reference cell from distances to all atoms.
 
         Returns:
-            None if a new search is the better way: too many atoms moved, or the strain is large.
+            None if a new search is better, because too many atoms moved or the strain is large.
         """
         order = np.argsort(-state.displacements, kind="stable")
         limit = max(1, int(MAX_MOVED_FRACTION * len(order)))
         moved = None
         for n_moved in range(1, min(limit, len(order)) + 1):
-            # Leave half of the budget, or the next step would need another update.
+            # Keep half of the budget; otherwise the next step would need another update.
             if _two_largest(state.displacements[order[n_moved:]]) <= 0.5 * state.budget:
                 moved = order[:n_moved]
                 break
@@ -154,7 +155,7 @@ class SkinList:
         i, column = np.nonzero(np.arange(self.neighbour.shape[1]) < self.count[:, None])
         j, old_shifts = self.neighbour[i, column], self.shifts[i, column]
         kept = ~(is_moved[i] | is_moved[j])
-        # Each pair of a moved atom is listed from both its ends, pairs of two moved atoms already.
+        # Add each pair of a moved atom from its other end; pairs of two moved atoms have both.
         back = ~is_moved[neighbour]
         return self._from_pairs(
             reference,
@@ -170,11 +171,11 @@ class SkinList:
     def _pairs_of(
         self, moved: np.ndarray, positions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """All pairs of the atoms ``moved`` within the list's radius, by trying every near image."""
+        """All pairs of the atoms ``moved`` within the radius of the list, over all near images."""
         radius = (self.cutoff + self.skin) * (1 + 1e-9)
         inverse = np.linalg.inv(self.cell)
-        # An atom within the radius is at most this many cells away along each axis, from where its
-        # nearest image is: an atom may have moved through any number of cells.
+        # An atom within the radius is at most this many cells away from its nearest image along
+        # each axis; an atom may have moved through any number of cells.
         reach = np.ceil(radius * np.linalg.norm(inverse, axis=0) + 0.5) * self.pbc
         images = np.stack(
             np.meshgrid(*(np.arange(-n, n + 1) for n in reach), indexing="ij"), axis=-1

@@ -1,4 +1,4 @@
-"""What a model is loaded with: the one definition for Python, flags, config files and workers."""
+"""The options of a model: one definition for Python, flags, config files and workers."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ Dtype = Literal["auto", "float32", "float64"]
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model computes, and how."""
+    """Which model is used, and how it computes."""
 
     model: str | None = option(None, "checkpoint file or registry name [embedded dpa3-openlam]")
-    head: str | None = option(None, "head of a multi-task checkpoint")
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 ...")
+    head: str | None = option(None, "which head of a multi-task checkpoint to use")
+    device: str = option("auto", "device of the model: auto, cpu, cuda, cuda:1 ...")
     dtype: Dtype = option(
         "auto",
-        "arithmetic; auto is the checkpoint's own precision",
+        "floating-point precision; auto is the precision of the checkpoint",
         choices=get_args(Dtype),
     )
     matmul: Matmul = option(
         "full",
-        "products on a GPU: full precision, or inputs rounded; the deviation is reported",
+        "matrix products on a GPU, in full precision or with rounded inputs; the deviation "
+        "from full precision is reported",
         choices=get_args(Matmul),
     )
     truncate: Truncation = option(
         "deepmd",
-        "apply the model's neighbour limits as deepmd-kit does, or none",
+        "apply the model's limits on the number of neighbours as deepmd-kit does, or apply none",
         choices=get_args(Truncation),
     )
     smooth_cutoff: float | None = option(
         None,
-        "smooth the step of the energy at the cutoff of angles over this width, such as 0.3, with "
-        "--truncate none: another potential, which conserves energy [as the model is]",
+        "smooth the step of the energy at the angle cutoff over this width, such as 0.3, with "
+        "--truncate none; this is a different potential, which conserves energy [no smoothing]",
         unit="Å",
         minimum=0.0,
     )

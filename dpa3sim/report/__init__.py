@@ -1,1 +1,1 @@
-"""Pages that people read: a run directory, or a screening, as one HTML file."""
+"""Reports: one HTML file about a run directory or a screening."""

@@ -1,4 +1,4 @@
-"""The page of a run directory: its content put in order, and made HTML by the template."""
+"""The page of a run directory: its content is put in order and rendered by a template."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from dpa3sim.report.values import (
 )
 from dpa3sim.run.directory import timestamp
 
-# A page of ours, and no other, begins with this somewhere in its first bytes.
+# Only our own pages contain this in their first bytes.
 GENERATOR = "dpa3sim report"
-# Keys of results that say most, by protocol; DOT leads into lists and tables.
+# The most important keys of results, by protocol; a dot leads into lists and tables.
 HEADLINES: Mapping[str, Sequence[str]] = {
     "relax": ("energy_per_atom_eV", "energy_eV", "volume_A3", "spacegroup_final"),
     "sp": ("energy_per_atom_eV", "energy_eV", "fmax_eV_per_A", "pressure_GPa"),
@@ -62,7 +62,7 @@ HEADLINES: Mapping[str, Sequence[str]] = {
     "md": ("temperature_K", "pressure_GPa", "potential_energy_per_atom_eV", "simulated_ps"),
     "pimd": ("temperature_K", "kinetic_energy_per_atom_eV", "pressure_GPa", "simulated_ps"),
 }
-# Lists over temperatures are shown at this one among the headlines, K.
+# The headlines show lists over temperatures at this temperature, K.
 ROOM_TEMPERATURE = 300.0
 
 
@@ -71,8 +71,8 @@ class Option:
     """An option of the command.
 
     Attributes:
-        name, help, unit: of it. default: where it is not given.
-        open: whether the default leaves it open, and the configuration has what came of it.
+        name, help, unit: of the option. default: its default.
+        open: whether the default leaves the value open; the configuration then records it.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Session:
-    """One time that the command ran."""
+    """One run of the command."""
 
     started: str
     duration: str
@@ -110,7 +110,7 @@ def run_page(run: Run, title: str, options: Sequence[Option]) -> str:
     """The page of a run directory, as HTML.
 
     Args:
-        run: its content. title: what was computed. options: those of the command.
+        run: its content. title: what was computed. options: the options of the command.
     """
     state = state_of(run)
     result = run.result or {}
@@ -138,7 +138,7 @@ def run_page(run: Run, title: str, options: Sequence[Option]) -> str:
 def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    # Everything that a file says is escaped, whatever it is.
+    # All content of files is escaped.
     environment = Environment(
         loader=PackageLoader("dpa3sim.report", "templates"),
         autoescape=True,
@@ -160,17 +160,17 @@ def template(name: str) -> Any:
 
 
 def source_text(name: str) -> str:
-    """A file beside the templates, as it is."""
+    """The content of a file beside the templates."""
     return str(_environment().loader.get_source(_environment(), name)[0])
 
 
 def is_report(content: str) -> bool:
-    """Whether the beginning of a file is that of a page from here."""
+    """Whether a file begins like one of our pages."""
     return f'<meta name="generator" content="{html.escape(GENERATOR)} ' in content
 
 
 def _subtitle(run: Run) -> str:
-    """Which structure."""
+    """The structure of the run."""
     result = run.result or {}
     parts = [str(result.get("structure") or run.calculation.get("structure") or "")]
     if isinstance(result.get("formula"), str):
@@ -200,7 +200,7 @@ def _headlines(protocol: str | None, result: Mapping[str, Any]) -> list[Row]:
 
 
 def _reach(result: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str]:
-    """The table in which the last name of a path such as ``sites.0.element`` is looked up."""
+    """The table that contains the last name of a path such as ``sites.0.element``, and the name."""
     *places, key = path.split(".")
     found: Any = result
     for place in places:
@@ -213,7 +213,7 @@ def _reach(result: Mapping[str, Any], path: str) -> tuple[Mapping[str, Any], str
 
 
 def settings_of(run: Run, options: Sequence[Option]) -> list[Setting]:
-    """All options, those of the file that are no longer known last."""
+    """All options; those in the file that are no longer known come last."""
     config = dict(run.config or {})
     settings = []
     for option in options:
@@ -231,7 +231,7 @@ def settings_of(run: Run, options: Sequence[Option]) -> list[Setting]:
 
 
 def session_line(session: Mapping[str, Any]) -> Session:
-    """A session as it is shown."""
+    """A session as shown on the page."""
     seconds = seconds_of(session)
     evaluations = mapping(session.get("evaluations"))
     command = session.get("command")
@@ -255,7 +255,7 @@ def _command_line(command: Any) -> str:
 
 
 def versions_of(run: Run) -> list[Row]:
-    """Of the last session."""
+    """The versions of the last session."""
     last = run.sessions[-1] if run.sessions else {}
     rows = facts({k: last.get(k) for k in ("dpa3sim", "python", "platform") if k in last})
     packages = mapping(last.get("packages"))
@@ -265,7 +265,7 @@ def versions_of(run: Run) -> list[Row]:
 
 
 def facts(table: Mapping[str, Any]) -> list[Row]:
-    """Names and values, also of tables in the table."""
+    """Names and values, including those of nested tables."""
     rows = []
     for key, value in table.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What stands in a run directory, whole or not: nothing is trusted to be there or readable."""
+"""The content of a run directory, complete or not; any file may be missing or unreadable."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dpa3sim.common.files import usual_recursion
 from dpa3sim.common.option_files import read_options
 from dpa3sim.run import directory as rundir
 
-# Of a log, so much of its end is read.
+# How much of the end of a log is read.
 LOG_BYTES, LOG_LINES = 2**16, 40
-# Drawings are taken as svg up to this size, as pixels beyond; larger ones are only named.
+# Plots are included as svg up to this size, otherwise as png; larger files are only listed.
 SVG_BYTES, PICTURE_BYTES = 4 * 10**5, 4 * 10**6
 OWN = (rundir.PROVENANCE, rundir.CONFIG, rundir.RESULT, rundir.LOG)
 REPORT = "report.html"
@@ -28,7 +28,7 @@ class Picture:
     """A plot of the run.
 
     Attributes:
-        name: of its file. source: its content as a ``data:`` address.
+        name: name of its file. source: its content as a ``data:`` URL.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Run:
 
     Attributes:
         path: the folder.
-        result: of ``result.json``; None where there is none.
-        calculation: what decides the result, of ``provenance.json``.
-        sessions: each time the command ran, from the first to the last.
-        config: all options; None where there is no ``config.resolved.yaml``.
-        log: its last lines.
+        result: content of ``result.json``; None if it is missing.
+        calculation: everything that affects the result, from ``provenance.json``.
+        sessions: all runs of the command, from the first to the last.
+        config: all options; None without ``config.resolved.yaml``.
+        log: last lines of the log.
         pictures: the plots, by name.
         files: names and sizes, bytes.
-        damage: what could not be read, and why.
+        damage: files that could not be read, with the reasons.
     """
 
     path: Path
@@ -63,12 +63,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the folder."""
+        """The name of the folder."""
         return self.path.resolve().name
 
     @property
     def protocol(self) -> str | None:
-        """Which command it is of, as far as that is known."""
+        """The command of the run, if it is known."""
         for source in (self.result or {}, self.calculation):
             if isinstance(source.get("protocol"), str):
                 return str(source["protocol"])
@@ -76,16 +76,16 @@ class Run:
 
 
 def read_run(path: Path) -> Run:
-    """Read what there is of a run directory; damaged files are told, not raised.
+    """Read a run directory as far as possible; damaged files are recorded, not raised.
 
     Raises:
-        InputError: there is no such folder, it cannot be read, or it is no run directory.
+        InputError: the folder does not exist, cannot be read, or is not a run directory.
     """
     names = _names(path)
     if not names & set(OWN):
         runs = sorted(n for n in names if any((path / n / own).is_file() for own in OWN))
-        inside = f"; it has some in it: {' '.join(runs[:3])} ..." if runs else ""
-        raise InputError(f"{path}: is no run directory (it has no {rundir.PROVENANCE}){inside}")
+        inside = f"; it contains some: {' '.join(runs[:3])} ..." if runs else ""
+        raise InputError(f"{path}: is not a run directory (it has no {rundir.PROVENANCE}){inside}")
     damage: list[str] = []
     provenance = mapping(_json(path / rundir.PROVENANCE, damage))
     result = _json(path / rundir.RESULT, damage)
@@ -103,17 +103,17 @@ def read_run(path: Path) -> Run:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
-    """The value if it is a table of anything, else an empty one."""
+    """The value if it is a table, else an empty table."""
     return value if isinstance(value, Mapping) else {}
 
 
 def listing(value: Any) -> Sequence[Any]:
-    """The value if it is a list, else an empty one."""
+    """The value if it is a list, else an empty list."""
     return value if isinstance(value, list) else []
 
 
 def log_tail(path: Path, damage: list[str]) -> list[str]:
-    """The last lines of a log that may be long."""
+    """The last lines of a log, which may be long."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -128,7 +128,7 @@ def log_tail(path: Path, damage: list[str]) -> list[str]:
 
 
 def pictures(folder: Path, names: set[str], damage: list[str]) -> list[Picture]:
-    """The plots of a folder: of each the drawing, unless it is too large, else the pixels."""
+    """The plots of a folder: the svg of each, or its png if the svg is too large."""
     found = []
     for stem in sorted({Path(n).stem for n in names if n.endswith((".svg", ".png"))}):
         for ending, kind, most in (
@@ -167,7 +167,7 @@ def _size(path: Path) -> int:
 
 
 def _json(path: Path, damage: list[str]) -> Any:
-    """The content of a JSON file; None where there is none, or no valid one."""
+    """The content of a JSON file; None if it is missing or not valid."""
     try:
         with usual_recursion():
             data = json.loads(path.read_text(encoding="utf-8"))
@@ -177,10 +177,10 @@ def _json(path: Path, damage: list[str]) -> Any:
         damage.append(f"{path.name}: cannot be read ({error.strerror})")
         return None
     except (ValueError, RecursionError) as error:
-        damage.append(f"{path.name}: is no valid JSON ({error})")
+        damage.append(f"{path.name}: is not valid JSON ({error})")
         return None
     if not isinstance(data, Mapping):
-        damage.append(f"{path.name}: holds no table of names and values")
+        damage.append(f"{path.name}: does not contain a table of names and values")
     return data
 
 

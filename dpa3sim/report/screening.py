@@ -1,4 +1,4 @@
-"""The page of a screening: states of many structures, their results in one table, what failed."""
+"""The page of a screening: states of many structures, their results in one table, failures."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ from dpa3sim.screen.database import WORDS, bare_error
 if TYPE_CHECKING:
     from dpa3sim.screen.database import Row as Structure
 
-# So many structures are in the table, with so many of their results.
+# The largest number of structures in the table, and of their results.
 MOST_ROWS, MOST_COLUMNS = 2000, 20
-# Of an error, so many structures are named.
+# The largest number of structures that are named for an error.
 MOST_NAMES = 20
 
 
 @dataclass
 class Collected:
-    """What the page needs of the structures, collected while they pass by.
+    """The data of the structures for the page, collected in one pass.
 
     Attributes:
-        rows: the first ones. counts: by state. computed: how many were computed at all.
-        failures: by error, of which the first one is shown, the labels of the structures.
-        numbers: of the headlines, of structures that have all of them.
-        damage: why there are no more.
+        rows: the first structures. counts: numbers by state. computed: how many were computed.
+        failures: labels of the structures by error, of which the first one is shown.
+        numbers: values of the headlines, for structures that have all of them.
+        damage: why further structures could not be read.
     """
 
     rows: list[Structure] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Collected:
     damage: list[str] = field(default_factory=list)
 
     def fail(self, name: str, error: str) -> None:
-        """Count an error; the same one of different structures differs in numbers."""
+        """Count an error; errors that differ only in numbers count as the same."""
         kind = re.sub(r"\d[\d.]*([eE][-+]?\d+)?", "#", error)
         self.failures.setdefault(kind, (error, []))[1].append(name)
 
@@ -68,8 +68,8 @@ class Screening:
     """The content of the folder of a screening.
 
     Attributes:
-        name: of the folder. parts: what stands in it, or in those of its shards.
-        found: what is known of the structures.
+        name: name of the folder. parts: its content, or that of the folders of its shards.
+        found: the data of the structures.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Screening:
 
     @property
     def protocol(self) -> str | None:
-        """Which command it is of, as far as that is known."""
+        """The command of the screening, if it is known."""
         return self.parts[0].protocol
 
 
@@ -92,16 +92,16 @@ class Failure:
 
 
 def read_screening(path: Path) -> Screening:
-    """Read a screening; damage is told, not raised.
+    """Read a screening; damage is recorded, not raised.
 
     Raises:
-        InputError: there is no screening in the folder.
+        InputError: the folder does not contain a screening.
     """
     from dpa3sim.screen.results import Results, part_folders
 
     parts = [read_run(folder) for folder in part_folders(path)]
     if not parts:
-        raise InputError(f"{path}: holds no results of a screening")
+        raise InputError(f"{path}: does not contain results of a screening")
     try:
         with Results(path) as results:
             found = collect((row for _, row in results.rows()), parts[0].protocol)
@@ -111,7 +111,7 @@ def read_screening(path: Path) -> Screening:
 
 
 def collect(rows: Iterable[Structure], protocol: str | None) -> Collected:
-    """Go through all structures once."""
+    """Collect the data of all structures in one pass."""
     found = Collected()
     keys = headline_keys(protocol)
     try:
@@ -131,14 +131,14 @@ def collect(rows: Iterable[Structure], protocol: str | None) -> Collected:
 
 
 def headline_keys(protocol: str | None) -> list[str]:
-    """The two numbers that say most of a structure."""
+    """The two most important quantities of a structure."""
     if protocol in ("relax", "sp", None):
         return ["energy_per_atom_eV", "volume_per_atom_A3"]
     return [key for key in HEADLINES.get(protocol, ()) if unit_of(key) and "." not in key][:2]
 
 
 def quantity(row: Structure, key: str) -> Any:
-    """A result; volumes of an atom are those of the cell where there is no other."""
+    """A result; the volume per atom is computed from that of the cell if necessary."""
     result = mapping(row.result)
     if key == "volume_per_atom_A3" and key not in result:
         volume, n_atoms = result.get("volume_A3"), row.n_atoms
@@ -152,7 +152,7 @@ def screening_page(screening: Screening, title: str, options: Sequence[Option]) 
     """The page of a screening, as HTML.
 
     Args:
-        screening: its content. title: what was computed. options: those of the command.
+        screening: its content. title: what was computed. options: the options of the command.
     """
     parts, found, protocol = screening.parts, screening.found, screening.protocol
     total = sum(found.counts.values())
@@ -182,7 +182,7 @@ def screening_page(screening: Screening, title: str, options: Sequence[Option]) 
 def table(
     rows: Sequence[Structure], protocol: str | None
 ) -> tuple[list[str], list[tuple[str, list[Cell]]]]:
-    """Heads, and for each structure its state and cells, with the scalar results most asked for."""
+    """Column heads, and for each structure its state and cells with the main scalar results."""
     keys = dict.fromkeys(k for k in HEADLINES.get(protocol or "", ()) if "." not in k)
     keys |= dict.fromkeys(headline_keys(protocol))
     for row in rows:
@@ -206,7 +206,7 @@ def table(
 
 
 def pictures(numbers: Sequence[Sequence[float]], keys: Sequence[str]) -> list[Picture]:
-    """How the first of the numbers is distributed, and the two against each other."""
+    """Plots of the distribution of the first quantity, and of both against each other."""
     if len(numbers) < 2 or not keys:
         return []
     from matplotlib.figure import Figure
@@ -222,7 +222,7 @@ def pictures(numbers: Sequence[Sequence[float]], keys: Sequence[str]) -> list[Pi
     if len(keys) > 1:
         figure = Figure(figsize=(5.2, 3.6), layout="constrained")
         axis = figure.subplots()
-        # A picture of many points is as large as its pixels, not as the points.
+        # With rasterized points, the size of the plot does not depend on their number.
         axis.scatter(columns[1], columns[0], s=9, alpha=0.6, rasterized=True)
         axis.set_xlabel(names[1])
         axis.set_ylabel(names[0])
@@ -238,7 +238,7 @@ def _drawing(figure: Any) -> str:
 
 
 def _state(parts: Sequence[Run], found: Collected) -> State:
-    """Of all structures together."""
+    """The state of all structures together."""
     damage = [f"{run.name}: {text}" for run in parts for text in run.damage]
     if found.damage or damage:
         return State(states.BAD, "damaged", [*damage, *found.damage])
@@ -248,7 +248,7 @@ def _state(parts: Sequence[Run], found: Collected) -> State:
         return State(states.DOUBTFUL, "unfinished", [*reasons, "the same command continues it"])
     if counts["failed"] or counts["not_converged"]:
         kind = states.DOUBTFUL if counts["done"] else states.BAD
-        return State(kind, "complete, not all of it good", reasons)
+        return State(kind, "complete, with failures", reasons)
     return State(states.GOOD, "complete", reasons)
 
 

@@ -1,7 +1,8 @@
-"""Results as rows and tables: whatever a ``result.json`` holds, with units, in the form it has.
+"""Results as rows and tables: any content of a ``result.json``, with units.
 
-Nothing here knows a protocol: numbers become rows, tensors matrices, lists over temperatures or
-steps columns of one table, lists of things tables with a line for each.
+This module does not depend on protocols: numbers become rows, tensors become matrices, lists over
+temperatures or steps become columns of one table, and lists of objects become tables with one line
+for each.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from typing import Any
 
 from dpa3sim.run.directory import name_and_unit
 
-# Of a result, what the page says elsewhere.
+# Parts of a result that the page shows elsewhere.
 ELSEWHERE = frozenset(
     "schema_version protocol structure converged complete reasons warnings units settings model "
     "dtype directory".split()
 )
-# Lists up to this long stand in a row; more columns than these are shown as lines.
+# Lists up to this length are shown in a row; tables with more columns than this are transposed.
 SHORT, MANY_COLUMNS, FEW_RECORDS = 6, 6, 6
-# So many lines of a table are shown, and numbers of a matrix are at most so wide.
+# The largest number of lines of a table, and the largest size of a matrix.
 MOST_LINES, WIDEST = 300, 12
 DIGITS, MOST_DECIMALS = 7, 8
-# What is in more tables than these is shown as it is written in the file.
+# Values in more nested tables than this are shown as in the file.
 DEEPEST = 5
 _POWERS = {"^2": "²", "^3": "³"}
 
@@ -34,7 +35,7 @@ class Cell:
     """A value as it is shown.
 
     Attributes:
-        text: for people. exact: all digits, where the text has fewer. number: whether it is one.
+        text: as displayed. exact: all digits, if the text has fewer. number: whether it is one.
     """
 
     text: str
@@ -44,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A quantity: its name, value and unit, and the table that has more of it."""
+    """A quantity: its name, value and unit, and the table with all its values."""
 
     name: str
     cell: Cell
@@ -57,9 +58,9 @@ class Table:
     """Values in lines and columns.
 
     Attributes:
-        title: what they are. anchor: to link to. head: of the columns, may be empty.
-        lines: of the same length. folded: whether it is shown only when asked for.
-        note: what is not in it.
+        title: the title. anchor: target for links. head: names of the columns; may be empty.
+        lines: lines of the same length. folded: whether it is collapsed initially.
+        note: what the table leaves out.
     """
 
     title: str
@@ -122,7 +123,7 @@ def shown(value: Any, digits: int = DIGITS) -> Cell:
 
 
 def with_error(value: Any, error: Any) -> Cell:
-    """A number with its standard error, in the digits that this leaves."""
+    """A number with its standard error, with the digits that the error determines."""
     if not (_is_number(value) and _is_number(error)) or not 0 < abs(error) < math.inf:
         return shown(value)
     digits = 1 - math.floor(math.log10(abs(error)))
@@ -134,7 +135,7 @@ def with_error(value: Any, error: Any) -> Cell:
 
 
 class _Arranger:
-    """Goes through a result and collects rows and tables."""
+    """Collects rows and tables from a result."""
 
     def __init__(self, units: Mapping[str, str]) -> None:
         self._units = units
@@ -152,7 +153,7 @@ class _Arranger:
         return Values(self._rows, [*self._tables, *self._folded])
 
     def _take(self, key: str, value: Any, around: Mapping[str, Any], within: str = "") -> None:
-        """Put one value where it belongs; ``around`` has its error, ``within`` is its place."""
+        """Sort in one value; ``around`` contains its error, ``within`` is its location."""
         name = f"{within}: {label(key)}" if within else label(key)
         if within.count(":") > DEEPEST:
             self._add(self._text(name, value), folded=True)
@@ -189,7 +190,7 @@ class _Arranger:
                 self._take(str(inner), entry, value, name)
 
     def _take_records(self, name: str, records: Mapping[str, Mapping[str, Any]]) -> None:
-        """A table with a line, or a column, for each of several alike things."""
+        """Make a table with a line or a column for each of several similar objects."""
         keys = list(dict.fromkeys(str(k) for record in records.values() for k in record))
         flat = [
             k
@@ -214,7 +215,7 @@ class _Arranger:
                 self._take(k, record[k], record, f"{name} {n}")
 
     def _take_series(self) -> None:
-        """Lists of one length are columns of one table."""
+        """Make one table from all lists of the same length."""
         for length, columns in self._series.items():
             lines = list(
                 zip(*([shown(v) for v in c[:MOST_LINES]] for c in columns.values()), strict=True)
@@ -272,7 +273,7 @@ class _Arranger:
 
 
 def matrix_cells(matrix: Sequence[Sequence[float]]) -> list[list[Cell]]:
-    """Numbers of a matrix with equal decimals, as many as its largest deserves."""
+    """Numbers of a matrix with the same number of decimals, according to the largest."""
     largest = max((abs(x) for row in matrix for x in row if math.isfinite(x)), default=0.0)
     whole = all(float(x).is_integer() for row in matrix for x in row)
     decimals = 0 if whole else min(8, max(0, 5 - math.floor(math.log10(largest or 1.0))))
@@ -293,13 +294,13 @@ def error_key(key: str) -> str:
 
 
 def _is_error(key: str, around: Iterable[str]) -> bool:
-    """Whether a key is that of the error of another one, beside which it is shown."""
+    """Whether a key is the error of another quantity, beside which it is shown."""
     quantity = key.replace("_error", "", 1)
     return quantity != key and quantity in around and error_key(quantity) == key
 
 
 def _is_number(value: Any) -> bool:
-    """Whether it is one that has a place among floats."""
+    """Whether it is a number that a float can represent."""
     if isinstance(value, bool):
         return False
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
@@ -338,7 +339,7 @@ def _range(values: Sequence[Any]) -> str:
 
 
 def _signed(text: str) -> str:
-    """A number without a minus before a zero."""
+    """A number without the sign of a negative zero."""
     return text[1:] if text.startswith("-") and not text.strip("-0.") else text
 
 

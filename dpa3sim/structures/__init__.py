@@ -1,1 +1,1 @@
-"""Structures from files: what people have, read as what it is, or refused with the reason."""
+"""Structures from files, which are read as what they mean or refused with the reason."""

@@ -1,7 +1,8 @@
-"""CIF: one crystal for each data block, by the rules of the format, judged by what it says itself.
+"""CIF: one crystal for each data block, checked against everything that the block states.
 
-gemmi parses the text and knows the space groups. What the sites and operations of a block make is
-compared with its formula; a block that can mean two crystals is refused, or read with a warning.
+gemmi parses the text and knows the space groups. The content of the cell, from sites and
+operations, is compared with the formula; a block that can mean two crystals is refused, or read
+with a warning.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from dpa3sim.structures.inspection import pairs
 if TYPE_CHECKING:
     import gemmi
 
-# Images of one site nearer than this are one atom on a special position, of rounded coordinates:
+# Images of one site closer than this are one atom on a special position with rounded coordinates:
 # with three decimals they are up to 0.1 Å apart in a cell of 30 Å; no bond is so short.
 SAME_ATOM = 0.3
-# An atom that was moved further onto its special position is told of, Å.
+# A warning is given if an atom moved further than this onto its special position, Å.
 WORTH_A_WORD = 0.1
-# No two nuclei are so near, Å.
+# No two nuclei are so close, Å.
 TOO_NEAR = 0.5
 # Occupancies are refined, with errors of this size.
 OCCUPANCY_ERROR = 0.005
@@ -37,10 +38,10 @@ UNKNOWN = ("", ".", "?")
 
 
 def frames(text: str) -> Iterator[Frame | InputError]:
-    """The structures of all blocks that have sites; a bad one becomes its error.
+    """The structures of all blocks that have sites; a bad block becomes an error.
 
     Raises:
-        ValueError: the text is no CIF.
+        ValueError: the text is not a CIF.
     """
     for block in _blocks(text):
         data = Data(block)
@@ -53,9 +54,9 @@ def frames(text: str) -> Iterator[Frame | InputError]:
 
 
 class Data:
-    """The tags of a block, lower case and without their first underscore, with all their values.
+    """The tags of a block, in lower case and without the first underscore, with all their values.
 
-    Tags of CIF 1 and of dictionaries with dots are the same here.
+    Tags of CIF 1 and tags with dots are treated alike.
     """
 
     def __init__(self, block: gemmi.cif.Block) -> None:
@@ -82,20 +83,20 @@ class Data:
         return any(name.startswith(beginning) for name in self._columns)
 
     def column(self, *names: str) -> list[str]:
-        """The values of the first of these tags that there is; none where there is no such tag.
+        """The values of the first of these tags that exists; empty if there is none.
 
         Raises:
-            InputError: the block has it twice, with different values.
+            InputError: the block has this tag twice, with different values.
         """
         for name in names:
             if name in self._twice:
-                raise InputError(f"_{name} stands there twice, with different values")
+                raise InputError(f"_{name} occurs twice, with different values")
             if name in self._columns:
                 return self._columns[name]
         return []
 
     def value(self, *names: str) -> str:
-        """The first of these tags that has a value; empty where none has."""
+        """The value of the first of these tags that has one; empty if none has."""
         for name in names:
             for value in self.column(name)[:1]:
                 if value.strip() not in UNKNOWN:
@@ -103,24 +104,24 @@ class Data:
         return ""
 
     def number(self, name: str) -> float | None:
-        """The value as a number without its standard deviation; None where it is unknown.
+        """The value as a number without its standard deviation; None if it is unknown.
 
         Raises:
-            InputError: it is no number.
+            InputError: it is not a number.
         """
         text = self.value(name)
         return None if not text else _number(text, f"_{name}")
 
 
 def _blocks(text: str) -> Any:
-    """The data blocks; texts with the usual faults are mended first.
+    """The data blocks; texts with common errors are repaired first.
 
     Raises:
-        ValueError: they cannot be.
+        ValueError: they cannot be repaired.
     """
     from gemmi import cif
 
-    plain = text.encode("ascii", "replace").decode()  # other letters are in comments and names
+    plain = text.encode("ascii", "replace").decode()  # other characters are in comments and names
     attempts = [plain, _mended(plain)]
     for attempt in attempts:
         try:
@@ -131,7 +132,7 @@ def _blocks(text: str) -> Any:
 
 
 def _mended(text: str) -> str:
-    """Quotes around values of several words, and a name for a block that has none."""
+    """Add quotes around values of several words, and a name for a block without one."""
     lines, in_text = [], False
     for line in text.splitlines():
         if line.startswith(";"):
@@ -154,7 +155,7 @@ def _number(text: str, what: str) -> float:
     except (ValueError, ZeroDivisionError):
         value = np.nan
     if not np.isfinite(value):
-        raise InputError(f"{what} is {text!r}, which is no number")
+        raise InputError(f"{what} is {text!r}, which is not a number")
     return value
 
 
@@ -166,7 +167,7 @@ class Expansion:
     """All atoms of a cell.
 
     Attributes:
-        fractional: ``(n, 3)``. site: ``(n,)``, which of the sites each atom is an image of.
+        fractional: ``(n, 3)``. site: ``(n,)``, the site of which each atom is an image.
         warnings: what was moved or merged.
     """
 
@@ -176,15 +177,15 @@ class Expansion:
 
 
 def _structure(data: Data) -> Frame:
-    """The crystal of a block, or its molecule where it has no cell.
+    """The crystal of a block, or its molecule if it has no cell.
 
     Raises:
-        InputError: it is incomplete, contradicts itself, or is no structure of whole atoms.
+        InputError: it is incomplete, contradicts itself, or is not a structure of whole atoms.
     """
     from ase import Atoms
 
     if data.has("cell_modulation") or data.has("space_group_ssg"):
-        raise InputError("is a modulated structure, which no cell holds")
+        raise InputError("is a modulated structure, which no unit cell can describe")
     cell = _cell(data)
     formulas = formulas_of(data.value("chemical_formula_sum"))
     sites, warnings = _sites(data, cell, formulas)
@@ -215,10 +216,10 @@ def _atoms(atoms: Any, sites: Sequence[Site], expansion: Expansion) -> Any:
 
 
 def _cell(data: Data) -> np.ndarray | None:
-    """The lattice vectors as rows, Å; None where the block has no cell.
+    """The lattice vectors as rows, Å; None if the block has no cell.
 
     Raises:
-        InputError: it has a part of one, or one that is impossible.
+        InputError: the cell is incomplete or impossible.
     """
     from ase.geometry import cellpar_to_cell
 
@@ -236,10 +237,10 @@ def _cell(data: Data) -> np.ndarray | None:
     with np.errstate(all="ignore"):
         try:
             cell = np.asarray(cellpar_to_cell(values))
-        except AssertionError:  # of ASE, for angles that do not close
+        except AssertionError:  # raised by ASE for impossible angles
             cell = np.zeros((3, 3))
     if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < 1e-6 * lengths.prod():
-        raise InputError(f"the angles {angles.tolist()} make no cell")
+        raise InputError(f"the angles {angles.tolist()} do not form a cell")
     return cell
 
 
@@ -253,10 +254,10 @@ def _volume(data: Data, cell: np.ndarray) -> list[str]:
 def _sites(
     data: Data, cell: np.ndarray | None, formulas: Sequence[Formula]
 ) -> tuple[list[Site], list[str]]:
-    """The sites that hold an atom, fully.
+    """The fully occupied sites.
 
     Raises:
-        InputError: there are none, or one is partially occupied, of no element, or nowhere.
+        InputError: there are none, or one has a partial occupancy, no element or no coordinates.
     """
     labels, types = data.column("atom_site_label"), data.column("atom_site_type_symbol")
     labels = labels or types or data.column("atom_site_id")
@@ -278,15 +279,15 @@ def _sites(
     if nowhere:
         warnings.append(f"sites without coordinates are left out: {', '.join(nowhere)}")
     if not kept:
-        raise InputError("no site has coordinates and an atom")
+        raise InputError("no site has both coordinates and an atom")
     return resolve(kept, formulas), warnings
 
 
 def _is_occupied(label: str, share: str) -> bool:
-    """Whether a site has its atom; one of unknown occupancy has.
+    """Whether a site has its atom; a site of unknown occupancy has.
 
     Raises:
-        InputError: it has a part of one.
+        InputError: the occupancy is partial.
     """
     if share in UNKNOWN:
         return True
@@ -312,7 +313,7 @@ def _places(data: Data, cell: np.ndarray | None, count: int) -> list[np.ndarray 
         if not all(len(column) == count for column in columns):
             raise InputError("the sites have no coordinates (_atom_site_fract_x, _y, _z)")
         if cell is not None and data.has("atom_sites_cartn_tran"):
-            raise InputError("Cartesian coordinates with axes of their own are not understood")
+            raise InputError("Cartesian coordinates with their own axes are not supported")
     elif cell is None:
         raise InputError("has fractional coordinates, but no cell (_cell_length_a)")
     inverse = np.eye(3) if fractional or cell is None else np.linalg.inv(cell)
@@ -336,7 +337,7 @@ def _read_with(
     formulas: Sequence[Formula],
     data: Data,
 ) -> tuple[Expansion, list[str]] | InputError:
-    """What the block means with these operations, and warnings; an error if it means nothing."""
+    """The structure with these operations, and warnings; an error if it is impossible."""
     try:
         operations.check(cell)
         expansion = expand(sites, operations, cell)
@@ -355,17 +356,18 @@ def _read_with(
 
 
 def expand(sites: Sequence[Site], operations: Operations, cell: np.ndarray) -> Expansion:
-    """All images of the sites in a cell; those that fall together are one atom.
+    """All images of the sites in a cell; images that coincide are one atom.
 
     Raises:
-        InputError: atoms are left on top of each other.
+        InputError: different atoms are too close to each other.
     """
     parts, owners, warnings = [], [], []
     for number, site in enumerate(sites):
         images, moved = _orbit(site.fractional, operations, cell)
         if moved > WORTH_A_WORD:
             warnings.append(
-                f"site {site.label} is {moved:.2f} Å off a special position and was put on it"
+                f"site {site.label} is {moved:.2f} Å away from a special position "
+                "and was moved onto it"
             )
         parts.append(images)
         owners.append(np.full(len(images), number))
@@ -379,9 +381,9 @@ def expand(sites: Sequence[Site], operations: Operations, cell: np.ndarray) -> E
 
 
 def _orbit(place: np.ndarray, operations: Operations, cell: np.ndarray) -> tuple[np.ndarray, float]:
-    """The images of a place, ``(n, 3)`` fractional, and how far it was from where it must be, Å.
+    """The images of a position, ``(n, 3)`` fractional, and its distance from a special position, Å.
 
-    Where several operations bring a place back to itself, to rounding, the mean of these images is
+    If several operations map a position onto itself, up to rounding, the mean of these images is
     the special position.
     """
     images = operations.rotations @ place + operations.translations
@@ -399,10 +401,10 @@ def _orbit(place: np.ndarray, operations: Operations, cell: np.ndarray) -> tuple
 def _without_repetitions(
     fractional: np.ndarray, owner: np.ndarray, sites: Sequence[Site], cell: np.ndarray
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Which atoms are no repetition of an earlier one, and which sites repeat which.
+    """Which atoms do not repeat an earlier one, and which sites repeat which.
 
     Raises:
-        InputError: different atoms are on top of each other.
+        InputError: different atoms are too close to each other.
     """
     keep, repeated = np.ones(len(fractional), dtype=bool), set()
     periodic = np.ones(3, dtype=bool)
@@ -439,7 +441,7 @@ def _compare(
     for formula in formulas:
         multiples = [units or found.ratio(formula)]
         if units and formula.is_multiple(units):
-            multiples.append(1.0)  # some programs give the content of the cell as formula, and Z
+            multiples.append(1.0)  # some programs write the content of the cell as formula, and Z
         if any(multiple and found.equals(formula, multiple) for multiple in multiples):
             return None
     for formula in formulas:
@@ -452,13 +454,13 @@ def _compare(
                 "hydrogen atoms are missing, and without them this is another compound"
             )
     stated = f"{formulas[0]}" + (f" with Z = {units:g}" if units else "")
-    raise InputError(f"the formula is {stated}, but the sites make {found} in the cell")
+    raise InputError(f"the formula is {stated}, but the sites result in {found} in the cell")
 
 
 def _only_one(
     good: Sequence[tuple[Expansion, list[str]]], found: Sequence[Any], cell: np.ndarray
 ) -> tuple[Expansion, list[str]]:
-    """The one crystal that the readings of a block agree on.
+    """The one crystal on which the readings of a block agree.
 
     Raises:
         InputError: there is none, or there are several.
@@ -469,15 +471,15 @@ def _only_one(
     for other, _ in good[1:]:
         if not _alike(first, other, cell):
             raise InputError(
-                "the space group has several settings, with which the sites make different "
-                "crystals; the file must list its operations, or name the setting, such as "
+                "the space group has several settings, for which the sites result in different "
+                "crystals; the file must list its operations or name the setting, such as "
                 "'F d -3 m:2'"
             )
     return first, notes
 
 
 def _alike(a: Expansion, b: Expansion, cell: np.ndarray) -> bool:
-    """Whether two readings are the same crystal, up to where its origin is."""
+    """Whether two readings are the same crystal, apart from the origin."""
     if len(a.site) != len(b.site) or (np.bincount(a.site) != np.bincount(b.site)).any():
         return False
     return all(
@@ -487,7 +489,7 @@ def _alike(a: Expansion, b: Expansion, cell: np.ndarray) -> bool:
 
 
 def _distances(expansion: Expansion, cell: np.ndarray) -> list[np.ndarray]:
-    """Sorted distances from an atom of each site to those of each site, Å, nearest images."""
+    """Sorted distances from one atom of each site to the atoms of each site, nearest images, Å."""
     from ase.geometry import get_distances
 
     positions, found = expansion.fractional @ cell, []

@@ -1,4 +1,4 @@
-"""Which elements the sites of a CIF are, and what its formula says of them."""
+"""The elements of the sites of a CIF, from labels, types and the formula."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dpa3sim.common.elements import ATOMIC_NUMBERS, SYMBOLS
 from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ISOTOPES
 
-# Elements beyond have no crystals; their symbols in capitals are those of groups, as NO and CN.
+# Heavier elements form no crystals; their symbols in capitals mean groups, such as NO and CN.
 LAST_ELEMENT = 101
-# Groups of atoms that stand for a site in tables of minerals and of molecules.
+# Groups of atoms that are listed as one site in tables of minerals and molecules.
 GROUPS = frozenset("WAT WA W OH OW NH NH2 NH3 NH4 CH CH2 CH3 CN NO3 CO3 SO4 PO4".split())
-# Of a count in a formula, which is rounded.
+# Tolerance for a count in a formula, which is rounded.
 ROUNDING = 0.01
 
 
@@ -26,10 +26,10 @@ class Site:
     """An atom of the asymmetric unit.
 
     Attributes:
-        label: its name. kind: what the file says of its element, which may be nothing.
-        fractional: ``(3,)``. symbol: its element, or D or T, once that is known.
-        group: whether its label names a group of atoms, of which it is the heavy one if the others
-            are sites of their own.
+        label: its name. kind: the element according to the file; may be empty.
+        fractional: ``(3,)``. symbol: its element, or D or T, once it is known.
+        group: whether its label names a group of atoms; it is the heavy atom if the others have
+            their own sites.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Site:
 
 
 class Formula:
-    """How many atoms of each element; heavy hydrogen counts as hydrogen."""
+    """The number of atoms of each element; heavy hydrogen counts as hydrogen."""
 
     def __init__(self, counts: Mapping[str, float]) -> None:
         self.counts: Counter[str] = Counter()
@@ -57,21 +57,21 @@ class Formula:
         return "".join(s + ("" if n == 1 else f"{n:g}") for s, n in parts)
 
     def reduced(self) -> Formula:
-        """Per formula unit, where all counts are whole numbers."""
+        """The formula of one unit, if all counts are whole numbers."""
         whole = [round(n) for n in self.counts.values()]
         return Formula({s: n / np.gcd.reduce(whole) for s, n in self.counts.items()})
 
     def ratio(self, other: Formula, without: str = "") -> float | None:
-        """How many of ``other`` this is, by all atoms but those of one element."""
+        """The ratio to ``other``, from all atoms except those of one element."""
         mine, theirs = (sum(n for s, n in f.counts.items() if s != without) for f in (self, other))
         return mine / theirs if mine and theirs else None
 
     def is_multiple(self, units: float) -> bool:
-        """Whether this may be the content of a cell with so many formula units."""
+        """Whether this can be the content of a cell with so many formula units."""
         return all(abs(n / units - round(n / units)) < ROUNDING for n in self.counts.values())
 
     def equals(self, other: Formula, multiple: float) -> bool:
-        """Whether this is ``multiple`` times the other, to rounding."""
+        """Whether this is ``multiple`` times the other, within rounding."""
         names = self.counts.keys() | other.counts.keys()
         return all(
             abs(self.counts[s] - multiple * other.counts[s]) <= ROUNDING * max(1.0, self.counts[s])
@@ -79,7 +79,7 @@ class Formula:
         )
 
     def lacks_hydrogen(self, other: Formula, multiple: float) -> bool:
-        """Whether this is ``multiple`` times the other, but for too few hydrogen atoms."""
+        """Whether this is ``multiple`` times the other, except for missing hydrogen atoms."""
         if self.counts["H"] >= multiple * other.counts["H"]:
             return False
         mine, theirs = dict(self.counts), dict(other.counts)
@@ -88,10 +88,10 @@ class Formula:
 
 
 def formulas_of(text: str) -> list[Formula]:
-    """All that a formula can mean: ``Ca F2``, or in capitals ``CA F2``; none if not understood."""
+    """All possible meanings of a formula: ``Ca F2``, or in capitals ``CA F2``; may be empty."""
     found: list[Formula] = []
     words = re.sub(r"[,;]", " ", text).split()
-    # Each word an element in any case; then elements in their usual spelling, without spaces.
+    # First each word is an element in any case; then elements have their usual spelling, no spaces.
     for pattern in (r"([A-Za-z]{1,2})(\d*\.?\d*)", r"([A-Z][a-z]?)(\d*\.?\d*)"):
         parts = [re.findall(pattern, re.sub(r"\d*[+-]$", "", word)) for word in words]
         spelled = ["".join(s + n for s, n in part) for part in parts]
@@ -114,7 +114,7 @@ def resolve(sites: Sequence[Site], formulas: Sequence[Formula]) -> list[Site]:
     """The sites with their elements.
 
     Raises:
-        InputError: one has no element, or one that cannot be told from another.
+        InputError: a site has no element, or an ambiguous one.
     """
     allowed = {symbol for formula in formulas for symbol in formula.counts}
     return [_of_kind(s, allowed) if s.kind else _of_label(s, allowed) for s in sites]
@@ -123,16 +123,16 @@ def resolve(sites: Sequence[Site], formulas: Sequence[Formula]) -> list[Site]:
 def group_error(label: str) -> InputError:
     """The error for a site that stands for a group of atoms."""
     return InputError(
-        f"site {label} stands for a group of atoms, not for an element; a structure needs a site "
+        f"site {label} is a group of atoms, not an element; a structure needs one site "
         "for each of its atoms"
     )
 
 
 def _of_label(site: Site, allowed: set[str]) -> Site:
-    """A site with the element that its label begins with.
+    """A site with the element at the beginning of its label.
 
     Args:
-        allowed: the elements of the formula; none where it is unknown.
+        allowed: the elements of the formula; empty if it is unknown.
     """
     found = re.match(r"([A-Za-z]*)[0-9]*", site.label)
     letters, name = (found.group(1), found.group()) if found else ("", "")
@@ -145,19 +145,19 @@ def _of_label(site: Site, allowed: set[str]) -> Site:
     if not fitting:
         stated = f" of the formula ({', '.join(sorted(allowed))})" if allowed else ""
         raise InputError(
-            f"the label {site.label} begins with no element{stated}; give the elements as "
+            f"the label {site.label} does not begin with an element{stated}; write the elements as "
             "_atom_site_type_symbol"
         )
     if len(fitting) > 1:
         raise InputError(
-            f"the label {site.label} may mean {' or '.join(fitting)}; _atom_site_type_symbol or "
+            f"the label {site.label} can mean {' or '.join(fitting)}; _atom_site_type_symbol or "
             "_chemical_formula_sum would decide"
         )
     return replace(site, symbol=fitting[0], group=group)
 
 
 def _candidates(letters: str) -> list[str]:
-    """The elements that a label may begin with: ``Ca1``, ``CaM``, in capitals ``CA1``, ``O1``."""
+    """The elements that a label may begin with: ``Ca1``, ``CaM``, ``O1``, in capitals ``CA1``."""
     first, second = letters[:1].upper(), letters[:2].capitalize()
     if letters[2:3].islower():  # a word
         return []
@@ -168,7 +168,7 @@ def _candidates(letters: str) -> list[str]:
 
 
 def _of_kind(site: Site, allowed: set[str]) -> Site:
-    """A site with the element that its type symbol names, in any case and with any charge."""
+    """A site with the element of its type symbol, in any case and with any charge."""
     found = re.fullmatch(r"([A-Za-z]{1,2})(val|va|iso)?[\d.+\-]*", site.kind)
     symbol = found.group(1).capitalize() if found else ""
     if symbol in ISOTOPES:
@@ -178,4 +178,4 @@ def _of_kind(site: Site, allowed: set[str]) -> Site:
         return replace(site, symbol=symbol)
     if site.kind.rstrip("0123456789").upper() in GROUPS:
         raise group_error(site.label)
-    raise InputError(f"site {site.label} is of type {site.kind!r}, which is no element")
+    raise InputError(f"site {site.label} is of type {site.kind!r}, which is not an element")

@@ -1,4 +1,4 @@
-"""The symmetry operations of a CIF: those it lists, else those of the space group it names."""
+"""The symmetry operations of a CIF: the listed ones, or else those of the named space group."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ NAMES = (
 )
 HALL = ("space_group_name_hall", "symmetry_space_group_name_hall")
 NUMBERS = ("space_group_it_number", "symmetry_int_tables_number", "symmetry_space_group_number")
-# Lengths and angles that symmetry makes equal may differ by this, relative to the squares.
+# Lengths and angles that are equal by symmetry may differ by this, relative to the squares.
 METRIC_ERROR = 0.03
-# A decimal fraction is the simple one that it is the rounding of.
+# A decimal fraction is replaced by the simple fraction of which it is the rounding.
 ROUNDED, LARGEST_DENOMINATOR = 0.004, 12
-# Of what is read from a file, no group has more.
+# No group in a file has more operations.
 MAX_OPERATIONS = 5000
 
 
 class Tags(Protocol):
-    """What is needed of a data block."""
+    """The methods of a data block that are needed here."""
 
     def has(self, beginning: str) -> bool:
         """Whether there is any tag with this beginning."""
@@ -48,7 +48,7 @@ class Tags(Protocol):
         """Values of a tag."""
 
     def value(self, *names: str) -> str:
-        """First of the tags that has a value."""
+        """The value of the first tag that has one."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Operations:
 
     Attributes:
         rotations: ``(n, 3, 3)``. translations: ``(n, 3)``.
-        warnings: what is odd about them.
-        doubts: what the user must know unless the formula and Z confirm them.
+        warnings: what is unusual about them.
+        doubts: what the user must know unless formula and Z confirm the operations.
     """
 
     rotations: np.ndarray
@@ -67,7 +67,7 @@ class Operations:
     doubts: tuple[str, ...] = ()
 
     def check(self, cell: np.ndarray) -> None:
-        """Raise InputError if the cell, ``(3, 3)``, has not the symmetry of the rotations."""
+        """Raise InputError if the cell, ``(3, 3)``, does not have the symmetry of the rotations."""
         if self._error(cell) > METRIC_ERROR:
             raise InputError(
                 "the symmetry operations do not fit the lengths and angles of the cell"
@@ -85,10 +85,10 @@ class Operations:
 
 
 def readings(tags: Tags, cell: np.ndarray) -> list[Operations]:
-    """The sets of operations that a block may mean, usually one.
+    """The possible sets of operations of a block, usually one.
 
     Raises:
-        InputError: the block does not say, or not in a way that is understood.
+        InputError: the block does not specify them, or not in a known way.
     """
     magnetic = tags.column("space_group_symop_magn_operation_xyz")
     if magnetic or tags.has("space_group_magn") or tags.has("atom_site_moment"):
@@ -102,7 +102,7 @@ def readings(tags: Tags, cell: np.ndarray) -> list[Operations]:
     if name or number:
         code = tags.value("space_group_it_coordinate_system_code")
         return _named(name, number, code, cell)
-    doubt = "the file gives no symmetry; its atoms are taken for all of the cell"
+    doubt = "the file gives no symmetry; its atoms are assumed to be all atoms of the cell"
     return [Operations(np.eye(3)[None], np.zeros((1, 3)), doubts=(doubt,))]
 
 
@@ -110,7 +110,7 @@ def readings(tags: Tags, cell: np.ndarray) -> list[Operations]:
 
 
 def _triplets(values: Sequence[str]) -> list[str]:
-    """One text for each operation, also where their spaces were not quoted."""
+    """One text for each operation, even if their spaces were not quoted."""
     if all(value.count(",") >= 2 for value in values):
         return list(values)
     found, current = [], ""
@@ -127,9 +127,9 @@ def parse(text: str) -> tuple[np.ndarray, np.ndarray]:
     """Rotation ``(3, 3)`` and translation ``(3,)`` of ``-x+1/2, y, z``.
 
     Raises:
-        InputError: it is no operation.
+        InputError: it is not an operation.
     """
-    error = InputError(f"{text!r} is no symmetry operation")
+    error = InputError(f"{text!r} is not a symmetry operation")
     parts = re.sub(r"\s", "", text.lower()).split(",")
     rotation, translation = np.zeros((3, 3)), np.zeros(3)
     if len(parts) < 3:
@@ -159,7 +159,7 @@ def _spelled(term: tuple[str, str, str, str]) -> str:
 
 
 def _fraction(above: str, below: str) -> float:
-    """``1/3``, and 0.333 as that too."""
+    """The value of ``1/3``, and the same for 0.333."""
     if not above:
         return 1.0
     value = float(above) / (int(below) if below else 1)
@@ -175,7 +175,7 @@ def _stacked(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _listed(texts: Sequence[str], tags: Tags, cell: np.ndarray) -> Operations:
-    """The operations of the file, completed to a group if that is all that they lack."""
+    """The operations of the file, completed to a group if they only generate it."""
     rotations, translations = _stacked(texts)
     found = _known(tuple(texts))
     if found is None:
@@ -208,9 +208,9 @@ def _listed(texts: Sequence[str], tags: Tags, cell: np.ndarray) -> Operations:
 def _known(
     texts: tuple[str, ...],
 ) -> tuple[tuple[np.ndarray, np.ndarray] | None, int | None, str] | None:
-    """The whole group, where the list is a part of it; its number and name, where they are known.
+    """The whole group, if the list is a part of it; its number and name, if they are known.
 
-    None for operations that gemmi cannot express.
+    The result is None for operations that gemmi cannot express.
     """
     import gemmi
 
@@ -250,15 +250,15 @@ def _closed(centrings: Sequence[Sequence[int]], unit: int) -> list[list[int]]:
 
 
 def _magnetic(tags: Tags, operations: Sequence[str]) -> Operations:
-    """What a magnetic space group does with places: its operations after each centring.
+    """The action of a magnetic space group on positions: its operations after each centring.
 
     Raises:
-        InputError: the block has moments, but no such operations.
+        InputError: the block has moments, but no operations.
     """
     operations = _triplets(operations)
     if not operations:
         raise InputError(
-            "is a magnetic structure without its operations (_space_group_symop_magn_operation.xyz)"
+            "is a magnetic structure without operations (_space_group_symop_magn_operation.xyz)"
         )
     centrings = _triplets(tags.column("space_group_symop_magn_centering_xyz"))
     rotations, translations = _stacked(operations)
@@ -289,7 +289,7 @@ def _from_hall(symbol: str) -> list[Operations]:
 
 
 def _divided(name: str) -> tuple[str, str]:
-    """A Hermann-Mauguin symbol without its remarks, and the setting that these name.
+    """A Hermann-Mauguin symbol without its remarks, and the setting that they name.
 
     The setting is 1 or 2 (origins), H or R (axes), or empty: ``F d -3 m:2``, ``R -3 m H``, ICSD's S
     and Z, ``{origin @ centre 2}``.
@@ -309,7 +309,7 @@ def _divided(name: str) -> tuple[str, str]:
 
 
 def _by_name(name: str, cell: np.ndarray) -> Any:
-    """The space group with a symbol as people write it, in any of its settings; None if unknown."""
+    """The space group of a symbol in any common spelling and any setting; None if unknown."""
     import gemmi
 
     symbol, _ = _divided(name)
@@ -344,7 +344,7 @@ def _angles(cell: np.ndarray) -> tuple[float, float, float]:
 
 
 def _named(name: str, number: str, code: str, cell: np.ndarray) -> list[Operations]:
-    """The settings of a space group that fit the cell, of those that the name leaves open.
+    """The settings of a space group that the name allows and that fit the cell.
 
     Raises:
         InputError: the group is unknown, contradicts its number, or does not fit the cell.
@@ -383,7 +383,7 @@ def _fitting(settings: Sequence[Any], cell: np.ndarray) -> list[Operations]:
 
 
 def _settings(group: Any, code: str) -> list[Any]:
-    """The settings of a group that have the same symbol, or the one of them that is named."""
+    """The settings of a group with the same symbol, or the named one of them."""
     import gemmi
 
     same = [s for s in gemmi.spacegroup_table() if s.hm == group.hm]

@@ -1,4 +1,4 @@
-"""Which format a file has, and its frames: by our own readers where ASE's take much for granted."""
+"""The format of a file, and its frames, read by our own readers where ASE's assume too much."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 COMPRESSED = (".gz", ".bz2", ".xz")
-# Larger files are uncompressed on the disk.
+# Larger files are decompressed on the disk.
 IN_MEMORY = 64 << 20
-# Tried on content that neither its name nor its first bytes identify.
+# Formats to try if neither the name nor the first bytes identify the format.
 GUESSES = ("vasp", "cif", "extxyz")
-# So often a reader may look beyond the end of a file for what is not there.
+# How often a reader may look for lines beyond the end of a file.
 _MAX_ENDS = 10_000
-# Names of formats that people may give, for those of the readers.
+# Common names of formats, and the names of their readers.
 ALIASES = {
     "poscar": "vasp",
     "contcar": "vasp",
@@ -39,7 +39,7 @@ ALIASES = {
     "qe": "espresso-in",
     "pdb": "proteindatabank",
 }
-# By the end of a name, where ASE knows none or another format; content comes first.
+# Formats by the end of the name, where ASE knows none or another one; the content comes first.
 _NAMES = (
     (r"\.(cif|mcif|mmcif)$", "cif"),
     (r"\.(ext)?xyz$", "extxyz"),
@@ -47,7 +47,7 @@ _NAMES = (
     (r"\.(dump|lammpstrj|lammps-dump)$|^dump\.", "lammps-dump-text"),
     (r"\.(vasp|poscar|contcar)$", "vasp"),
 )
-# By the first bytes; of files whose names say little or something else.
+# Formats by the first bytes, for files whose names say little, or something else.
 _CONTENTS = (
     (r"(?mi)^[ \t]*&(control|system)\b", "espresso-in"),
     (r"(?m)^ITEM: (TIMESTEP|UNITS)", "lammps-dump-text"),
@@ -60,20 +60,20 @@ _CONTENTS = (
     ),
 )
 _PEEK = 8_000
-# Formats whose names alone identify them, whatever their content seems to be.
+# Names that identify a format, whatever the content looks like.
 _NAMED_BY_ASE = re.compile(r"POSCAR|CONTCAR|CENTCAR|OUTCAR|XDATCAR|vasp.*\.xml$", re.IGNORECASE)
 
 
 def frames(
     path: str, text: str | None, given: ReadingSettings, last: bool
 ) -> Iterator[Frame | InputError]:
-    """The frames of a file, or of the ``text`` that came instead of one; a bad one is its error.
+    """The frames of a file, or of ``text`` instead; a frame that cannot be read is an error.
 
     Args:
-        path: the file, or ``-``. last: only the last frame.
+        path: the file, or ``-``. last: whether to read only the last frame.
 
     Raises:
-        InputError: there is none, or what follows cannot be read.
+        InputError: there is no frame, or the following ones cannot be read.
     """
     errors: list[str] = []
     for kind in kinds(path, text, given):
@@ -86,7 +86,7 @@ def frames(
             errors.append(f"as {kind}: {error}")
             continue
         if first is None:
-            errors.append(f"as {kind}: no structure in it")
+            errors.append(f"as {kind}: it contains no structure")
             continue
         yield first
         try:
@@ -94,16 +94,16 @@ def frames(
         except ValueError as error:  # InputError is one
             raise InputError(f"{error}") from None
         return
-    raise InputError(f"{path}: no structure that ASE can read ({'; '.join(errors)})")
+    raise InputError(f"{path}: not a structure that ASE can read ({'; '.join(errors)})")
 
 
 def _read(
     path: str, text: str | None, kind: str, given: ReadingSettings, last: bool
 ) -> Iterator[Frame | InputError]:
-    """Frames of a file of one format.
+    """Frames of a file in one format.
 
     Raises:
-        InputError: it is refused. ValueError: whatever else a reader runs into.
+        InputError: it is refused. ValueError: any other error of a reader.
     """
     try:
         if kind in _READERS:
@@ -113,7 +113,7 @@ def _read(
             yield from _by_ase(path, text, kind, given, last)
     except InputError:
         raise
-    # Readers raise whatever their parsing runs into.
+    # Readers raise all kinds of errors.
     except Exception as error:
         raise ValueError(short(error)) from None
 
@@ -124,7 +124,7 @@ _READERS = ("cif", "extxyz", "vasp", "lammps-data", "lammps-dump-text")
 def _own(
     source: Any, kind: str, given: ReadingSettings, last: bool, path: str
 ) -> Iterator[Frame | InputError]:
-    """Frames by a reader of ours."""
+    """Frames read by one of our own readers."""
     if kind == "cif":
         from dpa3sim.structures import cif
 
@@ -150,7 +150,7 @@ def _own(
 def _by_ase(
     path: str, text: str | None, kind: str, given: ReadingSettings, last: bool
 ) -> Iterator[Frame]:
-    """Frames by ASE's reader."""
+    """Frames read by ASE's reader."""
     from ase.io import iread
     from ase.io.formats import ioformats
 
@@ -173,16 +173,16 @@ def _by_ase(
 
 
 def _whole(found: Any) -> Atoms:
-    """The structure; some readers give more beside it."""
+    """The structure; some readers return something else."""
     from ase import Atoms
 
     if not isinstance(found, Atoms):
-        raise ValueError(f"the reader gives {type(found).__name__}, not a structure")
+        raise ValueError(f"the reader returns {type(found).__name__}, not a structure")
     return found
 
 
 def short(error: Exception) -> str:
-    """What an error of a library says, in part of a line."""
+    """The message of an error of a library, as part of a line."""
     return " ".join(str(error)[:1000].split())[:120] or type(error).__name__
 
 
@@ -190,10 +190,10 @@ def short(error: Exception) -> str:
 
 
 def kinds(path: str, text: str | None, given: ReadingSettings) -> tuple[str, ...]:
-    """The format of a file, or those to try when neither name nor content tells.
+    """The format of a file, or those to try if neither name nor content decides.
 
     Raises:
-        InputError: the format that the user gave is unknown.
+        InputError: the format that the user chose is unknown.
     """
     if given.format is not None:
         return (_named(given.format),)
@@ -225,7 +225,7 @@ def _named(name: str) -> str:
     """A format by any of its names.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such format.
     """
     from ase.io.formats import ioformats
 
@@ -235,11 +235,11 @@ def _named(name: str) -> str:
     if kind in ioformats and ioformats[kind].can_read:
         return kind
     hint = suggestion(name, [*ALIASES, *ioformats])
-    raise InputError(f"there is no format {name!r} that can be read{hint}")
+    raise InputError(f"format {name!r} is unknown, or cannot be read{hint}")
 
 
 def _start(path: str) -> str:
-    """The first part of a file, as a text."""
+    """The first part of a file, as text."""
     from ase.io.formats import open_with_compression
 
     try:
@@ -255,7 +255,7 @@ def _start(path: str) -> str:
 
 @contextmanager
 def _source(path: str, text: str | None, kind: str, form: Any) -> Iterator[Any]:
-    """What ASE's reader of a format is to be given: an open file, or the path."""
+    """What ASE's reader of a format needs: an open file, or the path."""
     if text is None and not form.acceptsfd:
         if kind == "db":
             check_tables(path)
@@ -270,7 +270,7 @@ def _source(path: str, text: str | None, kind: str, form: Any) -> Iterator[Any]:
 
 @contextmanager
 def _opened(path: str, text: str | None) -> Iterator[Text]:
-    """A file as a text: only comments have other letters than ASCII, in whatever encoding."""
+    """A file as text; only comments contain characters beyond ASCII, in any encoding."""
     with (
         _bytes(path, text) as binary,
         Text(binary, encoding="utf-8-sig", errors="replace") as source,
@@ -280,9 +280,9 @@ def _opened(path: str, text: str | None) -> Iterator[Text]:
 
 @contextmanager
 def _bytes(path: str, text: str | None) -> Iterator[Any]:
-    """The content of a file, uncompressed; large ones on the disk.
+    """The content of a file, decompressed; large files are decompressed on the disk.
 
-    Readers go back after every frame, for which a compressed file is read from its beginning.
+    Readers seek backwards after every frame, which would read a compressed file from its start.
     """
     from ase.io.formats import open_with_compression
 
@@ -300,14 +300,14 @@ def _bytes(path: str, text: str | None) -> Iterator[Any]:
 
 
 class Text(io.TextIOWrapper):
-    """A text that ends: readers that trust a count, or look for a line, would go on for ever."""
+    """A text that ends: readers that trust a count, or look for a line, would go on forever."""
 
     def __init__(self, binary: IO[bytes], **options: Any) -> None:
         super().__init__(binary, **options)
         self._ends = 0
 
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]
-        """The next line; empty at the end, but not for ever."""
+        """The next line; it is empty at the end, but not forever."""
         line = super().readline(size)
         if not line:
             self._ends += 1
@@ -317,10 +317,10 @@ class Text(io.TextIOWrapper):
 
 
 def check_tables(path: str) -> None:
-    """Raise ValueError for a database with views, which compute: without an end, if they like."""
+    """Raise ValueError for a database with views, which could compute without end."""
     import sqlite3
 
     with closing(sqlite3.connect(f"{Path(path).resolve().as_uri()}?mode=ro", uri=True)) as database:
         found = {kind for (kind,) in database.execute("SELECT type FROM sqlite_master")}
     if not found <= {"table", "index"}:
-        raise ValueError("no ASE database: it has views or triggers")
+        raise ValueError("not an ASE database: it has views or triggers")

@@ -10,17 +10,19 @@ MAX_COORDINATE = 1.0e6
 MIN_RELATIVE_VOLUME = 1.0e-6
 MIN_VECTOR = 0.1
 MAX_DENSITY = 20.0
-# Within MAX_IMAGES_RADIUS, Å, a cell has fewer images: 30 times those of the densest crystals.
+# Largest number of images of a cell within MAX_IMAGES_RADIUS, Å: 30 times that of the densest
+# crystals.
 MAX_IMAGES, MAX_IMAGES_RADIUS = 3.0e6, 6.0
-# Atoms in a box of this size, Å, on average over all atoms: 20 times those of the densest crystals.
+# Size of a box, Å, and the largest number of atoms in it, averaged over all atoms: 20 times that of
+# the densest crystals.
 CROWD_BOX, MAX_CROWD = 6.0, 1000
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Replace the vectors of non-periodic axes by unit vectors normal to the periodic ones.
 
-    The neighbour search only uses the periodic vectors; what stands on the other axes (zeros,
-    as in ASE slabs and molecules, or anything else) must not matter, and this makes it so.
+    The neighbour search only uses the periodic vectors. The vectors of the other axes (zeros,
+    as in ASE slabs and molecules, or anything else) must have no effect; this function ensures it.
 
     Args:
         cell: ``(3, 3)``, lattice vectors as rows, Å.
@@ -33,14 +35,14 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     periodic = out[pbc]
     if len(periodic) == 3:
         return out
-    # The null space of the periodic vectors, an orthonormal basis of it.
+    # An orthonormal basis of the null space of the periodic vectors.
     _, _, basis = np.linalg.svd(periodic.reshape(-1, 3), full_matrices=True)
     out[~pbc] = basis[len(periodic) :]
     return out
 
 
 def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
-    """Raise InputError for coordinates or cells that have no neighbour list.
+    """Raise InputError for coordinates or cells without a neighbour list.
 
     Args:
         positions: ``(n, 3)``, Å.
@@ -56,7 +58,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
     if len(bad):
         raise InputError(
             f"atom {bad[0]} at {positions[bad[0]]} is more than {MAX_COORDINATE:.0e} Å away from "
-            "the origin; move the structure there"
+            "the origin; move the structure to the origin"
         )
     vectors = cell[pbc]
     if not np.isfinite(cell).all():
@@ -68,7 +70,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
         axis = "abc"[int(np.flatnonzero(pbc)[lengths.argmin()])]
         raise InputError(
             f"the structure is periodic along {axis}, but that cell vector is only "
-            f"{lengths.min():.3g} Å long; give a cell or switch the periodicity off"
+            f"{lengths.min():.3g} Å long; set a cell, or switch off the periodicity"
         )
     if lengths.max() > MAX_COORDINATE:
         raise InputError(
@@ -82,7 +84,7 @@ def check_geometry(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> 
             f"{len(positions)} atoms in {volume:.3g} Å^3: no material is as dense as that; "
             "are the cell vectors in Å?"
         )
-    # Distances between opposite faces, how far the search has to go: at least so much, and exactly.
+    # Distances between opposite faces, which limit the search: first a lower bound, then exactly.
     heights = lengths * volume / np.prod(lengths)
     if _images(heights) > MAX_IMAGES:
         heights = 1.0 / np.linalg.norm(np.linalg.pinv(vectors), axis=0)
@@ -98,7 +100,7 @@ def _images(heights: np.ndarray) -> float:
 
 
 def check_crowd(positions: np.ndarray) -> None:
-    """Raise InputError for so many atoms in a place that their pairs would fill the memory."""
+    """Raise InputError for so many close atoms that their pairs would fill the memory."""
     boxes = np.floor(positions / CROWD_BOX).astype(np.int64)
     keys = boxes @ np.array([73_856_093, 19_349_663, 83_492_791])
     _, counts = np.unique(keys, return_counts=True)

@@ -1,4 +1,4 @@
-"""What a reader gives, and what the user may give where a file is silent."""
+"""The result of a reader, and the options for what a file does not say."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Frame:
-    """One structure as a reader found it.
+    """One structure as a reader understood it.
 
     Attributes:
         atoms: the structure.
-        warnings: what the user must know about how the file was understood.
+        warnings: what the user must know about the interpretation of the file.
     """
 
     atoms: Atoms
@@ -30,17 +30,17 @@ class Frame:
 
 @dataclass(frozen=True)
 class ReadingSettings:
-    """What structure files do not say themselves."""
+    """What structure files do not say."""
 
     elements: str | None = option(
         None,
-        "elements of numbered atom types in their order, such as O,H: for LAMMPS files and POSCARs "
-        "that do not name them",
+        "elements of numbered atom types, in their order, such as O,H; for LAMMPS files and "
+        "POSCARs that do not name them",
     )
     format: str | None = option(
         None,
         "format of the structure files, such as cif, vasp, extxyz, lammps-data, lammps-dump or any "
-        "name of ASE's [from name and content]",
+        "other format name of ASE [from content and name]",
     )
 
     def __post_init__(self) -> None:
@@ -48,29 +48,29 @@ class ReadingSettings:
         self.symbols()
 
     def symbols(self) -> list[str]:
-        """The elements, in order; empty where none are given.
+        """The elements, in order; empty if the option is not set.
 
         Raises:
-            InputError: one of them is none.
+            InputError: one of them does not exist.
         """
         words = re.split(r"[\s,;]+", (self.elements or "").strip(" ,;"))
         words = [word for word in words if word]
         for word in words:
             if word not in SYMBOLS and word not in ISOTOPES:
-                raise InputError(f"option elements = {self.elements!r}: {word!r} is no element")
+                raise InputError(f"option elements = {self.elements!r}: {word!r} is not an element")
         return words
 
 
 # Masses in u: CODATA 2018 (the atoms, not the nuclei).
 ISOTOPES = {"D": 2.01410177811, "T": 3.01604928199}
-"""Isotopes with a symbol of their own; both are hydrogen for a potential."""
+"""Isotopes with symbols of their own; a potential treats both as hydrogen."""
 
 
 def chosen(symbols: Sequence[str], count: int, what: str) -> list[str]:
-    """The elements that the user gave for ``count`` types.
+    """The elements that the user specified for ``count`` types.
 
     Raises:
-        InputError: they are too few, or too many.
+        InputError: there are too few, or too many.
     """
     if len(symbols) != count:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What ASE's readers pass over in silence, although it makes another structure of the file."""
+"""Content that ASE's readers silently ignore, although it changes the structure."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 _LARGEST = 4 << 20
-# Statements by which a file lists only a part of its atoms, or a cell that is not read.
+# Statements with which a file lists only some of its atoms, or a cell that is not read.
 _PARTS = {
-    "res": (r"(?mi)^SYMM\b|^LATT\s+(?!-1\b)[-\d]", "lists only the atoms that symmetry leaves"),
+    "res": (r"(?mi)^SYMM\b|^LATT\s+(?!-1\b)[-\d]", "lists only the symmetry-inequivalent atoms"),
     "proteindatabank": (
         r"(?m)^CRYST1.{49}(?=.*\S)(?!\s*P ?1\s*(\d+\s*)?$)(?!\s*1\s*$)",
-        "lists only the atoms that its space group leaves",
+        "lists only the symmetry-inequivalent atoms of its space group",
     ),
     "dmol-car": (
         r"(?m)^PBC(?!=)(\s+[-\d.]+){6}\s+\((?!P1\))",
-        "lists only the atoms that its space group leaves",
+        "lists only the symmetry-inequivalent atoms of its space group",
     ),
     "espresso-in": (
         r"(?mi)^\s*([^!]*,)?\s*space_group\s*=|crystal_sg",
-        "lists only the atoms that its space group leaves",
+        "lists only the symmetry-inequivalent atoms of its space group",
     ),
-    "turbomole": (r"(?m)^\s*\$(periodic|cell|lattice)\b", "gives a cell, which is not read"),
+    "turbomole": (r"(?m)^\s*\$(periodic|cell|lattice)\b", "has a cell, which ASE does not read"),
 }
 _WAY_OUT = "convert it to a CIF or a POSCAR with all atoms of the cell"
 
 
 def check(kind: str, source: Any) -> tuple[str, ...]:
-    """Warnings of a file that ASE reads.
+    """Check a file that ASE reads; returns warnings.
 
     Args:
-        kind: its format. source: the path, or the open file, which is at its beginning again after.
+        kind: its format. source: the path, or the open file, which is rewound afterwards.
 
     Raises:
-        InputError: ASE would take a part of the structure for all of it.
+        InputError: ASE would read only a part of the structure.
     """
     if kind not in _PARTS:
         return ()
@@ -55,13 +55,13 @@ def check(kind: str, source: Any) -> tuple[str, ...]:
 
 
 def mended(kind: str, atoms: Atoms, source: Any, given: ReadingSettings) -> Atoms:
-    """The structure with what its format says and ASE does not take: masses, or elements."""
+    """The structure with masses or elements that its format has and ASE ignores."""
     if kind == "espresso-in":
         _espresso_masses(atoms, _text(source))
-    if kind == "eon" and atoms.cell.rank == 3:  # the format has no other crystals
+    if kind == "eon" and atoms.cell.rank == 3:  # the format has only periodic crystals
         atoms.set_pbc(True)
     if kind == "proteindatabank" and np.allclose(atoms.cell.lengths(), 1.0):
-        atoms.set_cell(None)  # which the format writes for what is no crystal
+        atoms.set_cell(None)  # the format uses this cell for molecules
         atoms.set_pbc(False)
     if kind == "lammps-dump-binary":
         return _numbered(atoms, given)
@@ -69,7 +69,7 @@ def mended(kind: str, atoms: Atoms, source: Any, given: ReadingSettings) -> Atom
 
 
 def _espresso_masses(atoms: Atoms, text: str) -> None:
-    """Heavy hydrogen of an input of Quantum ESPRESSO, where its mass alone tells it."""
+    """Set the mass of heavy hydrogen, which a Quantum ESPRESSO input shows by its mass only."""
     card = re.search(
         r"(?mi)^\s*ATOMIC_SPECIES[^\n]*\n((?:\s*[A-Za-z]\S*\s+[\d.deDE+-]+\s+\S+.*\n?)+)", text
     )
@@ -83,7 +83,7 @@ def _espresso_masses(atoms: Atoms, text: str) -> None:
         except (IndexError, ValueError):
             continue
         for isotope in ISOTOPES.values():
-            # As much as people round, and far from hydrogen's own.
+            # Within usual rounding, and far from the mass of hydrogen.
             if abs(mass - isotope) < 5 * SAME_MASS and re.match(r"[HhDdTt](?![a-z])", words[0]):
                 heavy[words[0]] = isotope
     rows = _espresso_labels(text)
@@ -96,7 +96,7 @@ def _espresso_masses(atoms: Atoms, text: str) -> None:
 
 
 def _espresso_labels(text: str) -> list[str]:
-    """The species of each atom as the file names it, in its order."""
+    """The species of each atom as named in the file, in its order."""
     card = re.search(r"(?mi)^\s*ATOMIC_POSITIONS[^\n]*\n", text)
     rows = []
     for line in text[card.end() :].splitlines() if card else ():
@@ -110,18 +110,18 @@ def _espresso_labels(text: str) -> list[str]:
 
 
 def _numbered(atoms: Atoms, given: ReadingSettings) -> Atoms:
-    """A structure whose numbers are types.
+    """A structure whose numbers are atom types.
 
     Raises:
-        InputError: the user gave no elements for them.
+        InputError: the user did not name their elements.
     """
     from ase.data import atomic_numbers
 
     wanted = given.symbols()
     if not wanted:
         raise InputError(
-            "its atoms have numbered types, which are no elements; give the elements of the types "
-            "in their order, as --elements O,H"
+            "its atoms have numbered types, which are not elements; pass the elements of the types "
+            "in their order, such as --elements O,H"
         )
     count = int(atoms.numbers.max(initial=0))
     names = chosen(wanted, max(count, len(wanted)), "the file")
@@ -135,7 +135,7 @@ def _numbered(atoms: Atoms, given: ReadingSettings) -> Atoms:
 
 
 def _text(source: Any) -> str:
-    """The content of a file that is a text, as far as it matters."""
+    """The content of a text file, up to a limit."""
     if isinstance(source, str):
         try:
             with Path(source).open(encoding="utf-8", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""A structure in one line that a person can check, and what in it is suspicious."""
+"""A structure in one line for the user to check, and what is suspicious about it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from dpa3sim.structures.isotopes import as_elements, with_symbols
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Nearest neighbours are searched for within these distances, one after the other, Å.
+# Nearest neighbours are searched within these distances, one after the other, Å.
 SEARCH = (3.0, 6.0, 12.0)
-# Atoms nearer than this part of the sum of their covalent radii are no neighbours of each other.
+# Atoms closer than this fraction of the sum of their covalent radii overlap.
 OVERLAP = 0.5
 # Volumes per atom of solids are within this factor of the estimate below.
 UNUSUAL = 3.0
 # Planes of atoms further apart than this, Å, have vacuum between them; layers of crystals and of
-# molecules are up to 5 Å apart.
+# molecules are at most 5 Å apart.
 VACUUM = 6.0
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a structure before anything is computed.
+    """What is known about a structure before anything is computed.
 
     Attributes:
         line: formula, number of atoms, periodicity, volume per atom, shortest distance.
@@ -40,7 +40,7 @@ class Inspection:
 
 
 def inspect(atoms: Atoms) -> Inspection:
-    """Describe a structure and look for what files that were misread have in common."""
+    """Describe a structure and look for signs of a misread file."""
     periodic = "".join(axis for axis, p in zip("abc", atoms.pbc, strict=True) if p)
     with as_elements():
         formula = with_symbols(atoms).get_chemical_formula()
@@ -51,19 +51,19 @@ def inspect(atoms: Atoms) -> Inspection:
         if len(periodic) == 3:
             parts.append(f"{atoms.get_volume() / len(atoms):.2f} Å^3/atom")
         shortest, found = _distances(atoms)
-    except InputError:  # says why when the structure is to be computed
+    except InputError:  # the reason is reported when the structure is computed
         return Inspection(", ".join(parts), ())
     parts += shortest
     return Inspection(", ".join(parts), (*found, *_density_and_vacuum(atoms)))
 
 
 def describe(atoms: Atoms) -> str:
-    """The structure in one line that a person can check."""
+    """The structure in one line for the user to check."""
     return inspect(atoms).line
 
 
 def _distances(atoms: Atoms) -> tuple[list[str], list[str]]:
-    """The shortest distance with its pair, and a warning where atoms overlap."""
+    """The shortest distance with its pair, and a warning if atoms overlap."""
     from ase.data import chemical_symbols, covalent_radii
 
     for radius in SEARCH:
@@ -79,7 +79,7 @@ def _distances(atoms: Atoms) -> tuple[list[str], list[str]]:
         first, second = sorted((int(atoms.numbers[i[k]]), int(atoms.numbers[j[k]])))
         return f"{chemical_symbols[first]}-{chemical_symbols[second]}"
 
-    # Equal ones are told alike, whatever rounding makes of them.
+    # Equal distances give the same pair, whatever their rounding errors.
     nearest = int(np.argmin(lengths.round(6)))
     worst = int(np.argmin(lengths / sums))
     found = []
@@ -89,7 +89,7 @@ def _distances(atoms: Atoms) -> tuple[list[str], list[str]]:
         found.append(
             f"atoms {min(i[worst], j[worst])} and {max(i[worst], j[worst])} ({pair(worst)}) are "
             f"{lengths[worst]:.3f} Å apart, less than half of the sum of their covalent radii "
-            f"({sums[worst]:.2f} Å){others}: the file may have been misread, or has atoms twice"
+            f"({sums[worst]:.2f} Å){others}: the file may have been misread, or lists atoms twice"
         )
     return [f"shortest distance {lengths[nearest]:.2f} Å ({pair(nearest)})"], found
 
@@ -97,7 +97,7 @@ def _distances(atoms: Atoms) -> tuple[list[str], list[str]]:
 def pairs(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, radius: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All ordered pairs of atoms within a radius, and how far they are apart.
+    """All ordered pairs of atoms within a radius, and their distances.
 
     Args:
         positions: ``(n, 3)``, Å. cell: ``(3, 3)``, rows, Å. pbc: ``(3,)``. radius: Å.
@@ -106,13 +106,13 @@ def pairs(
         i, j, distance: ``(n_pairs,)`` each, Å.
 
     Raises:
-        InputError: more atoms in a place than any material has.
+        InputError: more atoms in one place than in any material.
     """
     from matscipy.neighbours import neighbour_list
 
     check_crowd(positions)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of cells that are much larger
+        warnings.simplefilter("ignore", RuntimeWarning)  # for cells that are much larger
         i, j, distances = neighbour_list(
             "ijd",
             positions=np.asarray(positions, dtype=float),
@@ -129,8 +129,8 @@ def _density_and_vacuum(atoms: Atoms) -> list[str]:
     if gaps:
         where = " and ".join(f"{gap:.1f} Å along {axis}" for axis, gap in gaps)
         return [
-            f"the cell has a vacuum of {where} and is periodic there: what it holds repeats beyond "
-            "it, and the stress across a vacuum means nothing"
+            f"the cell has a vacuum of {where} and is periodic there: the structure repeats beyond "
+            "it, and the stress across the vacuum is meaningless"
         ]
     if not atoms.pbc.all():
         return []
@@ -140,14 +140,14 @@ def _density_and_vacuum(atoms: Atoms) -> list[str]:
     factor, word = (usual / volume, "denser") if volume < usual else (volume / usual, "less dense")
     return [
         f"{volume / len(atoms):.3g} Å^3 per atom is {factor:.1f} times {word} than usual for these "
-        "elements: are the cell in Å, and all atoms there?"
+        "elements: is the cell in Å, and are all atoms there?"
     ]
 
 
 def _usual_volumes(numbers: np.ndarray) -> np.ndarray:
-    """Volume of an atom of each element in a solid, Å^3, to a factor of 2.6.
+    """Volume of an atom of each element in a solid, Å^3, within a factor of 2.6.
 
-    A fit to the crystals of the elements (Cs 0.42 of it, W 1.8, diamond 2.0) and to compounds.
+    This is a fit to crystals of the elements (Cs has 0.42 of it, W 1.8, diamond 2.0) and compounds.
     """
     from ase.data import covalent_radii
 
@@ -156,7 +156,7 @@ def _usual_volumes(numbers: np.ndarray) -> np.ndarray:
 
 
 def _gaps(atoms: Atoms) -> list[tuple[str, float]]:
-    """The widest space without atoms across each periodic axis, Å, where it is a vacuum."""
+    """The widest gap without atoms along each periodic axis, Å, if it is a vacuum."""
     cell = complete_cell(np.asarray(atoms.cell[:]), np.asarray(atoms.pbc))
     inverse = np.linalg.inv(cell)
     found = []

@@ -1,4 +1,4 @@
-"""D and T: hydrogen with its mass, whatever library reads or writes the file."""
+"""D and T are hydrogen with another mass, whichever library reads or writes the file."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 # Masses differ between tables from the fourth digit on.
 SAME_MASS = 0.01
-# The place of the first isotope in ASE's tables: no file that counts elements comes so far.
+# The index of the first isotope in ASE's tables, which no file reaches by counting elements.
 FIRST = 7919
 _lock = threading.RLock()
 
 
 @contextmanager
 def as_elements() -> Iterator[None]:
-    """Let ASE's readers and writers take D and T for elements far beyond the last one.
+    """Let ASE's readers and writers treat D and T as elements far beyond the last one.
 
-    They look symbols up in two tables of the library, which get these entries meanwhile. Structures
-    that were read so need :func:`resolved`.
+    They look up symbols in two tables of the library, which temporarily contain these entries.
+    Structures that were read in this way need :func:`resolved`.
     """
     from ase.data import atomic_numbers, chemical_symbols
 
     with _lock:
         before = len(chemical_symbols)
-        if before < FIRST:  # not inside of another one
+        if before < FIRST:  # not nested
             chemical_symbols.extend(["X"] * (FIRST - before))
             chemical_symbols.extend(ISOTOPES)
             atomic_numbers.update({symbol: FIRST + k for k, symbol in enumerate(ISOTOPES)})
@@ -46,7 +46,7 @@ def as_elements() -> Iterator[None]:
 
 
 def resolved(atoms: Atoms) -> Atoms:
-    """Make hydrogen with their mass, in place, of what was read inside of :func:`as_elements`."""
+    """Turn isotopes that were read within :func:`as_elements` to heavy hydrogen, in place."""
     found = [(atoms.numbers == FIRST + k, mass) for k, mass in enumerate(ISOTOPES.values())]
     known = atoms.has("masses")
     for which, _ in found:
@@ -58,16 +58,16 @@ def resolved(atoms: Atoms) -> Atoms:
 
 
 def set_masses(atoms: Atoms, which: np.ndarray, mass: float) -> None:
-    """Give atoms, ``(n,)`` bool, a mass in u; the others keep theirs."""
+    """Set the mass, u, of the atoms in ``which``, ``(n,)`` bool; the others keep theirs."""
     masses = atoms.get_masses()
     masses[which] = mass
     atoms.set_masses(masses)
 
 
 def with_symbols(atoms: Atoms) -> Atoms:
-    """A copy whose heavy hydrogen has the numbers that it has inside of :func:`as_elements`.
+    """A copy whose heavy hydrogen has its numbers within :func:`as_elements`.
 
-    Without isotopes it is the structure itself.
+    Without isotopes, it is the structure itself.
     """
     if not atoms.has("masses"):
         return atoms

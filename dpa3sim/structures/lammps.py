@@ -1,7 +1,7 @@
-"""Data files and dumps of LAMMPS, whose atoms have numbered types: they become elements or nothing.
+"""Data files and dumps of LAMMPS, whose atoms have numbered types.
 
-The elements are those that the user gives, else labels of the types, the element column of a dump,
-else the masses where they identify elements. A number of a type is never taken for an element.
+The elements come from the user, or else from labels of the types, from the element column of a
+dump, or from the masses if they identify elements. The number of a type is never an element.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from dpa3sim.structures.isotopes import as_elements, resolved
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Numbers of types that are larger are damaged.
+# A larger number of types means a damaged file.
 MAX_TYPES = 100_000
-# Columns of atom styles: places of the type and of x (LAMMPS manual, read_data).
+# Columns of atom styles: of the type, of x, and their number (LAMMPS manual, read_data).
 STYLES = {
     "atomic": (1, 2, 5),
     "charge": (1, 3, 6),
@@ -46,27 +46,27 @@ STYLES = {
     "edpd": (1, 4, 7),
     "rheo": (1, 4, 7),
 }
-# Those tried where no name tells, by how many columns they have.
+# Styles to try if the file does not name one.
 USUAL = ("atomic", "charge", "molecular", "full")
 SECTIONS = re.compile(
     r"(Masses|Atoms|Velocities|Bonds|Angles|Dihedrals|Impropers|Atom Type Labels|Ellipsoids|Lines|"
     r"Triangles|Bodies|(Bond|Angle|Dihedral|Improper) Type Labels|Pair Coeffs|PairIJ Coeffs|"
     r"\w+ Coeffs)\b\s*(#\s*(.*))?$"
 )
-# Masses are rounded to the fourth digit or better; an element is identified if it is so near, as a
-# part of the mass, and no other is within twice as much of it.
+# Masses are rounded to the fourth digit or better; an element is identified if its relative
+# deviation is below this, and no other element is within twice as much.
 MASS_ERROR = 0.003
-# How far atoms may be outside of their box in a file whose columns are not named, as parts of it.
+# How far atoms may be outside of their box in a file whose columns are not named, in box lengths.
 OUTSIDE = 0.5
-WAY_OUT = "give the elements of the types in their order, as --elements O,H"
+WAY_OUT = "pass the elements of the types in their order, such as --elements O,H"
 
 
 @dataclass(frozen=True)
 class _Types:
-    """What a file says of its types.
+    """What a file says about its types.
 
     Attributes:
-        count: how many. labels: by number. masses: by number, u.
+        count: their number. labels: by number. masses: by number, u.
     """
 
     count: int
@@ -78,7 +78,7 @@ def _symbols(types: _Types, given: ReadingSettings) -> list[str]:
     """The element of each type, in order.
 
     Raises:
-        InputError: neither the user nor the file tells.
+        InputError: neither the user nor the file names them.
     """
     if wanted := given.symbols():
         return chosen(wanted, types.count, "the file")
@@ -87,33 +87,33 @@ def _symbols(types: _Types, given: ReadingSettings) -> list[str]:
         return [label for label in labels if label]
     masses = [types.masses.get(k) for k in range(1, types.count + 1)]
     if None in masses or not masses:
-        raise InputError(f"its atoms have numbered types, which are no elements; {WAY_OUT}")
-    if set(masses) == {1.0}:  # of reduced units, not of hydrogen
-        raise InputError(f"all its masses are 1, which identifies no element; {WAY_OUT}")
+        raise InputError(f"its atoms have numbered types, which are not elements; {WAY_OUT}")
+    if set(masses) == {1.0}:  # reduced units, not hydrogen
+        raise InputError(f"all its masses are 1, which does not identify an element; {WAY_OUT}")
     return [_of_mass(number, mass or 0.0) for number, mass in enumerate(masses, start=1)]
 
 
 def _element(label: str) -> str | None:
-    """The element of a label such as ``Si``, ``Si1`` or ``O_w``; None where it names none."""
+    """The element of a label such as ``Si``, ``Si1`` or ``O_w``; None if it names none."""
     found = re.fullmatch(r"([A-Z][a-z]?)([\d_+\-].*)?", label.strip())
     symbol = found.group(1) if found else ""
     return symbol if symbol in SYMBOLS or symbol in ISOTOPES else None
 
 
 def _of_mass(number: int, mass: float) -> str:
-    """The element, or isotope of hydrogen, of a mass in u.
+    """The element, or isotope of hydrogen, with a mass in u.
 
     Raises:
-        InputError: none has it, or several.
+        InputError: no element has this mass, or several have.
     """
     from ase.data import atomic_masses
 
     known = {s: float(atomic_masses[z]) for z, s in enumerate(SYMBOLS, start=1)} | ISOTOPES
-    # Light elements are written with two digits, as 1.01 and 16.
+    # Masses of light elements are written with two digits, such as 1.01 and 16.
     near = {s: abs(m - mass) for s, m in known.items() if abs(m - mass) <= _error(m)}
     best = sorted(near, key=lambda symbol: near[symbol])
     if not best or (len(best) > 1 and near[best[1]] < 4 * near[best[0]] + 1e-3):
-        which = f"it may be {' or '.join(best[:3])}" if best else "no element has it"
+        which = f"it can be {' or '.join(best[:3])}" if best else "no element has it"
         raise InputError(f"type {number} has the mass {mass:g} u: {which}; {WAY_OUT}")
     return best[0]
 
@@ -139,8 +139,8 @@ def data_frames(source: TextIO, given: ReadingSettings) -> Iterator[Frame]:
     """The structure of a data file.
 
     Raises:
-        ValueError: it is none.
-        InputError: its types are not identified, or its columns are not.
+        ValueError: it is not a data file.
+        InputError: its types or its columns are not identified.
     """
     title, header, sections, styles = _divide(source.read().splitlines())
     count, n_types = _count(header, "atoms"), _count(header, "atom types")
@@ -173,7 +173,7 @@ def data_frames(source: TextIO, given: ReadingSettings) -> Iterator[Frame]:
 def _divide(
     lines: Sequence[str],
 ) -> tuple[str, list[str], dict[str, list[str]], dict[str, str]]:
-    """Title, header, and sections with the comments behind their names; no blank lines."""
+    """Title, header, and sections with the comments behind their names, without blank lines."""
     header: list[str] = []
     sections: dict[str, list[str]] = {}
     styles: dict[str, str] = {}
@@ -203,7 +203,7 @@ def _box(header: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Lattice vectors as rows and the origin of the box, in the units of the file.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no box.
     """
     values: dict[str, list[float]] = {}
     for line in header:
@@ -239,13 +239,13 @@ def _masses(lines: Sequence[str], count: int) -> dict[int, float]:
     """Masses of types by their numbers.
 
     Raises:
-        ValueError: a line is none.
+        ValueError: a line has no mass.
     """
     found = {}
     for number, line in enumerate(lines, start=1):
         words = line.split("#")[0].split()
         value = float(words[1])
-        # A type may stand there by its label; the lines are in the order of the types then.
+        # A type may be given by its label; the lines are then in the order of the types.
         key = int(words[0]) if words[0].isdigit() else number
         if 1 <= key <= count:
             found[key] = value
@@ -253,10 +253,10 @@ def _masses(lines: Sequence[str], count: int) -> dict[int, float]:
 
 
 def _length_unit(title: str) -> float:
-    """Å of the unit of length, which LAMMPS writes into the first line of its own files.
+    """The unit of length in Å; LAMMPS writes it into the first line of its own files.
 
     Raises:
-        InputError: reduced or unusual units.
+        InputError: the units are reduced or unusual.
     """
     from ase.units import Bohr
 
@@ -266,7 +266,7 @@ def _length_unit(title: str) -> float:
         return 1.0
     if unit == "electron":
         return float(Bohr)
-    raise InputError(f"is in units {unit!r}; convert it to metal, which has Å")
+    raise InputError(f"is in units {unit!r}; convert it to metal units (Å)")
 
 
 def _columns(
@@ -276,10 +276,10 @@ def _columns(
     cell: np.ndarray,
     origin: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Types ``(n,)`` from 1 and positions ``(n, 3)``, by the atom style or by what the columns are.
+    """Types ``(n,)`` from 1 and positions ``(n, 3)``, from the atom style or from the columns.
 
     Raises:
-        InputError: the columns fit no style, or several that differ.
+        InputError: the columns fit no style, or several with different results.
     """
     name = style.split()[0] if style else ""
     width = min(map(len, rows)) if rows else 0
@@ -303,7 +303,7 @@ def _columns(
     for _, other in readings[1:]:
         if not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True)):
             raise InputError(
-                f"the columns of its atoms may be of style {' or '.join(n for n, _ in readings)}; "
+                f"the columns of its atoms can be of style {' or '.join(n for n, _ in readings)}; "
                 "name it behind the word Atoms, as Atoms # full"
             )
     return first
@@ -312,7 +312,7 @@ def _columns(
 def _by_style(
     rows: Sequence[Sequence[str]], kind: int, x: int, types: _Types
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Types and positions from these columns; None if they hold something else."""
+    """Types and positions from these columns; None if they contain something else."""
     by_label = {label: number for number, label in types.labels.items()}
     try:
         numbers = np.array([by_label.get(row[kind]) or _whole(row[kind]) for row in rows])
@@ -334,13 +334,13 @@ def _plausible(
     origin: np.ndarray,
     style: str,
 ) -> bool:
-    """Whether rows may be of a style that is not named: their width, and atoms near the box."""
+    """Whether rows can have an unnamed style, by their width and the distance from the box."""
     images = width == length + 3 and all(_is_whole(w) for row in rows for w in row[length:])
     if width != length and not images:
         return False
     if style in ("molecular", "full") and not all(_is_whole(row[1]) for row in rows):
         return False
-    # Formal charges cancel; types that were taken for them do not.
+    # Formal charges cancel, but types mistaken for charges do not.
     charges = [row[2] for row in rows] if style == "charge" else []
     if charges and all(map(_is_whole, charges)) and sum(map(int, charges)) != 0:
         return False
@@ -357,7 +357,7 @@ def _is_whole(word: str) -> bool:
 
 def _whole(word: str) -> int:
     if not _is_whole(word):
-        raise ValueError(f"{word!r} is no whole number")
+        raise ValueError(f"{word!r} is not a whole number")
     return int(word)
 
 
@@ -368,7 +368,7 @@ def dump_frames(source: TextIO, given: ReadingSettings, last: bool) -> Iterator[
     """The frames of a text dump, or only the last one.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a dump.
         InputError: its types are not identified, or it has no positions.
     """
     block: dict[str, list[str]] | None = None
@@ -380,7 +380,7 @@ def dump_frames(source: TextIO, given: ReadingSettings, last: bool) -> Iterator[
 
 
 def _dumped(source: TextIO) -> Iterator[dict[str, list[str]]]:
-    """The items of each frame, by their names, the first line the rest of the item's own."""
+    """The items of each frame, by their names; the first line is the rest of the item's own."""
     items: dict[str, list[str]] = {}
     current: list[str] = []
     for line in source:
@@ -413,7 +413,7 @@ def _of_dump(items: Mapping[str, list[str]], given: ReadingSettings) -> Atoms:
     names = items["ATOMS"][0].split()
     rows = [line.split() for line in items["ATOMS"][1:] if line.strip()]
     if len(rows) != count or any(len(row) < len(names) for row in rows):
-        raise ValueError(f"a frame has {len(rows)} whole atoms of {count}")
+        raise ValueError(f"a frame has {len(rows)} of {count} atoms")
     table = {name: [row[k] for row in rows] for k, name in enumerate(names)}
     scale = _length_unit(f"units = {items['UNITS'][1].strip()}") if "UNITS" in items else 1.0
     positions = _dump_positions(table, cell, origin)
@@ -483,7 +483,7 @@ def _dump_symbols(table: Mapping[str, list[str]], given: ReadingSettings) -> lis
     if wanted:  # a dump may have no atoms of the last types
         return [wanted[number - 1] for number in numbers]
     if not masses:
-        raise InputError(f"its atoms have numbered types, which are no elements; {WAY_OUT}")
+        raise InputError(f"its atoms have numbered types, which are not elements; {WAY_OUT}")
     symbols = dict(
         zip(
             present,

@@ -1,4 +1,4 @@
-"""POSCAR and CONTCAR of VASP 4, 5 and 6, with what other programs write behind the coordinates."""
+"""POSCAR and CONTCAR of VASP 4, 5 and 6, with the labels and flags of other programs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dpa3sim.structures.isotopes import as_elements, resolved
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Counts that are larger, and larger than the file, are none.
+# A count that is larger than this and larger than the file is not a count.
 MAX_COUNT = 1_000_000
 
 
 @dataclass
 class _Lines:
-    """The lines of a file, read one by one."""
+    """The lines of a file, which are read one by one."""
 
     lines: list[str]
     number: int = 0
@@ -34,7 +34,7 @@ class _Lines:
         """The next line.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the file has ended.
         """
         self.number += 1
         if self.number > len(self.lines):
@@ -42,10 +42,10 @@ class _Lines:
         return self.lines[self.number - 1]
 
     def numbers(self, count: int) -> list[float]:
-        """So many numbers at the beginning of the next line.
+        """``count`` numbers from the beginning of the next line.
 
         Raises:
-            ValueError: it has not so many.
+            ValueError: the line has fewer numbers.
         """
         words = self.next().split()
         try:
@@ -54,7 +54,7 @@ class _Lines:
             found = []
         if len(found) < count:
             text = self.lines[self.number - 1].strip()[:40]
-            raise ValueError(f"line {self.number} ({text!r}) has no {count} numbers")
+            raise ValueError(f"line {self.number} ({text!r}) does not have {count} numbers")
         return found
 
 
@@ -62,12 +62,12 @@ def frames(source: TextIO, given: ReadingSettings, path: str) -> Iterator[Frame]
     """The structure of a file, with its constraints and velocities.
 
     Args:
-        source: the file. given: what it lacks.
-        path: where it is; a POTCAR or OUTCAR beside it names the elements of a file of VASP 4.
+        source: the file. given: what the file does not say.
+        path: its location; a POTCAR or OUTCAR beside it names the elements of a file of VASP 4.
 
     Raises:
-        ValueError: it is no POSCAR.
-        InputError: it does not say which elements it has, or says it twice and differently.
+        ValueError: it is not a POSCAR.
+        InputError: it does not name its elements, or names different ones twice.
     """
     lines = _Lines(source.read().splitlines())
     comment, scale = lines.next(), _scale(lines)
@@ -81,7 +81,7 @@ def frames(source: TextIO, given: ReadingSettings, path: str) -> Iterator[Frame]
     names, counts = _species(lines)
     total = sum(counts)
     if total > MAX_COUNT + len(lines.lines):
-        raise ValueError(f"{total} atoms are more than the file has room for")
+        raise ValueError(f"{total} atoms are more than the file can contain")
     mode = lines.next().strip().lower()
     selective = mode.startswith("s")
     mode = lines.next().strip().lower() if selective else mode
@@ -101,10 +101,10 @@ def frames(source: TextIO, given: ReadingSettings, path: str) -> Iterator[Frame]
 
 
 def _scale(lines: _Lines) -> np.ndarray:
-    """One factor, or three; one that is negative is the volume of the cell.
+    """One factor or three; a single negative one is the volume of the cell.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: there are neither one nor three.
     """
     found: list[float] = []
     for word in lines.next().split()[:3]:
@@ -113,12 +113,12 @@ def _scale(lines: _Lines) -> np.ndarray:
         except ValueError:
             break
     if len(found) not in (1, 3) or 0 in found or (len(found) == 3 and min(found) < 0):
-        raise ValueError("line 2 is no scaling factor")
+        raise ValueError("line 2 is not a scaling factor")
     return np.array(found)
 
 
 def _species(lines: _Lines) -> tuple[list[str] | None, list[int]]:
-    """The words of the line of elements, None in files of VASP 4, and how many atoms of each."""
+    """The line of elements, None in files of VASP 4, and the number of atoms of each."""
     words = re.split("[!#]", lines.next())[0].split()
     names = None
     if words and not words[0].lstrip("+").isdigit():
@@ -130,7 +130,7 @@ def _species(lines: _Lines) -> tuple[list[str] | None, list[int]]:
     except ValueError:
         counts = []
     if not counts or min(counts) < 0:
-        raise ValueError(f"line {lines.number} has no numbers of atoms")
+        raise ValueError(f"line {lines.number} does not contain the numbers of atoms")
     if names is not None and len(names) != len(counts):
         raise ValueError(f"{len(names)} elements, but {len(counts)} numbers of atoms")
     return names, counts
@@ -167,18 +167,18 @@ def _split(
         readings.append((fits, _labels(labels), np.array(flags, dtype=bool).reshape(-1, 3)))
     if not readings:
         number = next((k for k, words in enumerate(rest) if _flags(words) is None), 0)
-        raise InputError(f"selective dynamics: atom {number} has no three flags, each T or F")
+        raise InputError(f"selective dynamics: atom {number} needs three flags, each T or F")
     readings = [reading for reading in readings if reading[0]] or readings
     if any((reading[2] != readings[0][2]).any() for reading in readings):
         raise InputError(
-            "selective dynamics: an F behind the coordinates may be fluorine or a flag here; "
+            "selective dynamics: an F behind the coordinates can be fluorine or a flag here; "
             "write the flags right behind the coordinates, without elements"
         )
     return readings[0][1:]
 
 
 def _flags(words: Sequence[str]) -> list[bool] | None:
-    """Three Fortran logicals, T, .TRUE., t, F, .false. and so on; None where there are none."""
+    """Three Fortran logicals, T, .TRUE., t, F, .false. and so on; None if there are none."""
     found = [re.fullmatch(r"\.?([tTfF])[a-zA-Z]*\.?", word) for word in words[:3]]
     flags = [match.group(1) in "tT" for match in found if match]
     return flags if len(flags) == 3 else None
@@ -214,7 +214,7 @@ def _symbols(
     """The element of each atom.
 
     Raises:
-        InputError: the file does not tell, or contradicts itself.
+        InputError: the file does not name them, or contradicts itself.
     """
     wanted = given.symbols()
     if names is None:
@@ -226,8 +226,9 @@ def _symbols(
             names = _from_comment(comment, counts) or _from_neighbours(path, len(counts))
             if names is None:
                 raise InputError(
-                    "names no elements (a file of VASP 4); write them in a line above the numbers "
-                    "of atoms, or give them as --elements"
+                    "does not name its elements (a file of VASP 4); write them in a line above the "
+                    "numbers "
+                    "of atoms, or pass them with --elements"
                 )
     for name in names:
         if name not in SYMBOLS and name not in ISOTOPES:
@@ -237,13 +238,13 @@ def _symbols(
         for number, (a, b) in enumerate(zip(symbols, labels, strict=True)):
             if a != b:
                 raise InputError(
-                    f"atom {number} is {a} by the line of elements, and {b} by its label"
+                    f"atom {number} is {a} according to the line of elements, and {b} by its label"
                 )
     return symbols
 
 
 def _from_comment(comment: str, counts: Sequence[int]) -> list[str] | None:
-    """The elements from the first line: ``Ga N``, or a formula of these counts, as ``Ga2N2``."""
+    """The elements from the first line: ``Ga N``, or a formula such as ``Ga2N2``."""
     words = re.split(r"[\s,]+", comment.strip())
     first = [re.sub(r"[\d.]+$", "", word) for word in words[: len(counts)]]
     if len(first) == len(counts) and all(word in SYMBOLS or word in ISOTOPES for word in first):
@@ -312,13 +313,13 @@ def _constrain(atoms: Atoms, free: np.ndarray) -> None:
 
 
 def _velocities(lines: _Lines, count: int) -> np.ndarray | None:
-    """Velocities ``(n, 3)`` in ASE's units, where the file has them as Cartesian ones."""
+    """Velocities ``(n, 3)`` in ASE's units, if the file has Cartesian ones."""
     from ase.units import fs
 
     if count == 0 or lines.number >= len(lines.lines):
         return None
     mode = lines.next().strip().lower()
-    if mode.startswith("l"):  # how the lattice moves, of a run with a moving cell
+    if mode.startswith("l"):  # velocities of the lattice, from a run with a variable cell
         lines.number += 8
         mode = ""
     if mode[:1] not in ("", "c", "k"):

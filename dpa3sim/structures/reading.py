@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
     from dpa3sim.structures.inspection import Inspection
 
-# A compressed file may grow so many times, or to so many bytes: text shrinks to a tenth.
+# A compressed file may grow by this factor, or to so many bytes; text shrinks to a tenth.
 _MAX_GROWTH, _ALWAYS_FINE = 100, IN_MEMORY
 
 
 @dataclass(frozen=True)
 class Source:
-    """One structure and where it came from.
+    """One structure and its origin.
 
     Attributes:
         label: short name, unique among the structures of a command; names its outputs.
-        origin: the file (with frame) as the user gave it.
+        origin: the file (with frame) as the user named it.
         atoms: the structure.
-        notes: what the user must know about how the file was understood.
+        notes: what the user must know about the interpretation of the file.
     """
 
     label: str
@@ -44,7 +44,7 @@ class Source:
 
     @property
     def sha256(self) -> str:
-        """Hash of the structure: what decides its energy and its motion, and its constraints."""
+        """Hash of everything that affects its energy and motion, including its constraints."""
         from ase.io.jsonio import encode
 
         from dpa3sim.structures.system import System
@@ -57,14 +57,14 @@ class Source:
 
     @cached_property
     def inspection(self) -> Inspection:
-        """A line that a person can check, and what is suspicious."""
+        """A line for the user to check, and the suspicious facts."""
         from dpa3sim.structures.inspection import inspect
 
         return inspect(self.atoms)
 
     @property
     def line(self) -> str:
-        """The structure in a line that a person can check."""
+        """The structure in one line for the user to check."""
         return self.inspection.line
 
     @property
@@ -74,7 +74,7 @@ class Source:
 
 
 def _unusual_masses(atoms: Atoms) -> list[float]:
-    """All masses, u, if an atom is heavier or lighter than its element; else none."""
+    """All masses, u, if any atom has another mass than its element; else an empty list."""
     import numpy as np
     from ase.data import atomic_masses
 
@@ -88,13 +88,13 @@ def _unusual_masses(atoms: Atoms) -> list[float]:
 def read_structures(
     arguments: list[str], given: ReadingSettings | None = None
 ) -> list[Source | InputError]:
-    """Read all structures, in order; one that cannot be read becomes its error.
+    """Read all structures, in order; a structure that cannot be read becomes an error.
 
     ``FILE`` is the last frame of a file, ``FILE@INDEX`` another one (``FILE@:`` all of them),
     ``-`` standard input.
 
     Args:
-        arguments: the files. given: what they do not say themselves.
+        arguments: the files. given: what the files do not say.
     """
     sources: list[Source | InputError] = []
     for argument in arguments:
@@ -122,7 +122,7 @@ def _read(argument: str, given: ReadingSettings) -> list[Source | InputError]:
     if "@" in argument and not _exists(Path(argument)):
         path, _, index = argument.rpartition("@")
         if not re.fullmatch(r"-?\d*(:-?\d*){0,2}", index) or not index:
-            raise InputError(f"{argument}: {index!r} is no frame index")
+            raise InputError(f"{argument}: {index!r} is not a frame index")
     name = "stdin" if path == "-" else Path(path).stem
     text = _standard_input() if path == "-" else None
     if text is None:
@@ -133,13 +133,13 @@ def _read(argument: str, given: ReadingSettings) -> list[Source | InputError]:
     else:
         numbers = _frame_numbers(index, len(found))
         if not numbers:
-            raise InputError(f"{argument}: no such frame, the file has {len(found)}")
+            raise InputError(f"{argument}: this frame does not exist, the file has {len(found)}")
         chosen = {f"{name}-{n}": (f"{path}@{n}", found[n]) for n in numbers}
     return [source_of(label, origin, frame) for label, (origin, frame) in chosen.items()]
 
 
 def source_of(label: str, origin: str, frame: Frame | InputError) -> Source | InputError:
-    """A frame that was read, if it is a structure of whole atoms; else the error that says why."""
+    """The structure of a frame, or the error if it is not a structure of whole atoms."""
     if isinstance(frame, InputError):
         return InputError(f"{origin}: {frame}")
     try:
@@ -151,7 +151,7 @@ def source_of(label: str, origin: str, frame: Frame | InputError) -> Source | In
 
 
 def _frame_numbers(index: str, count: int) -> list[int]:
-    """The frames that ``INDEX`` or ``START:STOP:STEP`` stands for, counted from 0."""
+    """The frame numbers that ``INDEX`` or ``START:STOP:STEP`` selects, counted from 0."""
     if ":" in index:
         parts = [int(part) if part else None for part in index.split(":")]
         return list(range(count)[slice(*parts)])
@@ -166,23 +166,23 @@ def _standard_input() -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
-        raise InputError("-: no structure that ASE can read (not a text)") from None
+        raise InputError("-: not a structure that ASE can read (not a text)") from None
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that none can have
+    except (OSError, ValueError):  # a name that no file can have
         return False
 
 
 def check_readable(path: Path) -> None:
-    """Raise InputError for a file that is absent, closed to us, blank, or no good archive."""
-    if _exists(path) and not (path.is_file() or path.is_dir()):  # it might never end
-        raise InputError(f"{path}: is no file; - reads standard input")
+    """Raise InputError for a file that is missing, unreadable, empty, or a damaged archive."""
+    if _exists(path) and not (path.is_file() or path.is_dir()):  # reading it might never end
+        raise InputError(f"{path}: is not a regular file; - reads standard input")
     try:
         with path.open("rb") as file:
-            # Stops at the first that is not.
+            # Stops at the first chunk that is not blank.
             blank = not any(chunk.strip() for chunk in iter(lambda: file.read(65536), b""))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -198,7 +198,7 @@ def check_readable(path: Path) -> None:
 
 
 def _check_compressed(path: Path) -> None:
-    """Raise InputError for a file that is damaged, or made to fill the memory."""
+    """Raise InputError for a file that is damaged, or designed to fill the memory."""
     import lzma
     import zlib
 
@@ -211,23 +211,23 @@ def _check_compressed(path: Path) -> None:
                 total += len(chunk)
                 if total > limit:
                     raise InputError(
-                        f"{path}: grows to more than {_MAX_GROWTH} times its size, which no "
-                        "structure does; uncompress it yourself if it is one"
+                        f"{path}: expands to more than {_MAX_GROWTH} times its size, which no "
+                        "structure file does; if it is one, decompress it yourself"
                     )
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        raise InputError(f"{path}: cannot be uncompressed ({short(error)})") from None
+        raise InputError(f"{path}: cannot be decompressed ({short(error)})") from None
 
 
 def check_atoms(argument: str, atoms: Atoms) -> None:
-    """Raise InputError, which names ``argument``, for what is no structure of whole atoms."""
+    """Raise InputError, naming ``argument``, unless it is a structure of whole atoms."""
     if len(atoms) == 0:
         raise InputError(f"{argument}: the structure has no atoms")
     strange = atoms.numbers[(atoms.numbers < 0) | (atoms.numbers > len(SYMBOLS))]
-    if len(strange):  # zero is ASE's X, which is told elsewhere
+    if len(strange):  # zero is ASE's X, which is reported elsewhere
         raise InputError(f"{argument}: there is no element with the atomic number {strange[0]}")
     for constraint in atoms.constraints:
         if not _fits(constraint, len(atoms)):
-            raise InputError(f"{argument}: a constraint holds atoms that are not there")
+            raise InputError(f"{argument}: a constraint refers to atoms that do not exist")
     if atoms.has("masses"):
         import numpy as np
 
@@ -236,7 +236,7 @@ def check_atoms(argument: str, atoms: Atoms) -> None:
         if len(wrong):
             raise InputError(f"{argument}: atom {wrong[0]} has a mass of {masses[wrong[0]]} u")
     occupancy = atoms.info.get("occupancy")
-    # ASE's databases keep what its CIF reader found; other files may have anything of that name.
+    # ASE's databases keep what its CIF reader found; other files may use this name for anything.
     sites = occupancy.values() if isinstance(occupancy, dict) else ()
     if any(_is_partial(site) for site in sites):
         raise InputError(
@@ -245,28 +245,28 @@ def check_atoms(argument: str, atoms: Atoms) -> None:
 
 
 def _fits(constraint: Any, count: int) -> bool:
-    """Whether a constraint is of a structure of so many atoms."""
-    find = getattr(constraint, "get_indices", None)  # some are of no atoms in particular
+    """Whether a constraint is possible for a structure of so many atoms."""
+    find = getattr(constraint, "get_indices", None)  # some do not refer to particular atoms
     indices = list(find()) if find else []
     return not indices or bool(-count <= min(indices) and max(indices) < count)
 
 
 def _is_partial(site: Any) -> bool:
-    """Whether the shares of elements in a site are others than one of all."""
+    """Whether a site is anything but fully occupied by one element."""
     if not isinstance(site, dict):
         return False
     return len(site) > 1 or not all(isinstance(s, int | float) and s >= 1 for s in site.values())
 
 
 def keep_writable(atoms: Atoms) -> None:
-    """Drop arrays that a file may bring but that no extxyz file could hold."""
+    """Drop arrays that an extxyz file could not hold."""
     for name, array in list(atoms.arrays.items()):
         if not re.fullmatch(r"\w+", name, re.ASCII) or array.dtype.kind not in "biufU":
             del atoms.arrays[name]
 
 
 def _unique(sources: list[Source | InputError]) -> list[Source | InputError]:
-    """Tell apart the labels that would name the same output: by folder, then by number."""
+    """Make labels unique that would name the same output: by folder, then by number."""
     for rename in (_with_folder, _with_number):
         labels = Counter(s.label for s in sources if isinstance(s, Source))
         seen: Counter[str] = Counter()

@@ -1,6 +1,6 @@
-"""Any number of structures one by one: files of many frames, folders, archives, databases.
+"""Any number of structures, one by one, from files, folders, archives and databases.
 
-None of them is read as a whole; what cannot be read becomes an error with its place in the order.
+None of these is read as a whole. A structure that cannot be read becomes an error in its place.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from dpa3sim.structures.reading import Source, check_readable, read_structures, 
 if TYPE_CHECKING:
     from ase import Atoms
 
-# In a folder or an archive, other files are not structures; a file named by itself may be anything.
+# In a folder or an archive, other files are not structures; a named file may have any name.
 ENDINGS = tuple(
     ".vasp .poscar .cif .mcif .xyz .extxyz .traj .xsf .gen .pdb .in .pwi .res .cell .lmp .data "
     ".lammps-data .lammpstrj .dump".split()
 )
 NAMES = ("POSCAR", "CONTCAR")
-# A member of an archive that unpacks to more than this is no structure, bytes.
+# An archive member that unpacks to more than this, in bytes, is not a structure.
 LARGEST_MEMBER = 2**30
 PATTERN = frozenset("*?[")
 
@@ -38,10 +38,10 @@ class Entry:
     """One structure of a screening.
 
     Attributes:
-        origin: where it came from: the file as the user gave it, with the frame if it has several.
+        origin: the file as the user named it, with the frame if it has several.
         label: short name.
-        atoms: the structure, or why there is none.
-        notes: what the user must know about how the file was understood.
+        atoms: the structure, or the error.
+        notes: what the user must know about the interpretation of the file.
     """
 
     origin: str
@@ -54,7 +54,7 @@ class Entry:
         """The structure.
 
         Raises:
-            InputError: there is none.
+            InputError: it could not be read.
         """
         if isinstance(self.atoms, InputError):
             raise self.atoms
@@ -62,14 +62,14 @@ class Entry:
 
 
 def entries(arguments: Sequence[str], given: ReadingSettings | None = None) -> Iterator[Entry]:
-    """All structures that the arguments stand for, in a fixed order.
+    """All structures of the arguments, in a fixed order.
 
     An argument is a file, ``FILE@INDEX`` (some of its frames), a pattern such as ``'in/*.cif'``, a
-    folder (searched through), a zip archive, an ASE database, or ``-`` for standard input. Of a
-    file with several frames all are taken.
+    folder (searched recursively), a zip archive, an ASE database, or ``-`` for standard input.
+    All frames of a file are used.
 
     Args:
-        arguments: see above. given: what the files do not say themselves.
+        arguments: see above. given: what the files do not say.
     """
     reader = _Reader(given or ReadingSettings())
     for argument in arguments:
@@ -95,7 +95,7 @@ def _is_structure(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Goes through what an argument stands for."""
+    """Reads the structures of an argument."""
 
     given: ReadingSettings
 
@@ -106,10 +106,10 @@ class _Reader:
             yield _entry(origin, getattr(source, "label", argument), source)
 
     def pattern(self, argument: str) -> Iterator[Entry]:
-        """All files whose names match, those of folders too."""
+        """All files whose names match, including those in matching folders."""
         found = sorted(glob.glob(argument, recursive=True))
         if not found:
-            yield Entry(argument, argument, InputError(f"{argument}: no file has such a name"))
+            yield Entry(argument, argument, InputError(f"{argument}: no file has a matching name"))
         for name in found:
             if Path(name).is_dir():
                 yield from self.folder(Path(name))
@@ -117,7 +117,7 @@ class _Reader:
                 yield from self.file(Path(name), name, Path(name).name)
 
     def folder(self, folder: Path) -> Iterator[Entry]:
-        """All structure files in a folder and those below."""
+        """All structure files in a folder and its subfolders."""
         count = 0
         for root, folders, names in os.walk(folder):
             folders.sort()
@@ -129,11 +129,11 @@ class _Reader:
                     yield from self.file(path, str(path), name)
         if not count:
             kinds = ", ".join((*NAMES, *ENDINGS))
-            message = f"{folder}: no structure file is in this folder (names like {kinds})"
+            message = f"{folder}: this folder contains no structure file (names like {kinds})"
             yield Entry(str(folder), folder.name, InputError(message))
 
     def file(self, path: Path, origin: str, name: str) -> Iterator[Entry]:
-        """The structures of one file; ``name`` is what it is called, wherever it lies now."""
+        """The structures of one file; ``name`` is its original name."""
         try:
             check_readable(path)
             if zipfile.is_zipfile(path):
@@ -147,7 +147,7 @@ class _Reader:
             yield Entry(origin, name, InputError(message))
 
     def archive(self, path: Path, origin: str) -> Iterator[Entry]:
-        """Members are unpacked one by one, under a name of ours: theirs may point anywhere."""
+        """The structures of the members, which are unpacked one by one to a temporary folder."""
         try:
             with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
                 members = [
@@ -155,7 +155,7 @@ class _Reader:
                 ]
                 members = [m for m in members if not m.is_dir() and "__MACOSX" not in m.filename]
                 if not members:
-                    raise InputError(f"{path}: no structure file is in this archive")
+                    raise InputError(f"{path}: this archive contains no structure file")
                 for member in sorted(members, key=lambda m: m.filename):
                     name = PurePosixPath(member.filename).name
                     inner = f"{origin}:{member.filename}"
@@ -166,10 +166,10 @@ class _Reader:
                     yield from self.file(unpacked, inner, name)
                     unpacked.unlink()
         except (zipfile.BadZipFile, NotImplementedError) as error:
-            raise InputError(f"{path}: no readable archive ({error})") from None
+            raise InputError(f"{path}: not a readable archive ({error})") from None
 
     def frames(self, path: Path, origin: str, name: str) -> Iterator[Entry]:
-        """Frame after frame; a file of one is called by its own name."""
+        """One frame after the other; a single frame has the name of its file."""
         found = frames(str(path), None, self.given, last=False)
         label, pending, number = Path(name).stem, next(found), 0
         try:
@@ -179,7 +179,7 @@ class _Reader:
         except InputError as error:
             yield _frame(f"{origin}@{number}", f"{label}-{number}", pending)
             broken = f"{origin}@{number + 1}"
-            message = f"{broken}: cannot be read, nor what follows it ({error})"
+            message = f"{broken}: cannot be read, and neither can the frames after it ({error})"
             yield Entry(broken, f"{label}-{number + 1}", InputError(message))
             return
         if number:
@@ -191,14 +191,14 @@ class _Reader:
 def _unpack(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, inner: str, to: Path
 ) -> InputError | None:
-    """Write a member of an archive into a file; the error where that is not possible."""
+    """Write a member of an archive to a file; return the error if that is not possible."""
     if member.file_size > LARGEST_MEMBER or to.name.endswith(".zip"):
         reason = "an archive in an archive" if to.name.endswith(".zip") else "too large"
         return InputError(f"{inner}: is {reason}")
     try:
         with archive.open(member) as data:
             to.write_bytes(data.read(member.file_size + 1))
-    # Whatever a damaged or encrypted archive makes zipfile raise.
+    # The errors that zipfile raises for damaged or encrypted archives.
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError) as error:
         return InputError(f"{inner}: cannot be unpacked ({error})")
     return None
@@ -215,8 +215,8 @@ def _database(path: Path, origin: str) -> Iterator[Entry]:
                 yield _frame(f"{origin}@{row.id}", f"{path.stem}-{row.id}", frame)
     except InputError:
         raise
-    except Exception as error:  # ASE's readers raise whatever their parsing runs into
-        raise InputError(f"{path}: no ASE database ({short(error)})") from None
+    except Exception as error:  # ASE's readers raise all kinds of errors
+        raise InputError(f"{path}: not an ASE database ({short(error)})") from None
 
 
 def _frame(origin: str, label: str, frame: Frame | InputError) -> Entry:

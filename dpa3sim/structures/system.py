@@ -1,4 +1,4 @@
-"""A structure as the potential sees it: plain arrays, from anything shaped like ASE Atoms."""
+"""A structure as the potential uses it: plain arrays, from anything like ASE Atoms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class AtomsLike(Protocol):
-    """The attributes of ``ase.Atoms`` that are read."""
+    """The attributes of ``ase.Atoms`` that are used."""
 
     numbers: np.ndarray
     positions: np.ndarray
@@ -22,14 +22,14 @@ class AtomsLike(Protocol):
 
 @dataclass(frozen=True)
 class System:
-    """Atoms with positions, a cell and the extra inputs that some models take.
+    """Atoms with positions, a cell and the extra inputs of some models.
 
     Attributes:
         numbers: ``(n,)`` atomic numbers.
         positions: ``(n, 3)``, Å, wrapped or not.
         cell: ``(3, 3)``, lattice vectors as rows, Å.
         pbc: ``(3,)`` bool.
-        fparam, aparam, charge_spin: extra inputs as given, None where absent; from
+        fparam, aparam, charge_spin: extra inputs as given, None if absent; from
             :func:`~dpa3sim.model.inputs.with_inputs` on, arrays of the shapes that the model takes.
         types: ``(n,)`` indices into the model's type map, from then on.
     """
@@ -48,7 +48,7 @@ class System:
 
     @classmethod
     def from_atoms(cls, atoms: AtomsLike) -> System:
-        """Take the arrays of ASE Atoms.
+        """Make a system from the arrays of ASE Atoms.
 
         Extra inputs come from ``atoms.info``: ``charge_spin`` (or ``charge`` and ``spin``),
         ``fparam`` and ``aparam``; the last one also from ``atoms.arrays``.
@@ -68,7 +68,7 @@ class System:
         )
 
     def copy(self) -> System:
-        """The same with arrays of its own."""
+        """A copy with its own arrays."""
         arrays = ("numbers", "positions", "cell", "pbc")
         return replace(self, **{name: getattr(self, name).copy() for name in arrays})
 
@@ -84,14 +84,14 @@ class System:
         return self.list_key, *(b"" if e is None else e.tobytes() for e in extra)
 
     def key(self) -> tuple[Any, ...]:
-        """Hashable value of everything that the model's answer depends on."""
+        """Hashable value of everything that affects the model's result."""
         extra = (self.fparam, self.aparam, self.charge_spin)
-        # A molecule's cell does not matter; a slab's vacuum sets the volume of its stress.
+        # A molecule's cell has no effect; a slab's vacuum determines the volume for its stress.
         cell = self.cell if self.pbc.any() else np.zeros(0)
         arrays = (self.numbers, self.positions, cell, self.pbc)
         return (
             *(a.tobytes() for a in arrays),
-            # Whatever a file may hold there; whether it is of use is checked elsewhere.
+            # A file may contain anything here; it is checked elsewhere.
             *(repr(e.tolist() if isinstance(e, np.ndarray) else e) for e in extra),
         )
 
@@ -120,7 +120,7 @@ def as_system(structure: AtomsLike | System) -> System:
 
 
 def stated_charge(info: dict[str, Any]) -> float:
-    """The total charge in ``atoms.info``; 0 where there is none, or a word such as ``neutral``."""
+    """The total charge in ``atoms.info``; 0 if it is missing, or a word such as ``neutral``."""
     try:
         value = np.asarray(info.get("charge", 0), dtype=np.float64)
     except (TypeError, ValueError, OverflowError):

@@ -18,17 +18,17 @@ from dpa3sim.structures.isotopes import as_elements, resolved
 if TYPE_CHECKING:
     from ase import Atoms
 
-# Counts that are larger, and larger than the file, are none.
+# A count that is larger than this and larger than the file is not a count.
 MAX_COUNT = 1_000_000
 MAX_COLUMNS = 10_000
 KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
-# Names of columns, as other programs and people write them.
+# Names of columns in other programs.
 COLUMNS = {"species": "species", "pos": "pos", "z": "Z", "mass": "masses", "masses": "masses"}
 IPI_CELL = re.compile(r"CELL\s*[(\[{](abcABC|H|GENH)[)\]}]\s*:\s*([-+\d.eE\s]*)")
 IPI_QUANTITY = re.compile(r"\b([a-z_]+)\{([^{}]*)\}")
-# i-PI's trajectories whose three columns are places.
+# i-PI's trajectories whose three columns are positions.
 IPI_PLACES = ("positions", "x_centroid", "positions_ase")
-# A comment that names a cell in some other way.
+# A comment that gives a cell in some other way.
 CELL_WORDS = re.compile(
     r"\b(lattice|unit_?cell|cell\w*|box\w*|pbc|boundary|abc|vec\d|[abc]|alpha|beta|gamma)\b\s*[=:({\[]"
     r"|\b(lattice|unit_? ?cell|cell(?!ul)|box|pbc|abc|cryst|tv\b)\w*",
@@ -41,8 +41,8 @@ def frames(source: TextIO, last: bool) -> Iterator[Frame]:
     """The frames of a file, or only the last one.
 
     Raises:
-        ValueError: it is no xyz file.
-        InputError: a frame is not understood: its cell, an element, a unit.
+        ValueError: it is not an xyz file.
+        InputError: the cell, an element or a unit of a frame is not understood.
     """
     room = MAX_COUNT + source.seek(0, io.SEEK_END)
     source.seek(0)
@@ -54,13 +54,13 @@ def frames(source: TextIO, last: bool) -> Iterator[Frame]:
 
 
 def _blocks(source: TextIO, room: int) -> Iterator[list[str]]:
-    """The lines of each frame: number of atoms, comment, atoms, and VEC lines of ADF.
+    """The lines of each frame: number of atoms, comment, atoms, and ADF's VEC lines.
 
     Args:
-        room: no file of its size can have more atoms.
+        room: the largest number of atoms in a file of this size.
 
     Raises:
-        ValueError: a count is none, or the file ends before it.
+        ValueError: a count is not valid, or the file ends too early.
     """
     line, number = source.readline(), 0
     while line:
@@ -74,7 +74,7 @@ def _blocks(source: TextIO, room: int) -> Iterator[list[str]]:
         for _ in range(count + 1):
             line = source.readline()
             if not line:
-                raise ValueError(f"frame {number} has {len(block) - 1} lines of {count + 1}")
+                raise ValueError(f"frame {number} has {len(block) - 1} of {count + 1} lines")
             block.append(line.rstrip("\r\n"))
         line = source.readline()
         while line.startswith("VEC"):
@@ -90,12 +90,14 @@ def _frame(block: list[str]) -> Frame:
         return _of_ipi(block, found)
     looks_so = comment.lstrip("# ").startswith("CELL") or IPI_QUANTITY.search(comment)
     if looks_so and "{" in comment and "=" not in comment:
-        raise InputError(f"the comment {_short(comment)!r} is not understood as i-PI's")
+        raise InputError(
+            f"the comment {_short(comment)!r} looks like one of i-PI, but cannot be read"
+        )
     return Frame(_checked(_read(block), comment, any(w.startswith("VEC") for w in block[-3:])))
 
 
 def _read(block: list[str]) -> Atoms:
-    """A frame as ASE reads it, with the words of other programs in ASE's spelling."""
+    """A frame as ASE reads it, with the keywords of other programs in ASE's spelling."""
     from ase.io.extxyz import read_xyz
 
     with as_elements():
@@ -106,11 +108,11 @@ def _read(block: list[str]) -> Atoms:
 
 
 def _properties(line: str) -> dict[str, Any]:
-    """What the comment of an extended frame says.
+    """The content of the comment of an extended frame.
 
     Raises:
-        ValueError: a cell that is none, or more columns than a file has.
-        InputError: the same key twice in different spelling.
+        ValueError: the cell is not valid, or there are too many columns.
+        InputError: the same key occurs twice in different spelling.
     """
     from ase.io.extxyz import key_val_str_to_dict
 
@@ -132,7 +134,7 @@ def _properties(line: str) -> dict[str, Any]:
 
 
 def _whole(word: str) -> int | None:
-    """The number that Python, and so ASE's reader, takes a word for: ``1_0`` and ``٣`` are some."""
+    """The number that Python, and ASE's reader, read from a word, even ``1_0`` and ``٣``."""
     try:
         return int(word)
     except ValueError:
@@ -140,25 +142,25 @@ def _whole(word: str) -> int | None:
 
 
 def _checked(atoms: Atoms, comment: str, vectors: bool) -> Atoms:
-    """The structure, unless its comment names a cell that was not understood.
+    """The structure, unless its comment gives a cell that was not understood.
 
     Raises:
-        InputError: it does.
+        InputError: it gives such a cell.
     """
     known = atoms.cell.rank > 0 or vectors
     if atoms.pbc.any() and not known:
         raise InputError("the comment says that the frame is periodic, but gives no Lattice")
     if not known and _names_a_cell(comment):
         raise InputError(
-            f"the comment {_short(comment)!r} seems to give a cell, but not in a way that is "
-            'understood; write it as Lattice="ax ay az bx by bz cx cy cz" (Å), or pbc="F F F" for '
+            f"the comment {_short(comment)!r} seems to give a cell, but not in a known "
+            'format; write it as Lattice="ax ay az bx by bz cx cy cz" (Å), or pbc="F F F" for '
             "a molecule"
         )
     return atoms
 
 
 def _names_a_cell(comment: str) -> bool:
-    """Whether a comment seems to give a cell: by a word and numbers, or numbers alone."""
+    """Whether a comment seems to give a cell: a keyword and numbers, or numbers alone."""
     if re.search(r"\bpbc\s*=\s*[\"']?\s*F\w*[\s,]+F\w*[\s,]+F", comment, re.IGNORECASE):
         return False
     numbers = len(NUMBER.findall(comment))
@@ -175,10 +177,10 @@ def _short(text: str) -> str:
 
 
 def _of_ipi(block: list[str], cell: re.Match[str]) -> Frame:
-    """A frame of i-PI: cell and positions in the units of the comment, which are bohr by default.
+    """A frame of i-PI; cell and positions are in the units of the comment, by default bohr.
 
     Raises:
-        InputError: an unknown unit, another quantity than positions, or no such cell.
+        InputError: the unit is unknown, the quantity is not positions, or the cell is impossible.
     """
     comment = block[1]
     units = dict(IPI_QUANTITY.findall(comment))
@@ -186,7 +188,7 @@ def _of_ipi(block: list[str], cell: re.Match[str]) -> Frame:
     quantities = [name for name in units if name != "step"]
     places = [name for name in quantities if name in IPI_PLACES]
     if quantities and not places:
-        raise InputError(f"the frame holds {quantities[0]}, not positions")
+        raise InputError(f"the frame contains {quantities[0]}, not positions")
     atoms = _read([block[0], "", *block[2:]])
     atoms.positions *= _angstrom(units[places[0]] if places else "atomic_unit")
     atoms.set_cell(_ipi_cell(cell.group(1), cell.group(2)) * _angstrom(cell_unit))
@@ -195,18 +197,18 @@ def _of_ipi(block: list[str], cell: re.Match[str]) -> Frame:
 
 
 def _angstrom(unit: str) -> float:
-    """A unit of length in Å.
+    """The value of a unit of length, Å.
 
     Raises:
-        InputError: i-PI has no such unit.
+        InputError: i-PI does not know the unit.
     """
     from ipi.utils.units import unit_to_internal
 
     try:
-        with redirect_stdout(io.StringIO()):  # of unknown units it prints a table
-            # By i-PI's own table, so that its rounding of a bohr does not matter.
+        with redirect_stdout(io.StringIO()):  # it prints a table for unknown units
+            # From i-PI's own table, so that its rounding of a bohr does not matter.
             scale, angstrom = (unit_to_internal("length", u, 1.0) for u in (unit, "angstrom"))
-    except Exception:  # i-PI raises several kinds
+    except Exception:  # i-PI raises several kinds of errors
         raise InputError(f"the comment has the unknown unit of length {unit!r}") from None
     return float(scale / angstrom)
 
@@ -214,7 +216,7 @@ def _angstrom(unit: str) -> float:
 def _ipi_cell(kind: str, text: str) -> np.ndarray:
     """Lattice vectors as rows from i-PI's three ways to write them.
 
-    H has them as columns (upper triangular), GENH as rows.
+    H lists them as columns (upper triangular), GENH as rows.
     """
     from ase.geometry import cellpar_to_cell
 
@@ -225,11 +227,11 @@ def _ipi_cell(kind: str, text: str) -> np.ndarray:
     except ValueError:
         values = np.zeros(0)
     if len(values) < count or not np.isfinite(values).all():
-        raise InputError(f"CELL({kind}) has no {count} numbers")
+        raise InputError(f"CELL({kind}) does not have {count} numbers")
     if kind != "abcABC":
         matrix = values.reshape(3, 3)
         return matrix.T if kind == "H" else matrix
     try:
         return np.asarray(cellpar_to_cell(values))
     except AssertionError:
-        raise InputError(f"CELL(abcABC) {' '.join(words[:6])} makes no cell") from None
+        raise InputError(f"CELL(abcABC) {' '.join(words[:6])} does not form a cell") from None

@@ -123,7 +123,7 @@ def test_heads_are_found_in_any_case_and_required(capsys):
     assert main(["model", "info", str(MULTITASK)]) == 0
     out = capsys.readouterr().out
     assert "H2O_H2O_PD" in out
-    assert "--head chooses another" in out
+    assert "--head selects another" in out
 
 
 def test_head_aliases(tmp_path):
@@ -138,7 +138,7 @@ def test_head_aliases(tmp_path):
 
 
 def test_head_of_a_frozen_model_is_taken_on_trust():
-    with pytest.warns(Dpa3simWarning, match="taken on trust"):
+    with pytest.warns(Dpa3simWarning, match="cannot be verified"):
         assert load_model(FROZEN, "Omat24").head == "Omat24"
 
 
@@ -294,7 +294,7 @@ def test_flipped_bit_in_a_native_file(tmp_path, capsys):
         (b"hello, this is text", "not a model file"),
         (b"\x89HDF\r\n\x1a\n" + b"\0" * 100, "HDF5"),
         (b"PK\x05\x06" + b"\0" * 18, "not a model file"),
-        (struct.pack("<Q", 50) + b'{"a": 1}', "damaged or no safetensors"),
+        (struct.pack("<Q", 50) + b'{"a": 1}', "damaged, or not a safetensors"),
     ],
 )
 def test_other_files(content, message, tmp_path, capsys):

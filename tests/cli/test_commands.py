@@ -157,7 +157,7 @@ def test_convert_and_compute(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["{pt}", "x.pth"], "must end in .safetensors"),
-        (["{pt}", "/nowhere/x.safetensors"], "no such folder"),
+        (["{pt}", "/nowhere/x.safetensors"], "this folder does not exist"),
         (["{multi}", "x.safetensors"], "several heads"),
         (["{multi}", "x.safetensors", "--head", "Omat"], "no head 'Omat'"),
         (["{pt}", "x.safetensors", "--ema"], "no moving averages"),
@@ -226,7 +226,7 @@ def test_info_as_json(capsys):
 
 
 def test_source_tree_works_without_installation(tmp_path):
-    """In a checkout a link makes protocols/ importable as dpa3sim.protocols."""
+    """In a checkout, a link makes protocols/ importable as dpa3sim.protocols."""
     root = Path(__file__).resolve().parents[2]
     # -S leaves out site-packages, and with it any installed dpa3sim.
     code = f"""

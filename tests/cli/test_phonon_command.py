@@ -191,7 +191,7 @@ def test_born_file_is_part_of_the_calculation(capsys):
     ("make", "message"),
     [
         (lambda: Path("x").write_bytes(b""), "empty"),
-        (lambda: Path("x").write_text("just some text\nof no meaning\n"), "no structure"),
+        (lambda: Path("x").write_text("just some text\nof no meaning\n"), "not a structure"),
         (lambda: Path("x").write_text("0\n\n"), "no "),
         (lambda: write("x", Atoms("X", cell=[3, 3, 3], pbc=True), format="traj"), "element"),
         (lambda: write("x", Atoms("H"), format="traj"), "a molecule"),

@@ -117,7 +117,7 @@ def test_errors_are_those_of_the_command(capsys, arguments):
 def test_one_bad_structure_of_several(capsys):
     assert main(["plan", "relax", "Si.vasp", "nothing.vasp"]) == 5
     captured = capsys.readouterr()
-    assert "in all" in captured.out
+    assert "\ntotal  " in captured.out
     assert "nothing.vasp: no such file" in captured.err
 
 

@@ -151,7 +151,7 @@ def test_many_structures_and_their_failures(capsys):
     assert code == 5
     err = capsys.readouterr().err.splitlines()
     assert len(err) == 2
-    assert err[0].startswith("dpa3sim: error: bad.cif: no structure that ASE can read")
+    assert err[0].startswith("dpa3sim: error: bad.cif: not a structure that ASE can read")
     assert err[1].startswith("dpa3sim: error: near.xyz: atoms 0 and 1 overlap")
     assert {p.name for p in Path("o").iterdir()} == {"a-POSCAR.relax", "b-POSCAR.relax"}
 
@@ -175,8 +175,8 @@ def test_frames_of_a_file(capsys):
     # Another frame is another calculation, whatever the directory is called.
     assert main(["relax", "many.extxyz@0", "--no-plot", "--quiet", "--out", "one"]) == 0
     assert "different calculation" in errors_of(capsys, "many.extxyz@1", "--out", "one")
-    assert "no such frame" in errors_of(capsys, "many.extxyz@7")
-    assert "no frame index" in errors_of(capsys, "many.extxyz@first")
+    assert "this frame does not exist" in errors_of(capsys, "many.extxyz@7")
+    assert "not a frame index" in errors_of(capsys, "many.extxyz@first")
 
 
 @pytest.mark.parametrize("kind", ["vasp", "cif", "extxyz"])
@@ -230,8 +230,8 @@ def test_model_head_and_dtype():
     [
         (b"", "empty"),
         (b"   \n\n", "empty"),
-        (b"just some text\nof no meaning\n", "no structure that ASE can read"),
-        (bytes(range(256)) * 20, "no structure that ASE can read"),
+        (b"just some text\nof no meaning\n", "not a structure that ASE can read"),
+        (bytes(range(256)) * 20, "not a structure that ASE can read"),
     ],
 )
 @pytest.mark.parametrize("name", ["POSCAR", "x.cif", "x.extxyz", "x.dat"])

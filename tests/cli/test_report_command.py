@@ -50,7 +50,7 @@ def test_a_screening_has_a_page(capsys):
     assert capsys.readouterr().out == "many/report.html\n"
     page = Page(Path("many/report.html").read_text())
     assert "screening: relaxation" in page.text
-    assert "complete, not all of it good" in page.text
+    assert "complete, with failures" in page.text
     assert "2 done, 2 failed" in page.text
     table = next(t for t in page.tables if t[0][0] == "label")
     assert [line[3] for line in table[1:]].count("done") == 2
@@ -82,7 +82,7 @@ def test_output(capsys):
     assert Path("x.html").exists()
     assert not Path("a.relax/report.html").exists()
     assert main(["report", "a.relax", "b.relax", "--output", "y.html"]) == 2
-    assert "is no folder, which 2 pages need" in capsys.readouterr().err
+    assert "is not a folder, which 2 pages need" in capsys.readouterr().err
     Path("pages").mkdir()
     assert main(["report", "a.relax", "b.relax", "--output", "pages"]) == 0
     assert sorted(p.name for p in Path("pages").iterdir()) == ["a.relax.html", "b.relax.html"]
@@ -96,7 +96,7 @@ def test_nothing_else_is_overwritten(capsys):
     precious.write_text("<!DOCTYPE html><title>dpa3sim report of my own</title>")
     before = precious.read_text()
     assert main(["report", "a.relax"]) == 2
-    assert "is no page of dpa3sim report; choose another --output" in capsys.readouterr().err
+    assert "was not written by dpa3sim report; choose another --output" in capsys.readouterr().err
     assert precious.read_text() == before
     assert main(["report", "a.relax", "--force"]) == 0
     assert precious.read_text() != before

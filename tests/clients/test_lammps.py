@@ -332,13 +332,13 @@ def test_what_is_refused(lammps, smooth):
     ]:
         with pytest.raises(InputError, match=message):
             attach(lmp, smooth, elements)
-    with pytest.raises(InputError, match="no name of a fix"):
+    with pytest.raises(InputError, match="not a valid name of a fix"):
         attach(lmp, smooth, ["O", "H"], "a b")
     lmp.command("fix other all nve")
-    with pytest.raises(InputError, match="has a fix other already"):
+    with pytest.raises(InputError, match="already has a fix other"):
         attach(lmp, smooth, ["O", "H"], "other")
     needy = Potential(DATA / "variants/fparam_aparam/model.pt")
-    with pytest.raises(InputError, match="needs fparam, which LAMMPS cannot give"):
+    with pytest.raises(InputError, match="needs fparam, which LAMMPS cannot provide"):
         attach(lmp, needy, ["O", "H"])
 
 
@@ -346,7 +346,7 @@ def test_what_is_refused(lammps, smooth):
     ("commands", "message"),
     [
         ("", "no simulation box"),
-        ("region r block 0 9 0 9 0 9\ncreate_box 1 r", "units lj; the model knows metal, real"),
+        ("region r block 0 9 0 9 0 9\ncreate_box 1 r", "units lj; the model supports metal, real"),
         ("dimension 2\nregion r block 0 9 0 9 -1 1\ncreate_box 1 r", "two dimensions"),
     ],
 )
@@ -391,7 +391,7 @@ def test_script_is_cut_at_its_fix():
     ("text", "message"),
     [
         ("run 1\n", "in.x has no line 'fix dpa3 all external pf/callback 1 1'"),
-        (f"units &\nmetal\n{LINE}{LINE}", "in lines 3, 4; one model"),
+        (f"units &\nmetal\n{LINE}{LINE}", "in lines 3, 4; only one model"),
         ("\nfix m solute external pf/callback 1 1", "in.x line 2: .* all atoms"),
         ("fix m all external pf/callback 2 1", "all steps"),
         ("fix m all external pf/array 1", "must be"),
@@ -439,8 +439,8 @@ def test_script_that_removes_its_fix_is_told():
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("foo\n" + COPPER, InputError, "LAMMPS: Unknown command: foo .*its line was: foo"),
-        (COPPER + "run ten", InputError, "its line was: run ten"),
+        ("foo\n" + COPPER, InputError, "LAMMPS: Unknown command: foo .*in the line: foo"),
+        (COPPER + "run ten", InputError, "in the line: run ten"),
         (COPPER + "run 0\nvelocity all set 1e8 0 0\nfix 1 all nve\nrun 9", UnphysicalError, "Lost"),
     ],
 )

@@ -90,7 +90,7 @@ def test_bad_arguments(arguments, message):
     [
         ("fmx: 1", "did you mean 'fmax'"),
         ("- 1", "'name: value'"),
-        ("a: [", "no valid YAML"),
+        ("a: [", "not valid YAML"),
         ("fmax: [1]", "must be a number"),
         ("cell: 5", "must be a text"),
         ("fmax: !!float ", "tags"),

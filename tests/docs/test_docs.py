@@ -144,6 +144,45 @@ def test_links_lead_somewhere(page):
             assert anchor in anchors(target), link
 
 
+SOURCE = re.compile(r"(?<![\w/.-])(?:[\w-]+/)+[\w-]+\.(?:py|cpp|hpp)(?![\w/])")
+SOURCES = [
+    f"/{path.relative_to(ROOT).as_posix()}"
+    for folder in ("dpa3sim", "protocols", "tests", "benchmarks", "docs", "examples")
+    for path in (ROOT / folder).rglob("*.*")
+]
+# The page about the layout still names files that have moved.
+NAMING_FILES = [page for page in PAGES if page.name != "architecture.md"]
+
+
+def missing_files(page):
+    """Source files that the inline code and the commands of a page name and that do not exist.
+
+    A page may leave out the first folders: ``graph/skin.py``.
+    """
+    texts = [(line, span) for line, span in code_spans(page)]
+    texts += [(block.line, block.text) for block in blocks_of(page) if block.language == "bash"]
+    return [
+        f"{page}:{line}: {name}"
+        for line, text in texts
+        for name in SOURCE.findall(text)
+        if "NAME" not in name and not any(file.endswith(f"/{name}") for file in SOURCES)
+    ]
+
+
+@pytest.mark.parametrize("page", NAMING_FILES, ids=name)
+def test_source_files_in_the_text_exist(page):
+    assert not missing_files(page)
+
+
+def test_missing_files_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("`graph/skin.py`, `nowhere/skin.py`, `protocols/NAME.py`, `python cli/no.py`")
+    assert [text.split(": ")[1] for text in missing_files(page)] == [
+        "nowhere/skin.py",
+        "cli/no.py",
+    ]
+
+
 def test_every_page_is_in_the_index():
     index = (ROOT / "docs/index.md").read_text()
     for page in (ROOT / "docs").rglob("*.md"):

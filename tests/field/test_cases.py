@@ -82,7 +82,7 @@ def test_elements_for_a_command(capsys):
     assert main(["sp", str(path), "--elements", "O,H,C", "--out", "x"]) == 2
     assert "3 elements" in capsys.readouterr().err
     assert main(["sp", str(path), "--elements", "O,Hx", "--out", "x"]) == 2
-    assert "'Hx' is no element" in capsys.readouterr().err
+    assert "'Hx' is not an element" in capsys.readouterr().err
     assert not Path("x").exists()
 
 

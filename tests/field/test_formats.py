@@ -137,7 +137,7 @@ def test_formats_by_name(capsys):
         assert len(read_structure("x.dat", ReadingSettings(format=name)).atoms) == 2
     with pytest.raises(InputError, match="did you mean"):
         read_structure("x.dat", ReadingSettings(format="vesp"))
-    with pytest.raises(InputError, match="no structure"):
+    with pytest.raises(InputError, match="not a structure"):
         read_structure("x.dat", ReadingSettings(format="cif"))
     assert main(["sp", "x.dat", "--format", "vasp"]) == 0
 

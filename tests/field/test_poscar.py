@@ -82,7 +82,7 @@ def test_flags_that_can_be_read_twice_are_refused(tmp_path):
     ],
 )
 def test_flags_that_are_missing(tmp_path, rests):
-    with pytest.raises(InputError, match="no three flags"):
+    with pytest.raises(InputError, match="needs three flags"):
         read_structure(poscar(tmp_path, rests))
 
 
@@ -102,7 +102,9 @@ def test_without_selective_dynamics_nothing_is_fixed(tmp_path, rests):
 
 def test_labels_that_contradict(tmp_path):
     for rests, selective in ((["Ca", "F", "O"], False), (["Ca T T T", "F T T T", "O T T T"], True)):
-        with pytest.raises(InputError, match="atom 2 is F by the line of elements, and O"):
+        with pytest.raises(
+            InputError, match="atom 2 is F according to the line of elements, and O"
+        ):
             read_structure(poscar(tmp_path, rests, selective=selective))
 
 

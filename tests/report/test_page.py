@@ -99,7 +99,7 @@ def test_provenance(tmp_path):
             "a soft mode",
         ),
         (None, {"exit_code": 130}, "", "doubtful", "interrupted", "the same command continues"),
-        (None, {"exit_code": None}, "", "doubtful", "unfinished", "still running, or was killed"),
+        (None, {"exit_code": None}, "", "doubtful", "unfinished", "it is running, or was killed"),
         (None, {}, "", "bad", "damaged", "result.json is missing"),
     ],
 )
@@ -118,7 +118,7 @@ def test_states(tmp_path, result, session, log, kind, word, reason):
 
 def test_results_of_an_earlier_session_are_told(tmp_path):
     killed = a_run(tmp_path / "a.md", a_result(protocol="md"), exit_code=None)
-    assert "of an earlier session" in page_of(killed).text
+    assert "from a session before the last one" in page_of(killed).text
     failed = a_run(tmp_path / "b.md", a_result(protocol="md"), exit_code=4)
     (failed / "run.log").write_text(f"{STARTED} failed: exploded\n")
     assert state_of(read_run(failed)).stale
@@ -203,10 +203,10 @@ def test_pictures_are_in_the_page(tmp_path):
 def test_no_run_directory(tmp_path):
     with pytest.raises(InputError, match="no such run directory"):
         read_run(tmp_path / "nothing")
-    with pytest.raises(InputError, match="is no run directory"):
+    with pytest.raises(InputError, match="is not a run directory"):
         read_run(tmp_path)
     a_run(tmp_path / "x.relax", None)
-    with pytest.raises(InputError, match=r"has some in it: x\.relax"):
+    with pytest.raises(InputError, match=r"it contains some: x\.relax"):
         read_run(tmp_path)
     with pytest.raises(InputError, match="is a file"):
         read_run(tmp_path / "x.relax" / "run.log")

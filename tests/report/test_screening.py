@@ -86,8 +86,8 @@ def test_counts_failures_and_table(tmp_path):
     ("states", "kind", "word"),
     [
         (["done"], "good", "complete"),
-        (["done", "failed"], "doubtful", "complete, not all of it good"),
-        (["failed"], "bad", "complete, not all of it good"),
+        (["done", "failed"], "doubtful", "complete, with failures"),
+        (["failed"], "bad", "complete, with failures"),
         (["done", "waiting"], "doubtful", "unfinished"),
         ([], "good", "complete"),
     ],

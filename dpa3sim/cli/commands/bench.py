@@ -1,4 +1,4 @@
-"""Time energies, forces and stresses of your own structures, warm, as in molecular dynamics."""
+"""Measure the time for energy, forces and stress of your own structures, as in dynamics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 dpa3sim bench POSCAR
-dpa3sim bench POSCAR --copies 32 --threads 1        # as one batch, on one core
+dpa3sim bench POSCAR --copies 32 --threads 1        # in one batch, on one core
 """
 
 
@@ -29,11 +29,13 @@ dpa3sim bench POSCAR --copies 32 --threads 1        # as one batch, on one core
 class Settings:
     """How to measure."""
 
-    steps: int = option(10, "evaluations that count", minimum=1)
-    warm_up: int = option(3, "evaluations before, which do not", minimum=0)
-    copies: int = option(1, "evaluate so many copies as one batch", minimum=1)
-    threads: int = option(0, "threads; 0 leaves it to torch", minimum=0)
-    timestep: float = option(1.0, "for the simulated time per day", unit="fs", minimum=0.0)
+    steps: int = option(10, "number of timed evaluations", minimum=1)
+    warm_up: int = option(3, "number of evaluations before, which are not timed", minimum=0)
+    copies: int = option(1, "number of copies that are evaluated as one batch", minimum=1)
+    threads: int = option(0, "number of threads; 0 is the choice of torch", minimum=0)
+    timestep: float = option(
+        1.0, "time step for the simulated time per day", unit="fs", minimum=0.0
+    )
 
     def __post_init__(self) -> None:
         validate(self)
@@ -81,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(source: Source, potential: Potential, settings: Settings) -> dict[str, Any]:
-    """Time one structure, or copies of it that move independently, JSON-ready."""
+    """Time one structure, or independently moving copies of it; the result is JSON-ready."""
     import numpy as np
     import torch
 
@@ -122,7 +124,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
 
 
 class _Batch:
-    """Copies of a structure, with the few methods of ASE atoms that are timed."""
+    """Copies of a structure, with the few methods of ASE atoms that are needed for timing."""
 
     def __init__(self, atoms: Any, potential: Potential, copies: int) -> None:
         import numpy as np
@@ -141,7 +143,7 @@ class _Batch:
         self.results = self._potential.evaluate(self._atoms)
 
     def get_forces(self) -> None:
-        """Known already, as is the stress."""
+        """They are already known, and so is the stress."""
 
     get_stress = get_forces
 

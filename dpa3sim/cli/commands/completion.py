@@ -4,7 +4,7 @@
     zsh    dpa3sim completion zsh > DIR/_dpa3sim, where DIR is in $fpath before compinit runs
     fish   dpa3sim completion fish > ~/.config/fish/completions/dpa3sim.fish
 
-The script is static: nothing of dpa3sim runs when TAB is pressed. Print it again after an update.
+The script is static: TAB does not run dpa3sim. Print the script again after an update.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EXAMPLES = """\
 source <(dpa3sim completion bash)       # for this shell only
 dpa3sim completion fish > ~/.config/fish/completions/dpa3sim.fish
 """
-# What stands for a file in the help of a command, and for a folder.
+# Placeholders for files and folders in the help of a command.
 FILES = ("STRUCTURE", "FILE", "IN", "OUT", "XML", "MODEL", "BORN", "GLE_FILE", "REFERENCE")
 FOLDERS = ("DIR",)
 
@@ -26,7 +26,7 @@ FOLDERS = ("DIR",)
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim completion``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("shell", choices=SHELLS, help="for which shell")
+    parser.add_argument("shell", choices=SHELLS, help="shell")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tree() -> Parser:
-    """One parser with all commands and subcommands, which no command line is ever given to."""
+    """One parser with all commands and subcommands, which never parses a command line."""
     from dpa3sim.cli.main import COMMANDS, module_of, top_parser
 
     def grow(parser: Parser, children: dict[str, str], *parents: str) -> None:
@@ -57,7 +57,7 @@ def _tree() -> Parser:
 
 
 def _describe(parser: Parser) -> None:
-    """Tell shtab what values may be: those of settings stand in the help only."""
+    """Tell shtab the allowed values, which for settings are only in the help."""
     import shtab
 
     for action in parser._actions:

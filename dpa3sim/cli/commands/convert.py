@@ -1,4 +1,4 @@
-"""Convert a deepmd-kit checkpoint (.pth or .pt) to one .safetensors file; nothing in it is run."""
+"""Convert a deepmd-kit checkpoint (.pth or .pt) to a .safetensors file, without running it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ dpa3sim convert my.pt averages.safetensors --ema
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim convert``."""
     parser.add_argument("input", metavar="IN", help="checkpoint file or registry name")
-    parser.add_argument("output", metavar="OUT", help="file to write, ending in .safetensors")
-    parser.add_argument("--head", help="head to take from a multi-task checkpoint")
-    parser.add_argument("--name", help="name that the converted model carries [that of OUT]")
+    parser.add_argument("output", metavar="OUT", help="output file, ending in .safetensors")
+    parser.add_argument("--head", help="head of a multi-task checkpoint")
+    parser.add_argument("--name", help="name of the converted model [that of OUT]")
     parser.add_argument(
-        "--ema", action="store_true", help="take the moving averages of a training checkpoint"
+        "--ema", action="store_true", help="use the moving averages (EMA) of a training checkpoint"
     )
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> int:
     if output.exists() and not args.force:
         raise InputError(f"{output}: exists; --force replaces it")
     if not output.parent.is_dir():
-        raise InputError(f"{output.parent}: no such folder")
+        raise InputError(f"{output.parent}: this folder does not exist")
     model = replace(load_model(args.input, args.head, args.ema), name=args.name or output.stem)
     try:
         write_native(model, output)
     except OSError as error:
         raise InputError(f"{output}: cannot be written ({error.strerror})") from None
-    written = read_model(output)  # what was written can be read
+    written = read_model(output)  # the written file can be read
     print(f"{output}: {written.parameter_count:,} parameters, head {written.head or '-'}")
     print(f"SHA-256 {written.sha256}")
     return 0

@@ -17,7 +17,7 @@ from dpa3sim.kernels.api import Matmul
 if TYPE_CHECKING:
     from dpa3sim.potential.potential import Potential
 
-# What the tests allow too: eV/atom, eV/Å; deepmd-kit itself is float32.
+# As in the tests, in eV/atom and eV/Å; the reference of deepmd-kit is float32 itself.
 ENERGY, FORCE = 1e-6, 2e-5
 LIST_STEPS = 12
 
@@ -34,9 +34,9 @@ def configure(parser: Parser) -> None:
         "--matmul",
         default="full",
         choices=get_args(Matmul),
-        help="also measure what rounding in products on a GPU changes [full]",
+        help="also measure the effect of rounded matrix products on a GPU [full]",
     )
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     for hint in hints:
         terminal.say(f"{'faster':<15}{hint}")
     passed = all(check["passed"] for check in checks)
-    terminal.say("all checks passed" if passed else "this installation gives wrong results")
+    terminal.say("all checks passed" if passed else "the results of this installation are wrong")
     if args.json:
         report |= {"checks": checks, "speed": speed, "advice": hints, "passed": passed}
         print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -106,7 +106,7 @@ def cores() -> int:
 
 
 def parity(potential: Potential) -> Iterator[dict[str, Any]]:
-    """Energies and forces against those of deepmd-kit that come with the embedded model."""
+    """Compare with the energies and forces of deepmd-kit that come with the embedded model."""
     import numpy as np
 
     from dpa3sim.checkpoints.reference import references
@@ -124,7 +124,7 @@ def parity(potential: Potential) -> Iterator[dict[str, Any]]:
 
 
 def lists(potential: Potential) -> dict[str, Any]:
-    """Neighbour lists that are kept against fresh ones, while atoms and cell move."""
+    """Compare kept neighbour lists with fresh ones, while atoms and cell move."""
     import numpy as np
     from ase.build import bulk
 
@@ -146,7 +146,7 @@ def lists(potential: Potential) -> dict[str, Any]:
 
 
 def pace(potential: Potential) -> dict[str, Any]:
-    """Speed for 64 silicon atoms."""
+    """Measure the speed for 64 silicon atoms."""
     from ase.build import bulk
 
     from dpa3sim.cli.commands.bench import Settings, measure
@@ -158,14 +158,14 @@ def pace(potential: Potential) -> dict[str, Any]:
 
 
 def advice(potential: Potential) -> Iterator[str]:
-    """What would make this faster here."""
+    """What would make dpa3sim faster on this machine."""
     import torch
 
     from dpa3sim.kernels import libraries as native
 
     if potential.device.type != "cpu":
         if potential.kernels != "triton":
-            yield f"the Triton programs should compute, but: {potential.kernels_reason}"
+            yield f"the Triton programs are not used: {potential.kernels_reason}"
         return
     if native.status().library is None:
         yield (
@@ -177,4 +177,4 @@ def advice(potential: Potential) -> Iterator[str]:
         yield f"only {threads} of {available} cores are used: set OMP_NUM_THREADS={available}"
     elif threads > available:
         yield f"{threads} threads share {available} cores: set OMP_NUM_THREADS={available}"
-    yield "small structures: several at a time, Potential.evaluate([...]) or Engine.map"
+    yield "evaluate small structures together: Potential.evaluate([...]) or Engine.map"

@@ -25,12 +25,12 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="table (.csv, .parquet), or structures with energies (.extxyz, .traj, .db of ASE)",
+        help="table (.csv, .parquet), or structures with energies (.extxyz, .traj, ASE's .db)",
     )
     parser.add_argument(
         "--states",
         default=None,
-        help=f"of {', '.join(STATES)}, separated by commas [all in tables, else done]",
+        help=f"states to export, separated by commas: {', '.join(STATES)} [tables: all, else done]",
     )
 
 

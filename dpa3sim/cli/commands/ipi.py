@@ -1,4 +1,4 @@
-"""Give i-PI the forces: a client for its unix sockets, TCP and shared memory."""
+"""Compute the forces for i-PI: a client for its unix sockets, TCP and shared memory."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from dpa3sim.clients.ipi.client import IPIClient
     from dpa3sim.structures.reading import Source
 
-# Each is a module of its own, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.
+# Each of them is a module, `dpa3sim.cli.ipi_NAME`, that is run instead of this one.
 SUBCOMMANDS = {
     "input": "write an i-PI input and a script that runs it",
-    "check": "send frames through a real i-PI and compare with the model",
+    "check": "send frames through a real i-PI and compare the results with the model",
     "pes-path": "print the path of the PES file for <ffdirect>",
 }
 
 EXAMPLES = """\
 dpa3sim ipi -u -a water --structure init.extxyz --batch 32    # a unix socket
 dpa3sim ipi -a localhost -p 31415 --structure init.extxyz     # TCP
-dpa3sim ipi input water.extxyz --motion pimd --nbeads 32      # an input to begin with
+dpa3sim ipi input water.extxyz --motion pimd --nbeads 32      # an input to start from
 """
 
 
@@ -44,21 +44,27 @@ def configure(parser: Parser) -> None:
     )
     names = "; ".join(f"{name}: {text}" for name, text in SUBCOMMANDS.items())
     parser.epilog = f"subcommands: {names}"
-    group = parser.add_argument_group("where i-PI listens (its own letters)")
-    group.add_argument("-u", dest="is_unix", action="store_true", help="a unix socket, not TCP")
+    group = parser.add_argument_group("where i-PI listens (letters as in i-PI's own drivers)")
+    group.add_argument(
+        "-u", dest="is_unix", action="store_true", help="connect to a unix socket instead of TCP"
+    )
     group.add_argument("--unix", metavar="NAME", help="the same as -u -a NAME")
     group.add_argument(
-        "-a", "--address", metavar="NAME", help="host; with -u, what <address> says, or a path"
+        "-a", "--address", metavar="NAME", help="host; with -u, the name in <address>, or a path"
     )
-    group.add_argument("-p", "--port", type=int, metavar="N", help="port")
+    group.add_argument("-p", "--port", type=int, metavar="N", help="TCP port")
     group.add_argument(
-        "-S", "--sockets-prefix", metavar="P", default=UNIX_PREFIX, help=f"[{UNIX_PREFIX}]"
+        "-S",
+        "--sockets-prefix",
+        metavar="P",
+        default=UNIX_PREFIX,
+        help=f"prefix of the unix socket [{UNIX_PREFIX}]",
     )
     parser.add_argument(
         "--structure",
         required=True,
         metavar="FILE",
-        help="elements in i-PI's order, and the periodic axes; i-PI sends neither",
+        help="file with the elements in i-PI's order and the periodic axes; i-PI sends neither",
     )
     add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "client", Settings)
@@ -67,11 +73,11 @@ def configure(parser: Parser) -> None:
         metavar="MODEL",
         action="append",
         default=argparse.SUPPRESS,
-        help="checkpoint file or registry name; repeated: a committee [embedded dpa3-openlam]",
+        help="checkpoint file or registry name; repeat it for a committee [embedded dpa3-openlam]",
     )
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
-    parser.add_argument("-v", "--verbose", action="store_true", help="a line for each batch")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print a line for each batch")
     parser.add_argument("--quiet", action="store_true", help="print only errors")
 
 
@@ -104,11 +110,11 @@ def _serve(client: IPIClient, source: Source, terminal: Terminal) -> int:
         terminal.say(str(client.statistics))
         if client.failed is not None:
             try:
-                terminal.say(f"the batch that failed is in {_dump(client, source)}")
-            except OSError as error:  # less important than why it failed
-                terminal.say(f"the batch that failed could not be saved: {error}")
+                terminal.say(f"the failed batch is in {_dump(client, source)}")
+            except OSError as error:  # less important than the error itself
+                terminal.say(f"the failed batch could not be saved: {error}")
     if ending == "stopped":
-        terminal.say("interrupted; what i-PI had asked for was answered")
+        terminal.say("interrupted; the last request of i-PI was answered")
         return INTERRUPTED
     terminal.say("i-PI ended" if ending == "exit" else "i-PI closed the connection")
     return 0
@@ -116,16 +122,16 @@ def _serve(client: IPIClient, source: Source, terminal: Terminal) -> int:
 
 def _address(args: argparse.Namespace) -> Address:
     if args.unix and (args.address or args.port is not None):
-        raise InputError("--unix NAME takes neither -a nor -p")
+        raise InputError("--unix NAME cannot be combined with -a or -p")
     name = args.unix or args.address
     if not name:
-        raise InputError("where does i-PI listen? -u -a NAME, or -a HOST -p PORT")
+        raise InputError("the address of i-PI is missing: -u -a NAME, or -a HOST -p PORT")
     if args.unix or args.is_unix:
         if args.port is not None:
-            raise InputError("a unix socket (-u) has no port (-p)")
+            raise InputError("a unix socket (-u) does not have a port (-p)")
         return Address.unix(name, args.sockets_prefix)
     if args.port is None:
-        raise InputError(f"-a {name}: TCP needs a port (-p); -u is for a unix socket")
+        raise InputError(f"-a {name}: TCP needs a port (-p); for a unix socket use -u")
     return Address(host=name, port=args.port)
 
 
@@ -142,7 +148,7 @@ def _introduce(terminal: Terminal, source: Source, settings: Settings, seconds: 
 
 
 def _dump(client: IPIClient, source: Source) -> Path:
-    """Write what could not be evaluated, one frame for each structure."""
+    """Write the structures that could not be evaluated, one frame for each."""
     from ase.io import write
     from ase.units import Bohr
 

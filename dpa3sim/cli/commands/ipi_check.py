@@ -1,4 +1,4 @@
-"""Check that i-PI gets what the model says: energies, forces, virials through a real server."""
+"""Check that energies, forces and virials of the model pass through a real i-PI unchanged."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ dpa3sim ipi check --input run/input.xml
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim ipi check``."""
     parser.add_argument(
-        "--structure", metavar="FILE", help="elements and their order [that of the input]"
+        "--structure",
+        metavar="FILE",
+        help="structure file with the elements in i-PI's order [that of the input]",
     )
     parser.add_argument(
-        "--input", metavar="XML", help="input of i-PI whose ffsocket or ffdirect is used"
+        "--input", metavar="XML", help="i-PI input whose ffsocket or ffdirect is used"
     )
     add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "model", ModelSettings)
@@ -41,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
     forcefield, start = (None, None) if args.input is None else read_input(Path(args.input))
     name = args.structure or (start and str(start))
     if not name:
-        raise InputError("which structure? --structure FILE, or --input with one in initialize")
+        raise InputError(
+            "a structure is missing: --structure FILE, or --input with one in initialize"
+        )
     source = read_structure(name, reading)
     atoms = source.atoms
     for line in introduction([source]):
@@ -50,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         theirs = read_structure(str(start), reading).atoms
         if list(theirs.numbers) != list(atoms.numbers):
             raise InputError(
-                f"{args.structure} has other elements than {start} of the input, or in another "
-                "order: i-PI would send positions of the wrong atoms"
+                f"{args.structure} has other elements than {start} of the input, or another "
+                "order of them: i-PI would send positions of the wrong atoms"
             )
     potential = terminal.load(model)
     report = check(atoms, potential, forcefield)
@@ -68,5 +72,5 @@ def run(args: argparse.Namespace) -> int:
         )
     if not report.passed:
         return UNPHYSICAL
-    terminal.say("i-PI gets what the model says")
+    terminal.say("i-PI receives the energies, forces and virials of the model")
     return DONE

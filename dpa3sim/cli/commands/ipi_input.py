@@ -1,4 +1,4 @@
-"""Write an i-PI input with the structure and a script that runs it with this model."""
+"""Write an i-PI input for a structure, and a script that runs it with this model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ dpa3sim ipi input water.extxyz --motion npt --pressure 0.1 --transport shm
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim ipi input``."""
     parser.add_argument(
-        "structure", metavar="STRUCTURE", help="file of any format that ASE reads; FILE@INDEX"
+        "structure", metavar="STRUCTURE", help="file in any format that ASE reads, or FILE@INDEX"
     )
     add_settings(parser, "what structure files do not say", ReadingSettings)
     add_settings(parser, "i-PI", InputSettings)
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
-    parser.add_argument("--out", metavar="DIR", help="where to write [NAME.ipi]")
-    parser.add_argument("--force", action="store_true", help="write over files that are there")
+    parser.add_argument("--out", metavar="DIR", help="output folder [NAME.ipi]")
+    parser.add_argument("--force", action="store_true", help="overwrite existing files")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     folder = Path(args.out or f"{source.label}.ipi")
     taken = [name for name in (INPUT, STRUCTURE, RUN_SCRIPT) if (folder / name).exists()]
     if taken and not args.force:
-        raise InputError(f"{folder}: has {', '.join(taken)}; another --out, or --force")
+        raise InputError(
+            f"{folder}: already contains {', '.join(taken)}; choose another --out, or --force"
+        )
     write_inputs(folder, source.atoms, settings, chosen(model))
     print(f"{folder}: {INPUT}, {STRUCTURE}, {RUN_SCRIPT}; sh {folder / RUN_SCRIPT} runs it")
     return 0

@@ -1,4 +1,4 @@
-"""Print the path of the PES file for i-PI's <ffdirect> and for i-pi-py_driver -m custom."""
+"""Print the path of the PES file, for i-PI's <ffdirect> and for i-pi-py_driver -m custom."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ i-pi-py_driver -u -a water -m custom -P $(dpa3sim ipi pes-path) -o structure=ini
 
 
 def configure(parser: Parser) -> None:
-    """Arguments of ``dpa3sim ipi pes-path``: none."""
+    """``dpa3sim ipi pes-path`` has no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Run a LAMMPS input with the forces of the model.
 
-The input says where the model comes in, by a line 'fix dpa3 all external pf/callback 1 1'.
+The model computes the forces from the line 'fix dpa3 all external pf/callback 1 1' of the input on.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ dpa3sim lammps in.quartz --elements Si O -var T 300 --dtype float64
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim lammps``."""
     parser.usage = "dpa3sim lammps INPUT --elements Si O [-var NAME VALUE] [options]"
-    parser.add_argument("input", metavar="INPUT", help="a LAMMPS input; - is the standard input")
+    parser.add_argument("input", metavar="INPUT", help="LAMMPS input file; - is the standard input")
     parser.add_argument(
         "--elements",
         nargs="+",
         required=True,
         metavar="X",
-        help="an element for each atom type, in their order",
+        help="one element for each atom type, in the order of the types",
     )
-    group = parser.add_argument_group("for LAMMPS")
+    group = parser.add_argument_group("options of LAMMPS")
     group.add_argument(
         "-var",
         "--var",
@@ -45,10 +45,14 @@ def configure(parser: Parser) -> None:
         action="append",
         default=[],
         metavar=("NAME", "VALUE"),
-        help="set a variable of the input; may be repeated",
+        help="set a variable of the input; can be repeated",
     )
     group.add_argument(
-        "-log", "--log", metavar="FILE", default="log.lammps", help="LAMMPS's log [log.lammps]"
+        "-log",
+        "--log",
+        metavar="FILE",
+        default="log.lammps",
+        help="log file of LAMMPS [log.lammps]",
     )
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
@@ -86,7 +90,7 @@ def _follow(
     finally:
         lmp.flush_buffers()
     if coupling.stopped:
-        terminal.say("interrupted; the run ended after its step, later ones were left out")
+        terminal.say("interrupted; the run ended after its step, and later runs were left out")
         return INTERRUPTED
     terminal.say(f"{coupling.evaluations} evaluations in {time.monotonic() - start:.1f} s")
     return 0
@@ -97,7 +101,7 @@ def _arguments(args: argparse.Namespace) -> list[str]:
     arguments = ["-log", args.log, "-nocite"]
     for words in args.var:
         if len(words) < 2:
-            raise InputError(f"-var {words[0]}: LAMMPS wants a name and a value")
+            raise InputError(f"-var {words[0]}: LAMMPS needs a name and a value")
         arguments += ["-var", *words]
     return arguments + (["-screen", "none"] if args.quiet else [])
 
@@ -108,4 +112,4 @@ def _read(name: str) -> str:
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise InputError(f"{name}: is no text") from None
+        raise InputError(f"{name}: is not a text file") from None

@@ -1,4 +1,4 @@
-"""The DPA3 models: what there is, what is in a file, and how to get them."""
+"""List, inspect and download DPA3 models."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 dpa3sim model list                                  # the public DPA3 models
-dpa3sim model info my.pt --head Omat24              # what a file holds, and its traps
-dpa3sim model pull dpa3-mptrj                       # fetch one; then --model dpa3-mptrj
+dpa3sim model info my.pt --head Omat24              # the content of a file, and its traps
+dpa3sim model pull dpa3-mptrj                       # download it; then use --model dpa3-mptrj
 """
 
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim model``."""
     parser.usage = "dpa3sim model list [--json] | info [FILE|NAME] [--head H] [--json] | pull NAME"
-    parser.add_argument("action", choices=("list", "info", "pull"), help="what to do")
+    parser.add_argument("action", choices=("list", "info", "pull"), help="action")
     parser.add_argument("name", nargs="?", help="model file or registry name [embedded model]")
-    parser.add_argument("--head", help="info: which head of a multi-task checkpoint")
+    parser.add_argument("--head", help="info: head of a multi-task checkpoint")
     parser.add_argument("--json", action="store_true", help="list, info: print JSON")
-    parser.add_argument("--sha256", metavar="HEX", help="pull: checksum to verify with")
+    parser.add_argument("--sha256", metavar="HEX", help="pull: checksum for the verification")
     parser.add_argument(
         "--allow-unverified",
         action="store_true",
-        help="pull: accept a model of which no checksum was published",
+        help="pull: accept a model without a published checksum",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """List, inspect or fetch."""
+    """List, inspect or download."""
     return {"list": _list, "info": _info, "pull": _pull}[args.action](args)
 
 
@@ -79,12 +79,12 @@ def _info(args: argparse.Namespace) -> int:
         else:
             print(f"{key + ':':<18}{value}")
     if shown:
-        print(f"(several heads; shown is {shown}, --head chooses another)")
+        print(f"(the file has several heads; this is {shown}, --head selects another)")
     return 0
 
 
 def model_info(model: ModelFile) -> dict[str, Any]:
-    """What ``dpa3sim model info`` tells, JSON-ready."""
+    """The facts that ``dpa3sim model info`` shows, JSON-ready."""
     descriptor, fitting = model.config.descriptor, model.config.fitting
     switch = "exponential" if descriptor.use_exp_switch else "polynomial"
     selection = (
@@ -138,11 +138,11 @@ def _pull(args: argparse.Namespace) -> int:
             f"no model {args.name!r} in the registry"
             + (
                 suggestion(args.name, [e.name for e in REGISTRY])
-                or "; 'dpa3sim model list' shows what there is"
+                or "; 'dpa3sim model list' shows all models"
             )
         )
     if entry.embedded:
-        print(f"{entry.name} ships with dpa3sim; nothing to fetch")
+        print(f"{entry.name} is part of dpa3sim; there is nothing to download")
         return 0
     path = pull(
         entry,
@@ -157,7 +157,7 @@ def _pull(args: argparse.Namespace) -> int:
 
 
 def _check_readable(name: str, load_model: Any) -> None:
-    """Say at once, not at the first use, when a fetched model is not supported."""
+    """Report an unsupported model right after the download, not at its first use."""
     from dpa3sim.checkpoints.deepmd import HeadRequiredError
 
     try:

@@ -1,6 +1,6 @@
-"""Say what a command will take, without running it: evaluations, atoms, memory and time.
+"""Estimate the evaluations, atoms, memory and time of a command, without running it.
 
-`dpa3sim plan COMMAND ...` takes the arguments of that command: `dpa3sim plan phonon POSCAR`.
+`dpa3sim plan COMMAND ...` accepts the arguments of that command: `dpa3sim plan phonon POSCAR`.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ SUBCOMMANDS = {
 }
 EXAMPLES = """\
 dpa3sim plan phonon POSCAR --supercell 20A   # evaluations, atoms, memory and time
-dpa3sim plan relax 'in/*.cif' --screen run   # of a screening, the sum
+dpa3sim plan relax 'in/*.cif' --screen run   # the sum for a screening
 """
 
 
 def configure(parser: Parser) -> None:
     """Arguments of ``dpa3sim plan`` alone."""
     parser.usage = f"dpa3sim plan {{{','.join(SUBCOMMANDS)}}} STRUCTURE ..."
-    parser.epilog = "The options are those of the command: dpa3sim plan phonon --help."
+    parser.epilog = "The options are those of the planned command: dpa3sim plan phonon --help."
 
 
 def run(args: argparse.Namespace) -> int:
-    """There is nothing to plan without a command.
+    """Report that a command is missing.
 
     Raises:
         InputError: always.
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def subcommand(name: str) -> PlannedCommand:
-    """What stands in the place of the module of a command."""
+    """The replacement for the module of a command."""
     module = import_module(f"dpa3sim.cli.commands.{name}")
     examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
     return PlannedCommand(module.COMMAND, examples)
@@ -72,7 +72,7 @@ def subcommand(name: str) -> PlannedCommand:
 
 @dataclass(frozen=True)
 class PlannedCommand:
-    """A command that is not run: what it would take is told."""
+    """A command that is not run, but whose cost is estimated."""
 
     command: Command
     EXAMPLES: str
@@ -83,7 +83,7 @@ class PlannedCommand:
         self.command.configure(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Estimate every calculation, after the checks of the command; of a screening the sum."""
+        """Estimate every calculation after the command's checks; for a screening, the sum."""
         resolved = self.command.resolved(args)
         if self.command.screen(resolved) is not None:
             return _plan_screening(self.command, args, resolved)
@@ -100,7 +100,7 @@ def _plan(job: Job) -> tuple[dict[str, Any], int]:
 
 
 def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[Any]) -> int:
-    """All structures of a screening, in whatever shards."""
+    """All structures of a screening, regardless of shards."""
     from dpa3sim.run.cost import estimate
 
     settings, model, reading, screen = resolved
@@ -118,7 +118,7 @@ def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[A
             codes.append(error.exit_code)
     if not stages:
         if not codes:
-            raise InputError("there are no structures in what was given")
+            raise InputError("the input contains no structures")
         return exit_code(codes)
     count = len(codes) - sum(map(bool, codes))
     terminal.say(f"{count} structures -> {screen.screen}")
@@ -134,14 +134,14 @@ def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[A
 
 
 def lines(cost: Cost) -> list[str]:
-    """The stages as a table, the sums, and what they rest on."""
+    """The stages as a table, the sums, and the basis of the estimate."""
     head = ("structures", "atoms of each", "evaluations", "time")
     table = [_line("", *head)]
     for part in cost.parts:
         count = _to(part.evaluations) + ("" if part.exact else " *")
         seconds = _times(part.seconds)
         table.append(_line(part.name, str(part.structures), _to(part.atoms), count, seconds))
-    table.append(_line("in all", "", "", _to(cost.evaluations), _times(cost.seconds)))
+    table.append(_line("total", "", "", _to(cost.evaluations), _times(cost.seconds)))
     table += [f"* {name}: {note}" for name, note in cost.notes]
     gib = 2**30
     table.append(
@@ -149,7 +149,7 @@ def lines(cost: Cost) -> list[str]:
         f"{cost.available / gib:.3g} GiB may be used"
     )
     if any(part.kind == HESSIAN for part in cost.parts):
-        table[-1] += "; that of second derivatives is not known"
+        table[-1] += "; the memory for second derivatives is not estimated"
     table.append(cost.basis)
     return table + [f"warning: {warning}" for warning in cost.warnings]
 

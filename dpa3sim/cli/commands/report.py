@@ -1,4 +1,4 @@
-"""Write a page of HTML about a run or a screening: state, results, plots, provenance."""
+"""Write an HTML page about a run or a screening: state, results, plots, provenance."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from dpa3sim.report.page import Option
 
 EXAMPLES = """\
-dpa3sim report POSCAR.relax --open         # into the run directory, and into the browser
-dpa3sim report *.phonon --output pages     # one page each, in a folder
+dpa3sim report POSCAR.relax --open         # writes into the run directory; shows in the browser
+dpa3sim report *.phonon --output pages     # one page for each run, in one folder
 """
-# So much of a file tells whether it is a page of ours.
+# The number of characters of a file that show whether it is one of our pages.
 HEAD_CHARACTERS = 400
 
 
@@ -32,10 +32,10 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="where the page goes, or the folder for several [report.html in each run directory]",
+        help="file for the page, or folder for several pages [report.html in each run directory]",
     )
     parser.add_argument(
-        "--force", action="store_true", help="replace a file that is no page of dpa3sim report"
+        "--force", action="store_true", help="replace a file that dpa3sim report did not write"
     )
     parser.add_argument("--open", action="store_true", help="show the pages in the web browser")
 
@@ -94,12 +94,12 @@ def _target(folder: Path, output: str | None, count: int) -> Path:
     if path.is_dir():
         return path / f"{folder.resolve().name}.html"
     if count > 1:
-        raise InputError(f"--output {output}: is no folder, which {count} pages need")
+        raise InputError(f"--output {output}: is not a folder, which {count} pages need")
     return path
 
 
 def _check_replaceable(target: Path) -> None:
-    """Raise InputError for a file that is there and is not a page of ours."""
+    """Raise InputError for an existing file that is not one of our pages."""
     from dpa3sim.report.page import is_report
 
     try:
@@ -111,13 +111,13 @@ def _check_replaceable(target: Path) -> None:
         raise InputError(f"{target}: cannot be written ({error.strerror})") from None
     if not ours:
         raise InputError(
-            f"{target}: exists and is no page of dpa3sim report; choose another --output, "
+            f"{target}: exists and was not written by dpa3sim report; choose another --output, "
             "or --force to replace it"
         )
 
 
 def _about(protocol: str | None) -> tuple[str, Sequence[Option]]:
-    """What a protocol is called, and its options; of an unknown one only those of the model."""
+    """The title and the options of a protocol; for an unknown one, only those of the model."""
     if protocol not in JOBS:
         return protocol or "calculation", _options(ModelSettings)
     job = job_of(protocol)
@@ -134,7 +134,7 @@ def _options(settings: type) -> list[Option]:
         default = getattr(defaults, name)
         if settings is ModelSettings:
             default = DEFAULT_MODEL if name == "model" else default
-        # A configuration has the head and the precision of the checkpoint where none was given.
+        # A configuration records the head and the precision of the checkpoint as defaults.
         is_open = settings is ModelSettings and name in ("head", "dtype")
         options.append(Option(name, info.help, info.unit or "", default, is_open))
     return options

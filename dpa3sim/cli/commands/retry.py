@@ -1,4 +1,4 @@
-"""Compute again what failed in a screening, with the options that it was begun with."""
+"""Repeat the failed structures of a screening, with the options that it was started with."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ def configure(parser: Parser) -> None:
     """Arguments of the command."""
     parser.add_argument("run", metavar="RUN", help="folder of a screening")
     parser.add_argument(
-        "--not-converged", action="store_true", help="also what did not converge; see --steps"
+        "--not-converged",
+        action="store_true",
+        help="also the structures that did not converge; see --steps",
     )
     parser.add_argument(
-        "--steps", type=int, help="largest number of steps, instead of before; relaxations continue"
+        "--steps", type=int, help="new largest number of steps; relaxations continue"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... [auto]")
     parser.add_argument("--quiet", action="store_true", help="print only errors")

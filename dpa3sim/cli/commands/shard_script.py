@@ -1,4 +1,4 @@
-"""Write a Slurm script that computes a screening in many jobs."""
+"""Print a Slurm script that computes a screening in many jobs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dpa3sim.common.errors import InputError
 
 _SCRIPT = """\
 #!/bin/bash
-# A screening in {shards} jobs: sbatch THIS_FILE; the same again continues what was cut off.
+# A screening in {shards} jobs: sbatch THIS_FILE. Submit it again to continue unfinished jobs.
 #SBATCH --job-name=dpa3sim
 #SBATCH --array=1-{shards}
 #SBATCH --cpus-per-task={cpus}
 #SBATCH --time={time}
 {more}#SBATCH --output=dpa3sim-%A-%a.log
-# Ctrl-C to the job a minute before its time is over: what is finished is saved either way.
+# Interrupts the job a minute before its time limit; finished results are saved in any case.
 #SBATCH --signal=INT@60
 
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
@@ -37,14 +37,16 @@ def configure(parser: Parser) -> None:
         "words",
         nargs="+",
         metavar="COMMAND",
-        help="after --: the screening, such as: relax 'in/*.cif' --cell full --screen RUN",
+        help="the command of the screening after --, such as: relax 'in/*.cif' --screen RUN",
     )
-    parser.add_argument("--time", default="24:00:00", help="limit of each job [24:00:00]")
-    parser.add_argument("--cpus", type=int, default=8, metavar="N", help="cores of each job [8]")
+    parser.add_argument("--time", default="24:00:00", help="time limit of each job [24:00:00]")
     parser.add_argument(
-        "--gpus", type=int, default=0, metavar="N", help="GPUs of each job, 0 or 1 [0]"
+        "--cpus", type=int, default=8, metavar="N", help="CPU cores for each job [8]"
     )
-    parser.add_argument("--partition", help="Slurm partition")
+    parser.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="GPUs for each job, 0 or 1 [0]"
+    )
+    parser.add_argument("--partition", help="name of the Slurm partition")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -53,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
     if args.shards < 1:
         raise InputError(f"{args.shards} jobs: there must be at least one")
     if not any(word == "--screen" or word.startswith("--screen=") for word in words):
-        raise InputError("the command has no --screen RUN, so that its jobs would not share a run")
+        raise InputError("the command needs --screen RUN, so that its jobs share one run")
     if any(word == "--shard" or word.startswith("--shard=") for word in words):
-        raise InputError("leave --shard out: the script gives each job its own")
+        raise InputError("leave out --shard: the script sets it for each job")
     more = f"#SBATCH --gpus-per-task={args.gpus}\n" if args.gpus else ""
     more += f"#SBATCH --partition={args.partition}\n" if args.partition else ""
     command = shlex.join(["dpa3sim", *words])

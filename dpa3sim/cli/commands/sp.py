@@ -7,7 +7,7 @@ from dpa3sim.run.jobs.sp import SinglePointJob
 
 EXAMPLES = """\
 dpa3sim sp POSCAR --json
-dpa3sim sp trajectory.extxyz --screen run           # every frame, into one database
+dpa3sim sp trajectory.extxyz --screen run           # every frame, in one database
 """
 COMMAND = Command(SinglePointJob, plots="anything (there are no plots)")
 configure, run = COMMAND.configure, COMMAND.run

@@ -1,4 +1,4 @@
-"""Show how far a screening is, and what went wrong in it."""
+"""Show the progress of a screening, and which structures failed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpa3sim.screen.screening import failures, state_line
 
 EXAMPLES = """\
 dpa3sim status run
-dpa3sim status run --list                           # names what failed or did not converge
+dpa3sim status run --list                           # also the structures that failed
 """
 
 
@@ -24,13 +24,13 @@ def configure(parser: Parser) -> None:
     """Arguments of the command."""
     parser.add_argument("run", metavar="RUN", help="folder of a screening")
     parser.add_argument(
-        "--list", action="store_true", help="name every structure that failed or did not converge"
+        "--list", action="store_true", help="list every structure that failed or did not converge"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the states; 0 whatever they are."""
+    """Print the states; the exit code is always 0."""
     with Results(Path(args.run)) as results:
         parts = {part.folder: part.database.counts() for part in results.parts}
         records = list(results.table([FAILED, NOT_CONVERGED]))
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_running(folder: Path) -> bool:
-    """Whether a process computes there."""
+    """Whether a process is computing there."""
     try:
         handle = lock_folder(folder / LOG)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Compute energies of surfaces, from slabs cut out of the relaxed crystal."""
+"""Compute surface energies from slabs that are cut out of the relaxed crystal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dpa3sim.cli.command import Command
 from dpa3sim.run.jobs.surface import SurfaceJob
 
 EXAMPLES = """\
-dpa3sim surface POSCAR                              # all faces of indices 0 and 1
+dpa3sim surface POSCAR                              # all faces with indices 0 and ±1
 dpa3sim surface POSCAR --miller 1,1,1 --miller 1,0,0 --thickness 20
 """
 COMMAND = Command(SurfaceJob, plots="the energies of the surfaces")

@@ -1,4 +1,4 @@
-"""Compute formation energies of vacancies, for every kind of site of a crystal."""
+"""Compute the formation energies of vacancies on every kind of site of a crystal."""
 
 from __future__ import annotations
 

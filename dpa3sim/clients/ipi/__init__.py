@@ -21,7 +21,7 @@ _EXPORTS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch and ASE only when something that needs them is asked for."""
+    """Import torch and ASE only when they are needed."""
     if name not in _EXPORTS:
         raise AttributeError(f"module 'dpa3sim.clients.ipi' has no attribute {name!r}")
     from importlib import import_module

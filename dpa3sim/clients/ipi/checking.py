@@ -1,7 +1,7 @@
-"""Whether what i-PI gets is what the model says: frames sent through a real server and back.
+"""Send frames through a real i-PI and back, and compare the results with the model.
 
-Energies, forces and virials of known frames come out of i-PI as they went in, or units, the order
-of atoms, the cell or the sign of the virial are wrong somewhere on the way
+Energies, forces and virials of known frames must come out of i-PI unchanged. Otherwise units, the
+order of atoms, the cell or the sign of the virial are wrong somewhere
 (docs/ipi.md#units-and-layout).
 """
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from dpa3sim.potential.potential import Potential
 
 PREFIX, FRAMES = "check", "frames.extxyz"
-# Of the frames: displacements, Å; strains; lattice vectors that atoms are moved by.
+# For the frames: displacements, Å; strains; number of lattice vectors by which atoms are moved.
 RATTLE, STRAIN, FAR = 0.05, 0.02, 100
-# Of the finite differences.
+# For the finite differences.
 DELTA = 1e-5
-# What precision and i-PI's own constants (1e-7) may change: eV/atom, eV/Å, eV/atom.
+# Allowed effect of precision and of i-PI's own constants (1e-7): eV/atom, eV/Å, eV/atom.
 TOLERANCES = {"float64": (1e-6, 1e-5, 1e-5), "float32": (1e-5, 5e-4, 5e-4)}
 RELATIVE_ENERGY = 2e-7
 VIRIAL_TOLERANCE = 1e-5
@@ -46,7 +46,7 @@ class FrameCheck:
     """Largest differences between i-PI's output and the model, for one frame.
 
     Attributes:
-        name: what the frame is. energy: eV; forces: eV/Å; virial: eV.
+        name: name of the frame. energy: eV; forces: eV/Å; virial: eV.
         passed: whether they are within the tolerances.
     """
 
@@ -59,12 +59,12 @@ class FrameCheck:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        frames: of i-PI's output. strain: largest difference of a component of the virial from
+        frames: results for i-PI's output. strain: largest difference of a virial component from
             finite differences, eV, None for a molecule; virial: largest component, eV.
-        passed: all of it.
+        passed: whether everything is within the tolerances.
     """
 
     frames: tuple[FrameCheck, ...]
@@ -74,14 +74,14 @@ class Report:
 
 
 def check(atoms: Atoms, potential: Potential, forcefield: ET.Element | None = None) -> Report:
-    """Send frames of a structure through i-PI, and compare.
+    """Send frames of a structure through i-PI and compare the results.
 
     Args:
         atoms: the structure. potential: the model.
-        forcefield: the ``<ffsocket>`` or ``<ffdirect>`` of an input, a plain one if None.
+        forcefield: the ``<ffsocket>`` or ``<ffdirect>`` of an input; None for a default one.
 
     Raises:
-        InputError: the structure cannot be evaluated, or the forcefield not be used; others as
+        InputError: the structure cannot be evaluated, or the forcefield cannot be used; others as
             :meth:`IPIClient.run` and :meth:`Server.finish`.
     """
     ready = inputs.standardized(atoms)
@@ -103,7 +103,7 @@ def check(atoms: Atoms, potential: Potential, forcefield: ET.Element | None = No
 
 
 def make_frames(atoms: Atoms) -> dict[str, Atoms]:
-    """The structure and what is made of it, standardised, by name."""
+    """The structure and its variants, in i-PI's orientation, by name."""
     from ase.geometry import wrap_positions
 
     rng = np.random.default_rng(1)
@@ -188,21 +188,21 @@ def _outputs(folder: Path) -> list[tuple[float, np.ndarray, np.ndarray]]:
 def _forcefield(
     folder: Path, atoms: Atoms, given: ET.Element | None
 ) -> tuple[ET.Element, Address | None]:
-    """The forcefield with a socket of its own, and where that is; None without a socket."""
+    """The forcefield with its own socket, and the address; None without a socket."""
     name = f"dpa3sim_{folder.name}"
     if given is None:
         return inputs.socket_forcefield("unix", name, None, atoms.numbers, 1), Address.unix(name)
     made = copy.deepcopy(given)
     if made.tag == "ffdirect":
         parameters = made.find("parameters")
-        # Relative paths there are of another folder.
+        # Relative paths in the input refer to another folder.
         if parameters is not None and parameters.text:
             values = inputs.read_parameters(parameters.text)
             if "structure" in values:
                 values["structure"] = inputs.STRUCTURE
             made.remove(parameters)
             made.append(inputs.parameters(values))
-        _set(made, "batch_size", "1")  # else one frame waits for others
+        _set(made, "batch_size", "1")  # otherwise one frame waits for others
         return made, None
     if made.get("mode", "inet") == "inet":
         port = inputs.free_port()
@@ -221,20 +221,20 @@ def _set(parent: ET.Element, tag: str, text: str) -> None:
 
 
 def read_input(path: Path) -> tuple[ET.Element, Path | None]:
-    """The first forcefield of an input, and the structure file that it begins with, if any.
+    """The first forcefield of an input, and its initial structure file, if any.
 
     Raises:
-        InputError: no input of i-PI, or none with an ffsocket or ffdirect.
+        InputError: it is not an i-PI input, or has no ffsocket or ffdirect.
     """
     try:
         root = ET.parse(path).getroot()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except (ET.ParseError, LookupError, ValueError) as error:  # the latter of encodings
-        raise InputError(f"{path}: no XML ({error})") from None
+        raise InputError(f"{path}: not valid XML ({error})") from None
     found = next((e for e in root.iter() if e.tag in ("ffsocket", "ffdirect")), None)
     if found is None:
-        raise InputError(f"{path}: has no ffsocket and no ffdirect")
+        raise InputError(f"{path}: has neither ffsocket nor ffdirect")
     if found.get("name") is None:
         raise InputError(f"{path}: its {found.tag} has no name")
     start = root.find(".//initialize/file")
@@ -250,7 +250,7 @@ def _compare(
     potential: Potential,
     tolerances: tuple[float, float, float],
 ) -> FrameCheck:
-    """Differences from the model asked directly; the virial of a molecule is not compared."""
+    """Differences from the model itself; the virial of a molecule is not compared."""
     (expected,) = potential.evaluate([frame])
     energy, forces, virial = found
     differences = (
@@ -271,8 +271,8 @@ def _compare(
 def virial_error(atoms: Atoms, potential: Potential) -> tuple[float, float]:
     """Largest difference of the virial from -dE/dstrain by finite differences; largest component.
 
-    In float64 whatever the precision of the potential, eV. Strains along axes without periodicity
-    move atoms only.
+    The calculation is in float64 for any precision of the potential; values in eV. Strains along
+    non-periodic axes move the atoms only.
     """
     exact = potential.in_precision("float64")
     strained = []

@@ -1,8 +1,8 @@
-"""The client of i-PI's sockets: positions in, forces out, until i-PI says that it is enough.
+"""The client of i-PI's sockets: it receives positions and sends forces until i-PI ends.
 
-Only the transport; what computes is any function of cells and positions
-(:data:`dpa3sim.clients.ipi.wire.Evaluate`), ready and warm before the client connects, since a
-client that is connected but silent holds up all others of the same i-PI
+This is only the transport. Any function of cells and positions can compute the forces
+(:data:`dpa3sim.clients.ipi.wire.Evaluate`). It must be warmed up before the client connects,
+because a client that is connected but silent blocks all others of the same i-PI
 (docs/ipi.md#what-i-pi-expects-of-a-client).
 """
 
@@ -31,14 +31,14 @@ from dpa3sim.common.errors import (
     RefusedError,
 )
 
-# How long to look for the header that i-PI sends together with positions, s.
+# How long to wait for the header that i-PI sends together with positions, s.
 AHEAD = 0.05
-# How often to try to connect, s, and what may change while i-PI starts.
+# Time between attempts to connect, s, and errors that may vanish while i-PI starts.
 RETRY = 0.05
 NOT_YET = {errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN, errno.ECONNRESET, errno.ETIMEDOUT}
 # How long i-PI may take to close a connection that we have ended, s.
 PATIENCE = 1.0
-# An i-PI that ends has closed its socket by then, s; one that dropped us listens on.
+# An i-PI that ends has closed its socket after this time, s; one that dropped us still listens.
 ENDING = 1.0
 
 Ending = Literal["exit", "eof", "stopped"]
@@ -46,16 +46,16 @@ Ending = Literal["exit", "eof", "stopped"]
 
 @dataclass
 class Statistics:
-    """What a client did.
+    """What a client has done.
 
     Attributes:
-        calls: batches evaluated; structures: in them; copies: bitwise copies that i-PI filled
-            incomplete batches with (and equal beads), answered without evaluation.
-        connections: servers served, of which each said something.
+        calls: number of batches; structures: number of structures in them; copies: bitwise copies
+            with which i-PI filled batches (and equal beads), which were not evaluated again.
+        connections: number of servers that sent anything.
         waiting, computing, exchanging: seconds spent until i-PI asked, in the model, and on
             reading and writing messages.
         largest: structures of the largest batch.
-        ending: why it ended: i-PI said so, it closed the connection, or we were stopped.
+        ending: why it ended: i-PI sent EXIT, it closed the connection, or the client was stopped.
     """
 
     calls: int = 0
@@ -101,25 +101,25 @@ class _Session:
 
 
 class IPIClient:
-    """Serves one i-PI after the other with the same evaluator.
+    """A client that serves one i-PI after the other with the same evaluator.
 
     The next header is read before computing, so that no unread bytes are left if this process
-    dies: i-PI 3.3 would hang for ever instead of giving the work to another client.
+    dies: i-PI 3.3 would hang forever instead of giving the work to another client.
 
     Args:
-        evaluate: see :data:`dpa3sim.clients.ipi.wire.Evaluate`; must be warm.
-        natoms: atoms of the structure that it is for.
+        evaluate: see :data:`dpa3sim.clients.ipi.wire.Evaluate`; must be warmed up.
+        natoms: number of atoms of its structure.
         address: where i-PI listens.
-        order: :func:`dpa3sim.clients.ipi.wire.order_hash` of the structure; compared with what
-            i-PI's input says, if that says anything.
-        wait: s, how long to wait for i-PI to listen.
-        reconnect: how many lost connections are followed by waiting for another i-PI. An end of
-            the connection without the message EXIT is then a loss, too.
-        say: gets lines for the user.
-        verbose: a line for each batch.
+        order: :func:`dpa3sim.clients.ipi.wire.order_hash` of the structure; compared with the
+            hash in i-PI's input, if there is one.
+        wait: time to wait until i-PI listens, s.
+        reconnect: how often to wait for another i-PI after a lost connection. A connection that
+            ends without the message EXIT then counts as lost.
+        say: receives lines for the user.
+        verbose: whether to print a line for each batch.
 
     Attributes:
-        statistics: what was done so far.
+        statistics: the work done so far.
         failed: cells ``(m, 3, 3)`` and positions ``(m, n, 3)``, bohr, of the batch that could not
             be evaluated.
     """
@@ -154,7 +154,7 @@ class IPIClient:
             os.close(descriptor)
 
     def stop(self) -> None:
-        """End after the batch that is being computed; for signal handlers and other threads."""
+        """End after the current batch; for signal handlers and other threads."""
         if not self._stopping:
             self._stopping = True
             os.write(self._wake_write, b"x")
@@ -163,8 +163,8 @@ class IPIClient:
         """Serve until i-PI ends, the connection is lost for good, or :meth:`stop`.
 
         Raises:
-            RefusedError: other atoms than ours, or no i-PI protocol.
-            ConnectionLostError: nobody listens, i-PI died, or it dropped us.
+            RefusedError: the atoms are not ours, or the peer does not speak the i-PI protocol.
+            ConnectionLostError: i-PI does not listen, it died, or it dropped us.
             NonFiniteError: the model returned NaN; others as the evaluator raises them.
         """
         chances = self._reconnect
@@ -206,7 +206,7 @@ class IPIClient:
     # -- connecting ------------------------------------------------------------------------------
 
     def _connect(self, end: float) -> socket.socket | None:
-        """A connection, tried for until ``end``; None if stopped before there was one."""
+        """A connection, attempted until ``end``; None if stopped before it succeeds."""
         while not self._stopping:
             try:
                 return self._address.connect()
@@ -259,7 +259,7 @@ class IPIClient:
         if session.ahead:
             return session.ahead.pop(0)
         if self._stopping and session.results is None:
-            # What i-PI sends after a reply is read, so that it finds an orderly end.
+            # Read what i-PI sends after a reply, so that the connection ends in order.
             if session.connection.readable(PATIENCE):
                 header = session.connection.header()
                 return wire.EXIT if header == wire.EXIT else None
@@ -298,22 +298,22 @@ class IPIClient:
         theirs = parameters.get(wire.ORDER_PARAMETER)
         if self._order is not None and theirs not in (None, self._order):
             raise RefusedError(
-                f"other elements, or in another order: {wire.ORDER_PARAMETER} is {theirs} in "
-                f"i-PI's input and {self._order} for the structure given here"
+                f"the elements or their order differ: {wire.ORDER_PARAMETER} is {theirs} in "
+                f"i-PI's input and {self._order} for the structure of the client"
             )
         text = parameters.get("batch_size", "1")
         if not re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII) or int(text) > wire.MAX_BATCH:
             raise ProtocolError(
-                f"batch_size {text!r} from i-PI is no number from 1 to {wire.MAX_BATCH}"
+                f"batch_size {text!r} from i-PI is not a number from 1 to {wire.MAX_BATCH}"
             )
         return Exchange(connection, int(text))
 
     def _compute(self, session: _Session, exchange: Exchange) -> None:
-        """Read positions, and evaluate them."""
+        """Read positions and evaluate them."""
         connection, statistics = session.connection, self.statistics
         start = time.monotonic()
         cells, positions = exchange.read_positions()
-        # GETFORCE or STATUS, off the socket before computing.
+        # Read GETFORCE or STATUS from the socket before computing.
         if connection.readable(AHEAD):
             header = connection.header()
             if header is None:
@@ -342,11 +342,11 @@ class IPIClient:
                 f"call {statistics.calls}: {different} structures of {exchange.batch}, "
                 f"{1e3 * duration:.2f} ms ({exchange.transport})"
             )
-        # i-PI may have ended, or given us up, meanwhile.
+        # Meanwhile, i-PI may have ended or dropped us.
         if connection.readable(0.0):
             header = connection.header()
             if header is None:
-                raise ConnectionLostError("connection lost: i-PI closed it while we computed")
+                raise ConnectionLostError("connection lost: i-PI closed it during the computation")
             session.ahead.append(header)
             if header == wire.EXIT:
                 self._told_to_exit()
@@ -354,7 +354,7 @@ class IPIClient:
         statistics.exchanging += time.monotonic() - start
 
     def _checked(self, cells: np.ndarray, positions: np.ndarray) -> Results:
-        """Results that i-PI can be given: of the right shape, and finite."""
+        """Results that can be sent to i-PI: they have the right shapes and are finite."""
         try:
             results = self._evaluate(cells, positions)
         except Dpa3simError:
@@ -376,7 +376,7 @@ class IPIClient:
         return results
 
     def _told_to_exit(self) -> Ending:
-        """Whether an EXIT that came while we computed was the end of i-PI, or only ours.
+        """Whether an EXIT during the computation was the end of i-PI, or only of this client.
 
         Raises:
             _DroppedError: i-PI still listens.
@@ -391,15 +391,15 @@ class IPIClient:
 
 
 class _DroppedError(Exception):
-    """i-PI does not want us any more, but lives; ``probe`` is a new connection to it."""
+    """i-PI dropped this client but continues; ``probe`` is a new connection to it."""
 
     def __init__(self, probe: socket.socket) -> None:
-        super().__init__("dropped by i-PI (timeout?): it closed this connection and listens on")
+        super().__init__("dropped by i-PI (timeout?): it closed this connection but still listens")
         self.probe = probe
 
 
 def _without_copies(cells: np.ndarray, positions: np.ndarray) -> int:
-    """How many structures are left without the copies of the last one that fill a batch."""
+    """The number of structures without the copies of the last one that fill a batch."""
     count = len(positions)
     while count > 1 and (
         positions[count - 1].tobytes() == positions[count - 2].tobytes()
@@ -410,7 +410,7 @@ def _without_copies(cells: np.ndarray, positions: np.ndarray) -> int:
 
 
 def _repeated(results: Results, batch: int) -> Results:
-    """Results with those of the last structure repeated to fill a batch."""
+    """The results, with the last ones repeated to fill a batch."""
     energies, forces, virials, extras = results
     index = np.minimum(np.arange(batch), len(energies) - 1)
     return energies[index], forces[index], virials[index], [extras[k] for k in index]

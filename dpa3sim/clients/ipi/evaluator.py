@@ -1,7 +1,7 @@
-"""The model as i-PI wants it: a batch of beads in, energies, forces and virials out, atomic units.
+"""The model for i-PI: from a batch of beads to energies, forces and virials, in atomic units.
 
-The socket client, the PES file for ``<ffdirect>`` and the tests share this one function of cells
-and positions. The virial is -dE/dstrain, that is ``-V`` times ASE's stress, the potential part
+The socket client, the PES file for ``<ffdirect>`` and the tests share this function of cells and
+positions. The virial is -dE/dstrain, that is ``-V`` times ASE's stress, the potential part
 only; i-PI adds the kinetic part (docs/ipi.md#units-and-layout).
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dpa3sim.potential.evaluation import Evaluation
     from dpa3sim.potential.interface import PotentialLike
 
-# What a result may carry besides energy, forces and virial, in atomic units.
+# Additional quantities that a result may contain, in atomic units.
 EXTRAS: dict[str, Callable[[Evaluation], float | list[float]]] = {
     "energy_atomic": lambda e: (e.energies / Hartree).tolist(),
     "n_edges": lambda e: e.n_edges,
@@ -41,20 +41,20 @@ class BatchEvaluator:
     Every slot of the batch keeps its own neighbour list with a skin; a list is tested by
     minimum-image displacements and renewed only when it could miss a pair, whether atoms were
     wrapped meanwhile or not. Atoms are wrapped here in float64, so that it does not matter how
-    far they have drifted; along axes without periodicity, those of ``structure``, nothing is.
+    far they have drifted; along the non-periodic axes of ``structure`` they are not wrapped.
 
     Args:
-        potentials: one model, or several, of which the mean is returned and each one's energy,
-            forces and virial as extras for ``<ffcommittee>``.
-        structure: gives elements, their order, and which axes are periodic; i-PI sends neither.
-        extras: names among :data:`EXTRAS`; sent as JSON with every result.
+        potentials: one model or several; of several, the mean is returned, and the energy, forces
+            and virial of each as extras for ``<ffcommittee>``.
+        structure: elements, their order, and the periodic axes, which i-PI does not send.
+        extras: names from :data:`EXTRAS`, which are sent as JSON with every result.
 
     Attributes:
-        natoms: atoms of the structure.
-        calls, structures: batches and structures evaluated so far.
+        natoms: number of atoms of the structure.
+        calls, structures: number of batches and structures evaluated so far.
 
     Raises:
-        InputError: the structure cannot be evaluated, or an unknown extra.
+        InputError: the structure cannot be evaluated, or an extra is unknown.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class BatchEvaluator:
             raise InputError("a committee needs at least one model")
         for name in extras:
             if name not in EXTRAS:
-                hint = suggestion(name, EXTRAS) or f"; there are {', '.join(EXTRAS)}"
+                hint = suggestion(name, EXTRAS) or f"; available are {', '.join(EXTRAS)}"
                 raise InputError(f"unknown extra {name!r}" + hint)
         self._extras = tuple(extras)
         self._structure = as_system(structure).copy()
@@ -91,7 +91,7 @@ class BatchEvaluator:
             ``(m, 3, 3)``, hartree; m texts, JSON or empty.
 
         Raises:
-            InputError: a structure that cannot be computed. NonFiniteError: NaN in the answer.
+            InputError: a structure cannot be computed. NonFiniteError: a result is NaN.
         """
         cells, positions = cells * Bohr, positions * Bohr
         m = len(positions)
@@ -110,7 +110,7 @@ class BatchEvaluator:
         return energies.mean(axis=0), forces.mean(axis=0), virials.mean(axis=0), extras
 
     def warm_up(self, batch: int = 1) -> None:
-        """Evaluate the structure alone and ``batch`` times, so that the first step is fast."""
+        """Evaluate the structure once and in a batch, so that the first step is fast."""
         cell = self._structure.cell / Bohr
         positions = self._structure.positions / Bohr
         for m in sorted({1, batch}):
@@ -118,7 +118,7 @@ class BatchEvaluator:
         self.calls = self.structures = 0
 
     def _make(self, cells: np.ndarray, positions: np.ndarray) -> list[System]:
-        """Wrapped structures, from Å."""
+        """Wrapped structures from cells and positions in Å."""
         pbc = self._structure.pbc
         structures = []
         for cell, where in zip(cells, positions, strict=True):
@@ -130,10 +130,10 @@ class BatchEvaluator:
         return structures
 
     def _room(self, m: int) -> int:
-        """Size that a batch of ``m`` is filled up to.
+        """The size to which a batch of ``m`` is filled up.
 
-        On a GPU every size is a program of its own, captured when it comes first; so there are
-        few: 1, 2, 3, 4, 6, 8, 12, 16 ... with at most a third in vain.
+        On a GPU, a separate program is captured for each size when it first occurs; therefore only
+        a few sizes are used: 1, 2, 3, 4, 6, 8, 12, 16 ... with at most a third of them unused.
         """
         if getattr(self._device, "type", "cpu") == "cpu":
             return m
@@ -141,7 +141,7 @@ class BatchEvaluator:
         return 3 * power // 4 if power >= 4 and m <= 3 * power // 4 else power
 
     def _own_device(self) -> AbstractContextManager[object]:
-        """The current CUDA device belongs to a thread, and i-PI calls from several."""
+        """Select the CUDA device, which is set per thread; i-PI calls from several threads."""
         if getattr(self._device, "type", "cpu") != "cuda":
             return nullcontext()
         import torch
@@ -154,7 +154,7 @@ class BatchEvaluator:
         committee: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
         k: int,
     ) -> str:
-        """Extras of structure ``k`` as JSON; empty if nothing was asked for."""
+        """The extras of structure ``k`` as JSON; empty if none were requested."""
         values: dict[str, Any] = {name: EXTRAS[name](members[0]) for name in self._extras}
         if committee is not None:
             # A list for each member, as ffcommittee expects (docs/ipi.md#units-and-layout).

@@ -1,7 +1,7 @@
-"""Input files of i-PI: which atoms, which motion, and where the forces come from.
+"""Input files of i-PI: the atoms, the motion, and the source of the forces.
 
-Everything is XML that i-PI documents. Floats of all files that i-PI
-writes have 17 digits, which is what a float64 needs to come back from a checkpoint as it was.
+All elements are documented by i-PI. Numbers in all files that i-PI writes have 17 digits, which a
+float64 needs to be read back exactly from a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ MOTIONS = ("nve", "nvt", "pimd", "trpmd", "npt", "minimize", "phonons")
 ONE_BEAD = ("nvt", "minimize", "phonons")
 
 # i-PI's poll loop takes what has arrived; with much to send it must wait for all beads, or a
-# batch falls apart (docs/ipi.md#batches).
+# batch is split (docs/ipi.md#batches).
 LATENCY, LONG_LATENCY, LARGE_BATCH = 1e-4, 5e-3, 2000
-# Space around atoms along axes without periodicity, Å: i-PI wants a cell, which cannot matter.
+# Space around atoms along non-periodic axes, Å: i-PI needs a cell, which has no effect.
 MARGIN = 10.0
-# Damping of TRPMD, and about the optimum of PILE: Rossi et al., J. Chem. Phys. 140, 234116 (2014).
+# Damping of TRPMD, and nearly optimal for PILE: Rossi et al., J. Chem. Phys. 140, 234116 (2014).
 PILE_LAMBDA = 0.5
 
-# Energies in eV by the constants of ASE, which is what the forces come with; those of i-PI differ
-# by 1e-7.
+# Energies in eV with the constants of ASE, which the forces use as well; those of i-PI differ by
+# 1e-7.
 PROPERTIES = (
     "step",
     "time{picosecond}",
@@ -56,30 +56,30 @@ CELL_PROPERTIES = ("pressure_cv{gigapascal}", "volume{angstrom3}")
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What i-PI is to do, for :func:`write_inputs`."""
+    """What i-PI should do, for :func:`write_inputs`."""
 
-    motion: str = option("pimd", "what is done with the atoms", choices=MOTIONS)
-    nbeads: int = option(1, "beads of the ring polymers; 1 is classical", minimum=1)
+    motion: str = option("pimd", "how the atoms move", choices=MOTIONS)
+    nbeads: int = option(1, "number of beads of the ring polymers; 1 is classical", minimum=1)
     temperature: float = option(300.0, "temperature", unit="K", minimum=0.0)
     pressure: float = option(0.0, "pressure, for npt", unit="GPa")
     timestep: float = option(0.25, "time step", unit="fs", minimum=1e-3)
     steps: int = option(1000, "total number of steps", minimum=1)
-    transport: str = option("unix", "how the forces get to i-PI", choices=TRANSPORTS)
+    transport: str = option("unix", "how i-PI receives the forces", choices=TRANSPORTS)
     address: str | None = option(None, "name of the unix socket, or host for inet")
-    port: int | None = option(None, "port for inet [a free one]", minimum=1)
+    port: int | None = option(None, "port for inet [a free port]", minimum=1)
     thermostat_time: float = option(
         100.0, "time constant of the thermostat", unit="fs", minimum=1e-3
     )
     barostat_time: float = option(200.0, "time constant of the barostat", unit="fs", minimum=1e-3)
     constrain: str | None = option(
-        None, "atoms that do not move: elements, or indices from 0 as in 0-3,8 [those of the file]"
+        None, "atoms that do not move: elements, or indices from 0 such as 0-3,8 [as in the file]"
     )
-    seed: int = option(31415, "of the random numbers", minimum=0)
+    seed: int = option(31415, "seed of the random numbers", minimum=0)
 
     def __post_init__(self) -> None:
         validate(self)
         if self.nbeads > 1 and self.motion in ONE_BEAD:
-            hint = "; --motion pimd is for beads" if self.motion == "nvt" else ""
+            hint = "; use --motion pimd for beads" if self.motion == "nvt" else ""
             raise InputError(f"motion {self.motion} has one bead, not {self.nbeads}{hint}")
         if self.motion != "minimize" and self.motion != "phonons" and self.temperature <= 0:
             raise InputError(f"temperature = {self.temperature:g} K must be positive")
@@ -89,7 +89,7 @@ class InputSettings:
 
 
 def element(tag: str, /, *content: ET.Element | str | float, **attributes: Any) -> ET.Element:
-    """An XML element; what is no element in ``content`` is its text."""
+    """An XML element; anything in ``content`` that is not an element becomes its text."""
     made = ET.Element(tag, {key: str(value) for key, value in attributes.items()})
     for item in content:
         if isinstance(item, ET.Element):
@@ -106,14 +106,16 @@ def to_xml(root: ET.Element) -> str:
 
 
 def parameters(values: Mapping[str, Any]) -> ET.Element:
-    """The ``<parameters>`` of a forcefield; None is left out.
+    """The ``<parameters>`` of a forcefield; values of None are left out.
 
     Raises:
         InputError: a value with a comma or a brace, which i-PI cannot read.
     """
     for name, value in values.items():
         if value is not None and re.search(r"[,{}\n]", str(value)):
-            raise InputError(f"{name} = {str(value)!r}: i-PI's inputs allow no , {{ or }} there")
+            raise InputError(
+                f"{name} = {str(value)!r}: i-PI's inputs do not allow , {{ or }} there"
+            )
     text = ", ".join(f"{name}: {value}" for name, value in values.items() if value is not None)
     return element("parameters", f"{{ {text} }}")
 
@@ -124,7 +126,7 @@ def read_parameters(text: str) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that nobody listens at now."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])
@@ -133,7 +135,7 @@ def free_port() -> int:
 def socket_forcefield(
     transport: str, address: str, port: int | None, numbers: np.ndarray, nbeads: int
 ) -> ET.Element:
-    """Forces from clients that connect; all beads are one message, with the order of the atoms."""
+    """Forces from clients that connect; one message has all beads and the order of the atoms."""
     made = element("ffsocket", name=FORCEFIELD, mode=transport, pbc="false")
     made.append(element("address", address))
     if transport == "inet":
@@ -148,7 +150,7 @@ def socket_forcefield(
 
 
 def pes_file() -> Path:
-    """The file of our potential for ``<ffdirect>``; nothing of it is loaded."""
+    """The file of our potential for ``<ffdirect>``; it is not loaded."""
     spec = find_spec("dpa3sim.clients.ipi.pes")
     assert spec is not None
     assert spec.origin is not None
@@ -169,12 +171,12 @@ def direct_forcefield(pes: Path, nbeads: int, values: Mapping[str, Any]) -> ET.E
 
 
 def thermostat(mode: str, tau: float, *content: ET.Element) -> ET.Element:
-    """A thermostat with its time, fs."""
+    """A thermostat with its time constant, fs."""
     return element("thermostat", element("tau", tau, units="femtosecond"), *content, mode=mode)
 
 
 def pile(mode: str, tau: float, pile_lambda: float = PILE_LAMBDA) -> ET.Element:
-    """PILE: ``pile_l`` with a local, ``pile_g`` with a global thermostat of the centroids."""
+    """PILE: ``pile_l`` has local thermostats, ``pile_g`` a global one for the centroids."""
     return thermostat(mode, tau, element("pile_lambda", pile_lambda))
 
 
@@ -192,7 +194,7 @@ def dynamics(mode: str, timestep: float, *content: ET.Element) -> ET.Element:
 
 
 def motion(kind: str, content: ET.Element, fixed: Sequence[int] = ()) -> ET.Element:
-    """A ``<motion>``; with fixed atoms their centre of mass is not."""
+    """A ``<motion>``; with fixed atoms, the centre of mass is not fixed."""
     made = element("motion", mode=kind)
     if fixed:
         made.append(element("fixcom", "False"))
@@ -202,7 +204,7 @@ def motion(kind: str, content: ET.Element, fixed: Sequence[int] = ()) -> ET.Elem
 
 
 def initialize(nbeads: int, structure: str, temperature: float | None) -> ET.Element:
-    """Positions and cell from a file; velocities of a temperature in K, or none."""
+    """Positions and cell from a file; thermal velocities at a temperature in K, or none."""
     file = element("file", structure, mode="ase", units="angstrom")
     made = element("initialize", file, nbeads=nbeads)
     if temperature is not None:
@@ -239,10 +241,10 @@ def simulation(
     prefix: str = PREFIX,
     mode: str = "md",
 ) -> ET.Element:
-    """A whole input with one system.
+    """A complete input with one system.
 
-    Threads of i-PI are off: with one system they gain nothing, and they would call a potential in
-    the same process from changing threads.
+    i-PI's threads are off: with one system they bring no advantage, and they would call a potential
+    in the same process from changing threads.
     """
     forces = element("forces", element("force", forcefield=forcefield.get("name")))
     return element(
@@ -263,7 +265,7 @@ def simulation(
 
 
 def standardized(atoms: Atoms) -> Atoms:
-    """The structure as i-PI wants it: a along x, b in the xy plane, right-handed, with a cell.
+    """The structure in i-PI's orientation: a along x, b in the xy plane, right-handed, with a cell.
 
     i-PI's cells are triangular and have three dimensions. Positions rotate with the cell; axes
     without periodicity get vectors that enclose the atoms. Masses and the extra inputs of models
@@ -287,7 +289,7 @@ def standardized(atoms: Atoms) -> Atoms:
 
 
 def _full_cell(atoms: Atoms) -> Any:
-    """Three right-handed lattice vectors; those along axes without periodicity are made up."""
+    """Three right-handed lattice vectors; those along non-periodic axes are chosen freely."""
     from ase.cell import Cell
 
     vectors = np.array(atoms.cell.complete())
@@ -307,13 +309,13 @@ def fixed_atoms(atoms: Atoms, constrain: str | None) -> list[int]:
     """Indices of the atoms that do not move, ascending.
 
     Args:
-        atoms: the structure, whose ``FixAtoms`` count where nothing is asked for.
+        atoms: the structure, whose ``FixAtoms`` are used if ``constrain`` is None.
         constrain: elements or indices from 0, ranges inclusive, separated by commas or blanks;
-            ``none`` is none at all.
+            ``none`` frees all atoms.
 
     Raises:
-        InputError: something else, an element that is not there, an index out of range, all atoms,
-            or a constraint of the structure that i-PI does not have.
+        InputError: a word is not valid, an element is not there, an index is out of range, all
+            atoms are fixed, or i-PI does not support a constraint of the structure.
     """
     if constrain is None:
         found = _fixed_in(atoms)
@@ -335,15 +337,15 @@ def _fixed_in(atoms: Atoms) -> set[int]:
     for constraint in atoms.constraints:
         if not isinstance(constraint, FixAtoms):
             raise InputError(
-                f"the structure has a constraint {type(constraint).__name__}; i-PI fixes whole "
-                "atoms only: name them by --constrain, or --constrain none"
+                f"the structure has a constraint {type(constraint).__name__}; i-PI can only fix "
+                "whole atoms: select them with --constrain, or use --constrain none"
             )
         found |= {int(i) for i in constraint.get_indices()}
     return found
 
 
 def _named(atoms: Atoms, word: str) -> set[int]:
-    """Indices that one word of ``constrain`` stands for."""
+    """The indices that one word of ``constrain`` selects."""
     if match := re.fullmatch(r"(\d+)(?:-(\d+))?", word):
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < len(atoms):
@@ -352,7 +354,7 @@ def _named(atoms: Atoms, word: str) -> set[int]:
     found = {i for i, symbol in enumerate(atoms.symbols) if symbol == word}
     if not found:
         known = ", ".join(sorted(set(atoms.symbols)))
-        raise InputError(f"constrain: {word!r} is no index, and no element of these: {known}")
+        raise InputError(f"constrain: {word!r} is neither an index nor one of the elements {known}")
     return found
 
 
@@ -374,19 +376,19 @@ def write_inputs(
     """Write ``input.xml``, ``init.extxyz`` and ``run.sh``.
 
     Args:
-        folder: where to; made if absent.
+        folder: the output folder; created if it does not exist.
         atoms: the structure.
-        settings: what i-PI is to do.
+        settings: what i-PI should do.
         model: options of the model that are not the default: model, head, device, dtype ...
 
     Raises:
-        InputError: npt without three periodic axes, or something that an input cannot hold.
+        InputError: npt lacks three periodic axes, or the input cannot express a setting.
     """
     if settings.motion == "npt" and not all(atoms.pbc):
         raise InputError("npt needs a structure that is periodic along all three axes")
     fixed = fixed_atoms(atoms, settings.constrain)
     if fixed and settings.motion == "npt":
-        raise InputError("npt scales all atoms with the cell; constrained ones cannot be kept")
+        raise InputError("npt scales all atoms with the cell; atoms cannot be constrained")
     folder.mkdir(parents=True, exist_ok=True)
     ready = standardized(atoms)
     if settings.transport == "ffdirect":
@@ -409,7 +411,7 @@ def write_inputs(
 def _simulation(
     settings: InputSettings, forcefield: ET.Element, natoms: int, fixed: Sequence[int]
 ) -> ET.Element:
-    """The input of one of the motions."""
+    """The input for one of the motions."""
     s = settings
     moves = s.motion not in ("minimize", "phonons")
     start = initialize(s.nbeads, STRUCTURE, s.temperature if moves else None)
@@ -485,7 +487,7 @@ def _address(folder: Path, settings: InputSettings) -> tuple[str, int | None]:
 
 _SCRIPT = """\
 #!/bin/sh
-# Runs i-PI on input.xml, or goes on from RESTART if that is there{comment}
+# Runs i-PI on input.xml, or continues from RESTART if it exists{comment}
 cd "$(dirname "$0")" || exit 2
 input={input}
 if [ -f RESTART ]; then input=RESTART; fi

@@ -8,8 +8,8 @@
     </ffdirect>
 
 i-PI executes this file and only does ``DPA3PES(**parameters)`` and ``pes(cell, positions)``;
-nothing of i-PI is imported (docs/ipi.md#inside-i-pis-process). No sockets, no waiting: the
-fastest way for path integrals.
+nothing is imported from i-PI (docs/ipi.md#inside-i-pis-process). Without sockets and waiting, this
+is the fastest way to run path integrals.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class DPA3PES:
     """The model, called by i-PI with one structure or a list of them.
 
     Args:
-        structure: file that ASE reads, gives elements, their order and the periodic axes.
+        structure: file with the elements, their order and the periodic axes.
         extras: names of :data:`dpa3sim.clients.ipi.evaluator.EXTRAS`, separated by ``;``.
-        verbosity: i-PI adds it; not used.
+        verbosity: added by i-PI; it is not used.
         options: those of :class:`ModelSettings`: model (several, for a committee, separated by
             ``;``), head, device, dtype ...; and elements and format of the structure, see
-            :class:`ReadingSettings`. All may be left out.
+            :class:`ReadingSettings`. All of them are optional.
 
     Raises:
-        InputError: an unknown parameter, or a value that is not allowed.
-        CheckpointError: a model that cannot be read.
+        InputError: a parameter is unknown, or a value is not allowed.
+        CheckpointError: a model cannot be read.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class DPA3PES:
         **options: Any,
     ) -> None:
         if structure is None:
-            raise InputError("the parameter structure is needed: a file with all atoms in order")
+            raise InputError("the parameter structure is missing: a file with all atoms in order")
         models: list[str | None] = [*_words(options.pop("model", ""))] or [None]
         given = ReadingSettings(
             **{k: str(options.pop(k)) for k in ("elements", "format") if k in options}
@@ -72,7 +72,7 @@ class DPA3PES:
         self._evaluate.warm_up()
 
     def __call__(self, cell: Any, positions: Any) -> Result | list[Result]:
-        """Evaluate one structure or a list; a list gives a list, also of length 1.
+        """Evaluate one structure or a list; the result for a list is a list, even of length 1.
 
         Args:
             cell: ``(3, 3)`` lattice vectors as columns, bohr, or a list of them.
@@ -99,7 +99,7 @@ class DPA3PES:
             )
         rows = np.stack([np.asarray(c, dtype=np.float64).T for c in cells])
         energies, forces, virials, extras = self._evaluate(rows, where)
-        # i-PI zeroes the lower triangle of each virial in place: copies.
+        # Copies, because i-PI sets the lower triangle of each virial to zero in place.
         return [
             (float(e), np.array(f), np.array(w.T), x)
             for e, f, w, x in zip(energies, forces, virials, extras, strict=True)
@@ -107,15 +107,15 @@ class DPA3PES:
 
 
 def _settings(options: dict[str, Any]) -> ModelSettings:
-    """Settings of the model from what i-PI made of the text between the braces."""
+    """Settings of the model from the values that i-PI parsed between the braces."""
     known = options_of.options(ModelSettings)
     for name in options:
         if name not in known:
             names = ("structure", "extras", *known)
             hint = options_of.suggestion(name, names)
-            raise InputError(f"unknown parameter {name!r}{hint}; there are {', '.join(names)}")
+            raise InputError(f"unknown parameter {name!r}{hint}; known are {', '.join(names)}")
     given: dict[str, Any] = {
-        # i-PI turns what looks like a number or a truth value into one.
+        # i-PI converts what looks like a number or a truth value.
         name: str(value) if known[name][0] is str and value is not None else value
         for name, value in options.items()
     }
@@ -123,14 +123,14 @@ def _settings(options: dict[str, Any]) -> ModelSettings:
 
 
 def _words(text: Any) -> list[str]:
-    """What a parameter lists; i-PI takes commas for itself."""
+    """The items of a parameter, separated by semicolons because i-PI splits at commas."""
     return [word.strip() for word in str(text).split(";") if word.strip()]
 
 
 def _stop_if_nobody_listens() -> None:
-    """End i-PI where an exception would only end its polling thread, and leave it hanging.
+    """End i-PI if an exception would only end its polling thread and leave it hanging.
 
-    With ``threaded='True'`` the potential is called from a thread whose death nobody notices.
+    With ``threaded='True'``, the potential is called from a thread whose end i-PI does not notice.
     """
     if not threading.current_thread().name.startswith("poll_"):
         return
@@ -140,7 +140,7 @@ def _stop_if_nobody_listens() -> None:
     else:
         traceback.print_exc()
     softexit = getattr(sys.modules.get("ipi.utils.softexit"), "softexit", None)
-    if softexit is not None:  # writes RESTART and tells the clients
+    if softexit is not None:  # writes RESTART and notifies the clients
         softexit.cleanup("restartable", "the potential failed.")
     sys.stdout.flush()
     os._exit(getattr(error, "exit_code", 1))

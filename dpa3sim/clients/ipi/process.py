@@ -1,4 +1,4 @@
-"""i-PI as a child process: started, followed, stopped, and its errors told."""
+"""i-PI as a child process: start it, follow it, stop it, and report its errors."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LOG_TAIL = 2000
 
 @dataclass(frozen=True)
 class Status:
-    """How far a simulation is.
+    """The progress of a simulation.
 
     Attributes:
-        step, steps: done, and to do in all.
+        step, steps: steps done, and total number of steps.
         row: the last row of the table.
-        seconds: since the first row of this process, without loading; done: steps since then.
+        seconds: time since the first row of this process; done: steps since then.
     """
 
     step: int
@@ -44,15 +44,15 @@ class Status:
 
 
 def log_file(prefix: str) -> str:
-    """Name of the file that has what i-PI prints."""
+    """Name of the file with i-PI's output."""
     return f"{prefix}.log"
 
 
 class Server:
-    """i-PI in a child process, running ``PREFIX.xml`` up to ``steps`` steps from where it was.
+    """i-PI in a child process that runs ``PREFIX.xml`` from its last state to step ``steps``.
 
-    The child has this Python and this package. It ends after its step, with the state saved, when
-    this process is gone, or leaves the block before it has ended by itself.
+    The child uses this Python and this package. If this process ends or leaves the block first, the
+    child ends after its step and saves its state.
     """
 
     def __init__(self, folder: Path, prefix: str, steps: int) -> None:
@@ -70,7 +70,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # The terminal's Ctrl-C is for us, who pass it on once.
+                # Ctrl-C of the terminal goes to this process, which passes it on once.
                 start_new_session=True,
             )
 
@@ -84,29 +84,29 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether it is still running."""
         return self._child.poll() is None
 
     def finish(self) -> None:
-        """Wait for its end.
+        """Wait until it ends.
 
         Raises:
             KeyboardInterrupt: the simulation was stopped from outside.
-            InputError: i-PI or the model refuses the input. NonFiniteError: the model's answer is
-                not finite, or the atoms are where it has none.
+            InputError: i-PI or the model refuses the input. NonFiniteError: the model's result is
+                not finite, or the model cannot evaluate the configuration.
             ConnectionLostError: i-PI was killed, or failed for another reason.
         """
         code = self._child.wait()
-        # A kill after the last save has cost nothing.
+        # After a kill following the last save, everything is there.
         if code and saved_step(self._folder, self._prefix) < self._steps:
             _tell(code, self._log, self._offset)
 
 
 def simulate(folder: Path, prefix: str, steps: int, progress: Callable[[Status], None]) -> None:
-    """Run ``PREFIX.xml`` in ``folder`` up to ``steps`` steps, from where it was, and follow it.
+    """Run ``PREFIX.xml`` in ``folder`` from its last state to step ``steps``, and follow it.
 
     Raises:
-        KeyboardInterrupt: here; others as :meth:`Server.finish`.
+        KeyboardInterrupt: this process was interrupted; others as :meth:`Server.finish`.
     """
     start = saved_step(folder, prefix)
     if start >= steps:
@@ -126,7 +126,7 @@ def simulate(folder: Path, prefix: str, steps: int, progress: Callable[[Status],
 
 
 def _tell(code: int, log: Path, offset: int) -> NoReturn:
-    """Raise what the end of the child's log says."""
+    """Raise the error that the end of the child's log reports."""
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     if code < 0:

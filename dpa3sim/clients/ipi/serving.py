@@ -1,4 +1,4 @@
-"""Anything that computes energies and forces, served to i-PI."""
+"""Serve i-PI with anything that computes energies and forces."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 class Settings:
     """How to serve i-PI."""
 
-    extras: str = option("", "what to send besides forces, as JSON: energy_atomic, n_edges ...")
-    batch: int = option(1, "structures that i-PI sends at a time, to warm up for", minimum=1)
-    wait: float = option(60.0, "how long to wait for i-PI to listen", unit="s", minimum=0.0)
+    extras: str = option("", "additional quantities to send, as JSON: energy_atomic, n_edges ...")
+    batch: int = option(
+        1, "structures per message of i-PI; the model is warmed up for this number", minimum=1
+    )
+    wait: float = option(60.0, "time to wait until i-PI listens", unit="s", minimum=0.0)
     reconnect: int = option(
-        0, "how many lost connections are followed by waiting for another i-PI", minimum=0
+        0, "how often to wait for another i-PI after a lost connection", minimum=0
     )
 
     def __post_init__(self) -> None:
@@ -36,7 +38,7 @@ class Settings:
 
     @property
     def extra_names(self) -> list[str]:
-        """The extras, one by one."""
+        """The names of the extras."""
         return [name.strip() for name in self.extras.split(",") if name.strip()]
 
 
@@ -53,10 +55,10 @@ def serve(
     Args:
         what: a :class:`Potential`, a client of an engine, any ASE calculator, or a function as
             :data:`dpa3sim.clients.ipi.wire.Evaluate`.
-        structure: elements, their order and periodic axes, with a cell and positions to warm up.
+        structure: elements, their order and periodic axes, and cell and positions for the warm-up.
         address: name or path of a unix socket, or host and port.
         settings: see :class:`Settings`.
-        say: gets lines for the user.
+        say: receives lines for the user.
 
     Raises:
         InputError: bad arguments; others as :meth:`IPIClient.run`.
@@ -74,7 +76,7 @@ def make_client(
     say: Callable[[str], None] = lambda line: None,
     verbose: bool = False,
 ) -> IPIClient:
-    """A client with a warm evaluator, not yet connected; for the arguments, see :func:`serve`."""
+    """A client with a warmed-up evaluator, not yet connected; see :func:`serve`."""
     evaluate = make_evaluator(what, structure, settings)
     if isinstance(address, tuple):
         address = Address(host=address[0], port=address[1])
@@ -93,19 +95,19 @@ def make_client(
 
 
 def make_evaluator(what: Any, structure: Atoms, settings: Settings) -> Evaluate:
-    """A warm evaluator of anything that :func:`serve` takes, or of a list of potentials."""
+    """A warmed-up evaluator of anything that :func:`serve` accepts, or a list of potentials."""
     from ase.calculators.calculator import BaseCalculator
 
     from dpa3sim.clients.ipi.evaluator import BatchEvaluator
     from dpa3sim.potential.interface import PotentialLike
 
-    potentials = getattr(what, "potential", what)  # of our own calculator: batched
+    potentials = getattr(what, "potential", what)  # our own calculator is batched
     if isinstance(potentials, PotentialLike | list):
         batched = BatchEvaluator(_as_list(potentials), structure, settings.extra_names)
         batched.warm_up(settings.batch)
         return batched
     if settings.extra_names:
-        raise InputError(f"extras {settings.extras!r} are only there with a DPA3 model")
+        raise InputError(f"extras {settings.extras!r} are available with a DPA3 model only")
     if isinstance(what, BaseCalculator):
         single = CalculatorEvaluator(what, structure)
         single.warm_up()
@@ -113,7 +115,7 @@ def make_evaluator(what: Any, structure: Atoms, settings: Settings) -> Evaluate:
     if callable(what):
         evaluate: Evaluate = what
         return evaluate
-    raise InputError(f"{what!r} is no potential, ASE calculator or function")
+    raise InputError(f"{what!r} is not a potential, an ASE calculator or a function")
 
 
 def _as_list(potentials: PotentialLike | list[PotentialLike]) -> list[PotentialLike]:
@@ -124,11 +126,11 @@ class CalculatorEvaluator:
     """Any ASE calculator, one structure after the other.
 
     Args:
-        calculator: must give stresses for periodic structures; there is no virial of zero.
+        calculator: must provide stresses for periodic structures; the virial is never set to zero.
         structure: elements, their order and periodic axes.
 
     Raises:
-        InputError: no stresses for a periodic structure.
+        InputError: it provides no stresses for a periodic structure.
     """
 
     def __init__(self, calculator: Any, structure: Atoms) -> None:
@@ -137,7 +139,7 @@ class CalculatorEvaluator:
         self._is_periodic = bool(structure.pbc.any())
         if self._is_periodic and "stress" not in calculator.implemented_properties:
             raise InputError(
-                f"{type(calculator).__name__} gives no stress, and i-PI needs the virial of a "
+                f"{type(calculator).__name__} provides no stress, and i-PI needs the virial of a "
                 "periodic structure"
             )
 
@@ -161,7 +163,7 @@ class CalculatorEvaluator:
             if self._is_periodic:
                 stress = atoms.get_stress(voigt=False, apply_constraint=False)
                 virials[k] = stress * (-atoms.get_volume() / Hartree)
-            else:  # without a cell the strain moves atoms only
+            else:  # without a cell the strain moves the atoms only
                 w = positions[k].T @ forces[k]
                 virials[k] = 0.5 * (w + w.T)
         return energies, forces, virials, [""] * m

@@ -1,17 +1,17 @@
-"""i-PI in a process of its own that can be stopped, killed and continued without a trace.
+"""i-PI in its own process, which can be stopped, killed and continued without a trace.
 
 ``python -m dpa3sim.clients.ipi.simulate PREFIX STEPS [STARTER]`` runs ``PREFIX.xml`` in the current
-folder up to STEPS steps, unless the process STARTER is gone already. Every few seconds, and at the
-end,
-``PREFIX.RESTART`` is replaced as a whole: i-PI's own checkpoint, headed by a comment with what it
-lacks. Started again, outputs are cut to where they were at that moment, and the trajectory goes on
-bit for bit as if nothing had happened.
+folder up to STEPS steps, unless the process STARTER is gone already. Every few seconds and at the
+end, ``PREFIX.RESTART`` is replaced as a whole. It is i-PI's own checkpoint, after a comment with
+the data that it lacks. After a restart, outputs are cut to their length at that moment, and the
+trajectory continues bit for bit as if nothing had happened.
 
-i-PI alone does that to about 1e-16 only: it keeps positions as normal modes between steps but saves
-beads, removes the motion of the centre of mass once more when it starts, and divides the heat of
-its thermostats anew. So after every step the state is made a function of what is saved.
+i-PI alone continues with deviations of about 1e-16: it keeps positions as normal modes between
+steps but saves beads, removes the centre-of-mass momentum again when it starts, and redistributes
+the heat of its thermostats. Therefore, after every step, the state is made a function of the saved
+data.
 
-The code that imports i-PI's internals is all in this module.
+All code that imports i-PI's internals is in this module.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from dpa3sim.common.errors import INTERRUPTED, Dpa3simError, InputError, Unphysi
 from dpa3sim.common.files import atomic_write, lock_folder, usual_recursion
 
 CHECKPOINT_SECONDS = 10.0
-# Of a large system, which takes long to write: so many times as long between two.
+# For large systems, which take long to write: this many times as long between two checkpoints.
 CHECKPOINT_SHARE = 20.0
 FLUSH_SECONDS = 0.5
-# How long to wait for an earlier process in the same folder, which ends after its step.
+# Time to wait for an earlier process in the same folder, which ends after its step, s.
 LOCK_SECONDS = 60.0
 ERROR = "dpa3sim: error: "
 
@@ -45,7 +45,7 @@ def restart_file(prefix: str) -> str:
 
 
 def saved_step(folder: Path, prefix: str) -> int:
-    """The step that a calculation will continue from; 0 where nothing is saved."""
+    """The step from which a calculation continues; 0 if nothing is saved."""
     try:
         text = (folder / restart_file(prefix)).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -57,10 +57,10 @@ def saved_step(folder: Path, prefix: str) -> int:
 
 
 def _header(text: str) -> dict[str, Any]:
-    """What the first line of a checkpoint says.
+    """The header in the first line of a checkpoint.
 
     Raises:
-        InputError: it is not whole.
+        InputError: the checkpoint is damaged.
     """
     match = re.match(r"<!-- (\{.*\}) -->\n", text)
     try:
@@ -80,10 +80,10 @@ def _sha256(header: dict[str, Any], body: str) -> str:
 
 
 class Simulation:
-    """i-PI's simulation, from the input or from the checkpoint, in the current folder.
+    """i-PI's simulation in the current folder, from the input or the checkpoint.
 
     Args:
-        prefix: of all files. steps: total number of them. parent: without it, the run ends.
+        prefix: of all files. steps: total number. parent: the process without which the run ends.
 
     Raises:
         InputError: a damaged checkpoint.
@@ -107,7 +107,7 @@ class Simulation:
                 kept.update(p=system.beads.p.copy(), heat=system.ensemble.eens)
 
         self.ipi = IPISimulation.load_from_xml(text, post_init_hook=before_binding)
-        # States are stored here; RESTART of a bare i-PI would want every step.
+        # States are stored here; i-PI's own RESTART would be written every step.
         self._safe_stride, self.ipi.safe_stride = self.ipi.safe_stride, sys.maxsize
         (self._system,) = self.ipi.syslist
         if header is not None:
@@ -121,10 +121,10 @@ class Simulation:
         self.ipi.run_step = self._step
 
     def run(self) -> bool:
-        """Run; True if all steps were done, False if stopped before.
+        """Run; the result is True if all steps were done, False if the run was stopped before.
 
         Raises:
-            UnphysicalError: the atoms went where the model has no answer.
+            UnphysicalError: the atoms reached a configuration that the model cannot evaluate.
         """
         from ipi.utils.softexit import softexit
 
@@ -132,7 +132,7 @@ class Simulation:
             try:
                 self.ipi.run()
             finally:
-                self.ipi.stop()  # of forcefields: sockets are closed and removed
+                self.ipi.stop()  # stops forcefields: sockets are closed and removed
         except InputError as error:  # the first structure could be computed
             raise UnphysicalError(f"in step {self.ipi.step + 1}: {error}") from None
         except Dpa3simError as error:
@@ -147,7 +147,7 @@ class Simulation:
         return True
 
     def _step(self, step: int) -> None:
-        """Called before each step, when everything about the one before has been written."""
+        """Called before each step, after everything about the previous one has been written."""
         self._settle()
         now = time.monotonic()
         self.stopping |= os.getppid() != self._parent
@@ -166,22 +166,22 @@ class Simulation:
     # -- the state -------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Make the state a function of what a checkpoint holds: positions, momenta, cell."""
+        """Make the state a function of the content of a checkpoint: positions, momenta, cell."""
         from ipi.utils.depend import dstrip
 
         beads, nm = self._system.beads, self._system.nm
-        # Written past i-PI's bookkeeping, which would take the forces for outdated.
+        # This bypasses i-PI's bookkeeping, which would consider the forces outdated.
         dstrip(nm.qnm)[:] = nm.transform.b2nm(dstrip(beads.q))
         beads.p[:] = dstrip(beads.p).copy()
 
     def _thermostats(self) -> Iterable[Any]:
-        """The thermostats of the normal modes, each with its own heat."""
+        """The thermostats of the normal modes, each of which has its own heat."""
         thermostat = getattr(self._system.motion, "thermostat", None)
         thermostats: list[Any] = getattr(thermostat, "_thermos", [])
         return thermostats
 
     def _save(self, step: int) -> None:
-        """Replace the checkpoint; outputs are on the disk before it says how long they are."""
+        """Replace the checkpoint; the outputs are on the disk before it records their length."""
         began = time.monotonic()
         sizes = self._flush(sync=True)
         self.ipi.chk.store()
@@ -197,7 +197,7 @@ class Simulation:
         self._pause = max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * (self._saved - began))
 
     def _flush(self, sync: bool = False) -> dict[str, int]:
-        """Hand all output to the system; returns the sizes of the files."""
+        """Flush all output; returns the sizes of the files."""
         sizes = {}
         for output in self.ipi.outputs:
             streams = output.out if isinstance(output.out, list) else [output.out]
@@ -212,7 +212,7 @@ class Simulation:
         return sizes
 
     def _restore(self) -> tuple[dict[str, Any] | None, str]:
-        """The header and the text to start from; outputs are cut, or removed if it begins."""
+        """The header and the text to start from; outputs are cut, or removed for a new run."""
         path = Path(restart_file(self.prefix))
         if not path.exists():
             for leftover in Path().glob(f"{self.prefix}.*"):
@@ -223,18 +223,18 @@ class Simulation:
         header = _header(text)
         for name, size in header["bytes"].items():
             if Path(name).name != name or not Path(name).is_file():
-                raise InputError(f"{name} is not there any more; --force starts again")
+                raise InputError(f"{name} is missing; --force starts again")
             if os.path.getsize(name) < size:
-                raise InputError(f"{name} is shorter than it was; --force starts again")
+                raise InputError(f"{name} is shorter than recorded; --force starts again")
             os.truncate(name, size)
         return header, text
 
 
 def wait_for_folder() -> None:
-    """Wait until no other process computes in the current folder; the lock ends with this one.
+    """Wait until no other process uses the current folder; the lock ends with this process.
 
     Raises:
-        InputError: another one goes on.
+        InputError: another process continues to use it.
     """
     end = time.monotonic() + LOCK_SECONDS
     while True:
@@ -248,7 +248,7 @@ def wait_for_folder() -> None:
 
 
 def _is_alive(process: int) -> bool:
-    """Whether there is a process of this number, as far as one can ask."""
+    """Whether a process with this number exists, as far as the system tells."""
     if os.name != "posix":
         return True
     try:
@@ -259,10 +259,10 @@ def _is_alive(process: int) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Run, and say in the last line what was wrong."""
+    """Run, and print an error in the last line."""
     prefix, steps, *starter = arguments
     parent = os.getppid()
-    # It may have been gone before we could ask, and must not leave us behind; then it is another.
+    # The starter may have ended before; then the parent is another process, and we must end, too.
     if starter and not _is_alive(int(starter[0])):
         return INTERRUPTED
     try:
@@ -278,5 +278,5 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of torch may crash while the interpreter takes itself apart; all is on the disk.
+    # Threads of torch may crash during the shutdown of the interpreter; everything is on the disk.
     os._exit(status)

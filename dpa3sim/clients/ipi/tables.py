@@ -11,17 +11,17 @@ import numpy as np
 
 from dpa3sim.common.errors import InputError
 
-# More than a row has, so that a look at the end of a file finds the last one.
+# More than the length of a row, so that the end of a file contains the last one.
 TAIL_BYTES = 2**14
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a table by the names that the input asked for, as ``potential{ase}``.
+    """The columns of a table by their names in the input, such as ``potential{ase}``.
 
-    Those of one number have the shape ``(n_rows,)``, others ``(n_rows, n_columns)``.
+    Scalar quantities have the shape ``(n_rows,)``, others ``(n_rows, n_columns)``.
 
     Raises:
-        InputError: no such table.
+        InputError: there is no such table.
     """
     names: dict[str, tuple[int, int | None]] = {}
     try:
@@ -37,10 +37,10 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read ({reason})") from None
     if not names:
-        raise InputError(f"{path}: no table of i-PI's properties")
+        raise InputError(f"{path}: not a table of i-PI's properties")
     width = max(last or first + 1 for first, last in names.values())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a table without rows
+        warnings.simplefilter("ignore", UserWarning)  # for a table without rows
         try:
             data = np.loadtxt(path, ndmin=2).reshape(-1, width)
         except ValueError as error:
@@ -52,14 +52,14 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
 
 
 def last_row(path: Path) -> Sequence[float] | None:
-    """The last complete row of a table that is being written; None where there is none yet."""
+    """The last complete row of a table that is being written; None if there is none yet."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return None
-    # The first may be the rest of a row.
+    # The first line may be the rest of a row.
     for line in reversed(lines[1:]):
         if line.strip() and not line.startswith(b"#"):
             return [float(word) for word in line.split()]

@@ -1,8 +1,9 @@
 """The i-PI protocol as bytes on a socket, single and batched, with or without shared memory.
 
-i-PI is the server, whoever provides forces the client. Headers are 12 ASCII bytes; numbers are
-native int32 and float64 in atomic units; cells and virials travel transposed, with lattice vectors
-as columns (docs/ipi.md#on-the-wire). Nothing here knows of a model, of torch or of i-PI's own code.
+i-PI is the server, and the program that computes forces is the client. Headers are 12 ASCII bytes;
+numbers are native int32 and float64 in atomic units; cells and virials are transposed, with lattice
+vectors as columns (docs/ipi.md#on-the-wire). This module does not depend on a model, on torch or on
+i-PI's own code.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ HEADER_LENGTH = 12
 STATUS, INIT, POSDATA, GETFORCE, EXIT = "STATUS", "INIT", "POSDATA", "GETFORCE", "EXIT"
 NEEDINIT, READY, HAVEDATA, FORCEREADY = "NEEDINIT", "READY", "HAVEDATA", "FORCEREADY"
 UNIX_PREFIX = "/tmp/ipi_"
-# The parameter of an ffsocket by which i-PI tells us for which atoms it was set up.
+# The parameter of an ffsocket that identifies the atoms for which i-PI was set up.
 ORDER_PARAMETER = "dpa3sim_order"
 
-# More than these are no message but noise.
+# Larger numbers do not come from a valid message.
 MAX_ATOMS, MAX_BATCH, MAX_TEXT = 10**7, 10**6, 10**8
 
 Results = tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[str]]
@@ -41,15 +42,15 @@ Evaluate = Callable[[np.ndarray, np.ndarray], Results]
 def order_hash(numbers: Sequence[int] | np.ndarray) -> str:
     """Hash of atomic numbers in their order, for ``<parameters> { dpa3sim_order: ... }``.
 
-    i-PI sends no elements: this is the only way to notice that its atoms have another order than
-    ours (docs/ipi.md#the-client). The leading letter keeps i-PI from taking it for a number.
+    i-PI does not send the elements: this is the only way to detect another order of the atoms
+    (docs/ipi.md#the-client). The leading letter keeps i-PI from reading it as a number.
     """
     text = ",".join(str(int(z)) for z in numbers)
     return "z" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def pack_header(name: str) -> bytes:
-    """A header as sent."""
+    """A header as it is sent."""
     return name.ljust(HEADER_LENGTH).encode("ascii")
 
 
@@ -64,8 +65,8 @@ class Address:
     """Where i-PI listens: a unix socket, or a host and a port.
 
     Attributes:
-        path: of the unix socket, None for inet.
-        host, port: of inet.
+        path: path of the unix socket, None for inet.
+        host, port: address for inet.
     """
 
     path: str | None = None
@@ -74,7 +75,7 @@ class Address:
 
     @classmethod
     def unix(cls, name: str, prefix: str = UNIX_PREFIX) -> Address:
-        """The socket that i-PI makes for ``<address> name </address>``; or a full path."""
+        """The socket that i-PI creates for ``<address> name </address>``, or a full path."""
         return cls(path=name if "/" in name else prefix + name)
 
     def __str__(self) -> str:
@@ -84,7 +85,7 @@ class Address:
         """A connected blocking socket.
 
         Raises:
-            OSError: nobody listens there.
+            OSError: no server listens there.
         """
         if self.path is not None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -96,14 +97,14 @@ class Address:
             return sock
         sock = socket.create_connection((self.host, self.port), timeout=5.0)
         sock.settimeout(None)
-        # Messages are small and each waits for its answer.
+        # Messages are small, and each of them waits for its answer.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return sock
 
 
 class Connection:
-    """Exact reads and writes: however the bytes arrive, a read returns when all are there.
+    """Exact reads and writes: a read returns when all bytes have arrived.
 
     Attributes:
         sock: the connected socket, blocking.
@@ -117,7 +118,8 @@ class Connection:
         """The next header; None if the server has closed the connection before it.
 
         Raises:
-            ConnectionLostError: it was reset, or closed inside the header. ProtocolError: no ASCII.
+            ConnectionLostError: it was reset, or closed in the middle of the header.
+            ProtocolError: the header is not ASCII.
         """
         first = self._receive(HEADER_LENGTH)
         if not first:
@@ -126,10 +128,10 @@ class Connection:
         try:
             return data.decode("ascii").rstrip(" \0")
         except UnicodeDecodeError:
-            raise ProtocolError(f"no header of the i-PI protocol: {data!r}") from None
+            raise ProtocolError(f"not a header of the i-PI protocol: {data!r}") from None
 
     def read(self, count: int) -> bytes:
-        """So many bytes."""
+        """Read ``count`` bytes."""
         buffer = bytearray(count)
         self.read_into(memoryview(buffer))
         return bytes(buffer)
@@ -138,7 +140,7 @@ class Connection:
         """Fill ``view``.
 
         Raises:
-            ConnectionLostError: the connection ended before.
+            ConnectionLostError: the connection ended too early.
         """
         done = min(len(self._returned), len(view))
         view[:done] = self._returned[:done]
@@ -159,7 +161,7 @@ class Connection:
         return array
 
     def read_int(self, what: str, largest: int) -> int:
-        """An int32 that must be from 0 to ``largest``.
+        """Read an int32 that must be between 0 and ``largest``.
 
         Raises:
             ProtocolError: it is not.
@@ -170,7 +172,7 @@ class Connection:
         return value
 
     def read_text(self, what: str) -> str:
-        """A length and so many bytes."""
+        """Read a length and so many bytes."""
         return self.read(self.read_int(f"length of {what}", MAX_TEXT)).decode("utf-8", "replace")
 
     def put_back(self, data: bytes) -> None:
@@ -178,10 +180,10 @@ class Connection:
         self._returned = data + self._returned
 
     def readable(self, timeout: float, *others: int) -> bool:
-        """Whether there is something to read, or the end, within ``timeout`` s.
+        """Whether there are bytes to read, or the end, within ``timeout`` s.
 
         Waiting also ends when one of the file descriptors ``others`` can be read; a negative
-        timeout waits for ever.
+        timeout waits forever.
         """
         if self._returned:
             return True
@@ -203,14 +205,14 @@ class Connection:
             raise ConnectionLostError(f"connection lost ({error.strerror})") from None
 
     def close(self, patience: float) -> bytes:
-        """Tell the server that nothing more comes, read what it still sends, then close.
+        """Announce the end to the server, read what it still sends, then close.
 
         A connection that is closed with unread bytes is reset, and a reset at the wrong moment
-        kills the polling thread of i-PI 3.3, which then hangs for ever. So wait until it has
-        closed as well, at most ``patience`` s (docs/ipi.md#when-a-client-fails).
+        kills the polling thread of i-PI 3.3, which then hangs forever. So wait until the server has
+        closed it as well, at most ``patience`` s (docs/ipi.md#when-a-client-fails).
 
         Returns:
-            What was still read.
+            The bytes that were still read.
         """
         tail = self._returned
         with suppress(OSError, ConnectionLostError):
@@ -224,7 +226,7 @@ class Connection:
         return tail
 
     def _receive(self, count: int) -> bytes:
-        """What is there, at most so many bytes; nothing at the end."""
+        """The available bytes, at most ``count``; empty at the end."""
         if self._returned:
             data, self._returned = self._returned[:count], self._returned[count:]
             return data
@@ -235,14 +237,14 @@ class Connection:
 
 
 class Exchange:
-    """Reads positions and writes results, in the layout that this connection uses.
+    """Reads positions and writes results in the layout of this connection.
 
-    Shared memory needs no flag: instead of a cell, the first POSDATA then brings names of
-    segments, which begin with ``ipi_shm_`` (docs/ipi.md#shared-memory).
+    Shared memory needs no flag: the first POSDATA then contains names of segments instead of a
+    cell, and these names begin with ``ipi_shm_`` (docs/ipi.md#shared-memory).
 
     Args:
         connection: the connection.
-        batch: structures in a message, as announced in INIT.
+        batch: number of structures in a message, as announced in INIT.
     """
 
     def __init__(self, connection: Connection, batch: int) -> None:
@@ -255,11 +257,11 @@ class Exchange:
 
     @property
     def transport(self) -> str:
-        """How the numbers travel."""
+        """How the numbers are transferred."""
         return "shared memory" if self._shared is not None else "socket"
 
     def read_positions(self) -> tuple[np.ndarray, np.ndarray]:
-        """What follows the header POSDATA.
+        """Read what follows the header POSDATA.
 
         Returns:
             Cells ``(batch, 3, 3)`` with vectors as rows, positions ``(batch, n, 3)``, bohr; valid
@@ -287,14 +289,14 @@ class Exchange:
         if self._positions.shape[1] != natoms:
             self._positions = np.empty((self.batch, natoms, 3))
         connection.read_array(self._positions)
-        # The second of each pair is the inverse, which not every server sends alike.
+        # The second of each pair is the inverse cell, about which servers disagree.
         return self._cells[:, 0].swapaxes(1, 2), self._positions
 
     def send_results(self, results: Results) -> None:
         """Answer GETFORCE, in one piece.
 
         Args:
-            results: of ``batch`` structures.
+            results: the results for ``batch`` structures.
         """
         energies, forces, virials, extras = results
         columns = np.ascontiguousarray(virials.swapaxes(1, 2))
@@ -312,7 +314,7 @@ class Exchange:
         self._connection.send(b"".join(parts))
 
     def close(self) -> None:
-        """Let go of the shared memory."""
+        """Close the shared memory."""
         if self._shared is not None:
             self._shared.close()
 
@@ -328,7 +330,7 @@ class Exchange:
             raise ProtocolError(f"the i-PI server sent {natoms} as number of atoms")
         names = [self._connection.read_text("a name") for _ in _SharedMemory.KINDS]
         self._shared = _SharedMemory(names, self.batch, natoms)
-        self._connection.put_back(start[:4])  # later messages are this number alone
+        self._connection.put_back(start[:4])  # later messages consist of this number alone
 
 
 class _SharedMemory:
@@ -366,16 +368,16 @@ class _SharedMemory:
 
 
 def _attach(name: str) -> shared_memory.SharedMemory:
-    """A segment that belongs to another process, which removes it."""
+    """A segment that belongs to another process, which will remove it."""
     try:
         if sys.version_info >= (3, 13):
             return shared_memory.SharedMemory(name=name, track=False)
         segment = shared_memory.SharedMemory(name=name)
     except (OSError, ValueError) as error:
         raise ProtocolError(
-            f"shared memory {name!r} cannot be opened ({error}): does i-PI run on this machine?"
+            f"shared memory {name!r} cannot be opened ({error}): is i-PI running on this machine?"
         ) from None
-    # Python would remove it when this process ends.
+    # Otherwise Python would remove it when this process ends.
     resource_tracker.unregister(segment._name, "shared_memory")  # type: ignore[attr-defined]
     return segment
 

@@ -23,7 +23,7 @@ from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import PotentialLike
 from dpa3sim.structures.system import System
 
-# LAMMPS's unit of energy in eV, by its style of units; lengths are Å in both.
+# LAMMPS's energy unit in eV, by its style of units; lengths are in Å in both.
 _ENERGY_UNITS = {"metal": 1.0, "real": KCAL_PER_MOL}
 _VOIGT = ([0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2])  # LAMMPS's order: xx yy zz xy xz yz
 
@@ -31,45 +31,49 @@ _VOIGT = ([0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2])  # LAMMPS's order: xx yy zz xy
 def attach(
     lmp: Any, potential: PotentialLike, elements: Sequence[str], fix_id: str = "dpa3"
 ) -> Coupling:
-    """Let the model give the forces of a LAMMPS instance.
+    """Let the model compute the forces of a LAMMPS instance.
 
-    Adds ``fix FIX_ID all external pf/callback 1 1``, whose energy and virial count in LAMMPS's
-    thermodynamic output, and ``fix FIX_ID_check``, which stops LAMMPS at a step for which the
-    model gave no forces. The box must exist, the atoms may come later.
+    This defines ``fix FIX_ID all external pf/callback 1 1``, whose energy and virial are part of
+    LAMMPS's thermodynamic output, and ``fix FIX_ID_check``, which stops LAMMPS at a step without
+    forces from the model. The box must exist; the atoms may be created later.
 
     Args:
         lmp: a ``lammps.lammps`` on one MPI rank, in units metal or real.
         potential: the resident model.
-        elements: one for each atom type, in their order.
+        elements: one element for each atom type, in the order of the types.
         fix_id: name of the fix.
 
     Raises:
-        InputError: the model cannot compute what LAMMPS has.
+        InputError: the model cannot compute LAMMPS's system.
     """
     check_ranks(lmp)
     if not lmp.extract_setting("box_exist"):
         raise InputError("LAMMPS has no simulation box yet: attach the model after create_box")
     if lmp.extract_setting("dimension") != 3:
-        raise InputError("LAMMPS runs in two dimensions, the model knows three only")
+        raise InputError("LAMMPS runs in two dimensions; the model needs three")
     units = lmp.extract_global("units")
     if units not in _ENERGY_UNITS:
-        raise InputError(f"LAMMPS has units {units}; the model knows {', '.join(_ENERGY_UNITS)}")
+        raise InputError(
+            f"LAMMPS uses units {units}; the model supports {', '.join(_ENERGY_UNITS)}"
+        )
     if not re.fullmatch(r"\w+", fix_id, re.ASCII):
-        raise InputError(f"{fix_id!r} is no name of a fix: letters, digits, underscores")
+        raise InputError(
+            f"{fix_id!r} is not a valid name of a fix: use letters, digits and underscores"
+        )
     if lmp.has_id("fix", fix_id):
-        raise InputError(f"LAMMPS has a fix {fix_id} already")
+        raise InputError(f"LAMMPS already has a fix {fix_id}")
     _check_elements(elements, lmp.extract_setting("ntypes"), potential)
     _check_inputs(potential)
     return Coupling(lmp, potential, elements, fix_id)
 
 
 class Coupling:
-    """What connects a LAMMPS instance with a model; made by :func:`attach`.
+    """The connection of a LAMMPS instance with a model; made by :func:`attach`.
 
     Attributes:
-        evaluations: how many times the model was asked.
-        evaluation: what it said last, in eV and Å, atoms in the order of their ids.
-        error: why the model gave no forces; no later step gets any.
+        evaluations: number of evaluations.
+        evaluation: the last result, in eV and Å, with atoms in the order of their ids.
+        error: why the model computed no forces; later steps get none either.
         stopped: whether :meth:`stop` was called.
         fix_id: name of the fix.
     """
@@ -91,10 +95,10 @@ class Coupling:
         self._define_fixes()
 
     def _define_fixes(self) -> None:
-        """The fix, and what makes LAMMPS stop where it does not do its work.
+        """Define the fix, and the check that stops LAMMPS if the fix computed no forces.
 
         An exception cannot leave a callback (ctypes drops it), and ``run_style respa`` or
-        ``unfix`` leave the callback out: so each step needs to be confirmed.
+        ``unfix`` bypass the callback: therefore each step needs to be confirmed.
         """
         done, missed, check = (f"{self.fix_id}_{name}" for name in ("step", "missed", "check"))
         self._done, self._check = done, check
@@ -106,24 +110,24 @@ class Coupling:
         self._lmp.set_fix_external_callback(self.fix_id, self._callback)
 
     def stop(self) -> None:
-        """End LAMMPS's run after its step, and skip those to come; its other commands go on."""
+        """End LAMMPS's run after its step and skip later runs; other commands are executed."""
         self.stopped = True
         self._lmp.force_timeout()
 
     @contextmanager
     def raising(self) -> Iterator[None]:
-        """Within, an error of the model is raised as itself, instead of as one of LAMMPS.
+        """In this block, an error of the model is raised as itself, not as one of LAMMPS.
 
         Raises:
-            Dpa3simError: the model gave no forces.
+            Dpa3simError: the model computed no forces.
         """
         try:
             yield
         except Exception as error:
             if self.error is None and f"fix-id {self._check} " in str(error):
                 raise InputError(
-                    f"LAMMPS took a step without forces from the model: was fix {self.fix_id} "
-                    "removed, or run_style respa chosen?"
+                    f"LAMMPS made a step without forces from the model: was fix {self.fix_id} "
+                    "removed, or run_style respa used?"
                 ) from None
             if self.error is None:
                 raise
@@ -133,7 +137,7 @@ class Coupling:
     def _callback(
         self, _: Any, step: int, nlocal: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray
     ) -> None:
-        """Called by LAMMPS for the forces; the arrays are its own memory."""
+        """Called by LAMMPS for the forces; the arrays are LAMMPS's own memory."""
         self._forget_errors()
         try:
             if self.error is None:
@@ -149,7 +153,7 @@ class Coupling:
             self._lmp.set_internal_variable(self._done, -1)
 
     def _forget_errors(self) -> None:
-        """LAMMPS's Python raises what some earlier call left behind, at whatever comes next."""
+        """Clear earlier errors, which LAMMPS's Python module would raise at the next call."""
         if self._lmp.lib.lammps_has_error(self._lmp.lmp):
             text = create_string_buffer(1)
             self._lmp.lib.lammps_get_last_error_message(self._lmp.lmp, text, len(text))
@@ -157,7 +161,7 @@ class Coupling:
     def _evaluate(self, nlocal: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
         if not self.evaluations:
             _check_masses(self._lmp, self._elements)
-        # In the order of ids, whatever LAMMPS sorts: neighbour lists go by the number of an atom.
+        # In the order of ids, however LAMMPS sorts: neighbour lists refer to the index of an atom.
         order = np.argsort(tag, kind="stable")
         types = np.asarray(self._lmp.numpy.extract_atom("type"))[:nlocal]
         cell, pbc = self._box()
@@ -181,7 +185,7 @@ class Coupling:
         return np.array([[x, 0, 0], [xy, y, 0], [xz, yz, z]]), np.array(periodic, dtype=bool)
 
     def _disown_atomic_virials(self, nlocal: int) -> None:
-        """NaN for what the model has no answer to; LAMMPS would take it for zero."""
+        """Set the undefined virials of atoms to NaN; LAMMPS would assume zero."""
         if len(self._unknown) != nlocal:
             row = cast((6 * c_double)(*6 * [math.nan]), POINTER(c_double))
             self._unknown = (nlocal * POINTER(c_double))(*nlocal * [row])
@@ -191,7 +195,7 @@ class Coupling:
 
 
 def _placed(error: BaseException, step: int) -> BaseException:
-    """The same with the step, and with how atoms are counted."""
+    """The same error with the step, and with a note on how atoms are counted."""
     if not isinstance(error, Dpa3simError):
         return error
     counting = " (atoms count from 0, in the order of their ids)" if "atoms " in str(error) else ""
@@ -203,7 +207,7 @@ def _check_elements(elements: Sequence[str], n_types: int, potential: PotentialL
         given = " ".join(elements) or "none"
         raise InputError(
             f"LAMMPS has {n_types} atom types, but {len(elements)} elements are named ({given}): "
-            "one for each type, in their order"
+            "name one for each type, in the order of the types"
         )
     known = potential.model.config.type_map
     for number, element in enumerate(elements, start=1):
@@ -216,17 +220,17 @@ def _check_elements(elements: Sequence[str], n_types: int, potential: PotentialL
 
 
 def _check_inputs(potential: PotentialLike) -> None:
-    """Refuse models that want more than LAMMPS has."""
+    """Refuse models with inputs that LAMMPS cannot provide."""
     nothing = System(np.zeros(0, dtype=int), np.zeros((0, 3)), np.eye(3), np.ones(3, dtype=bool))
     try:
         extra_inputs(nothing, potential.model.config)
     except InputError as error:
         reason = str(error).partition(":")[0]
-        raise InputError(f"{reason}, which LAMMPS cannot give; use it with ASE") from None
+        raise InputError(f"{reason}, which LAMMPS cannot provide; use it with ASE") from None
 
 
 def _check_masses(lmp: Any, elements: Sequence[str]) -> None:
-    """Warn of types that have the mass of another element, as in a wrong order of elements."""
+    """Warn of types with the mass of another element, as for a wrong order of elements."""
     masses = lmp.numpy.extract_atom("mass")
     if masses is None:  # each atom has its own
         return
@@ -234,7 +238,7 @@ def _check_masses(lmp: Any, elements: Sequence[str]) -> None:
     for number, (element, mass) in enumerate(zip(elements, masses[1:], strict=True), start=1):
         nearest = int(np.abs(usual - mass).argmin())
         is_own = abs(usual[SYMBOLS.index(element)] - mass) < 0.5
-        if not is_own and abs(usual[nearest] - mass) < 0.3:  # isotopes are rarely that near
+        if not is_own and abs(usual[nearest] - mass) < 0.3:  # isotopes are rarely so close
             warnings.warn(
                 f"atom type {number} is {element}, but has the mass of {SYMBOLS[nearest]} "
                 f"({mass:g}): are the elements in the order of the types?",

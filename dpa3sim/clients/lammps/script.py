@@ -20,11 +20,11 @@ _LINE = "fix dpa3 all external pf/callback 1 1"
 
 @dataclass(frozen=True)
 class Script:
-    """A LAMMPS input, cut where the model comes in.
+    """A LAMMPS input, divided at the line where the model is connected.
 
     Attributes:
-        name: of the input, for messages.
-        head, tail: what stands before and after the line of the fix.
+        name: name of the input, for messages.
+        head, tail: the commands before and after the line of the fix.
         fix_id: name of the fix.
     """
 
@@ -38,61 +38,61 @@ class Script:
         """Find the line of the fix.
 
         Raises:
-            InputError: there is none, several, or one with another meaning.
+            InputError: there is no such line, or several, or one with other arguments.
         """
         commands = _commands(text)
         found = [i for i, (_, words) in enumerate(commands) if _is_external(words)]
         if not found:
             raise InputError(
-                f"{name} has no line '{_LINE}', which is where the model comes in; it must stand "
-                "in this file, not in one that it includes, nor in an 'if'"
+                f"{name} has no line '{_LINE}', which connects the model; it must be "
+                "in this file itself, not in an included file or an 'if'"
             )
         lines = [1 + sum(raw.count("\n") for raw, _ in commands[:i]) for i in found]
         if len(found) > 1:
             raise InputError(
-                f"{name} has a fix external in lines {', '.join(map(str, lines))}; one model is "
-                "all that can be used"
+                f"{name} has a fix external in lines {', '.join(map(str, lines))}; only "
+                "one model can be used"
             )
         words = commands[found[0]][1]
         if words[2:] != _LINE.split()[2:] or not re.fullmatch(r"\w+", words[1], re.ASCII):
             raise InputError(
                 f"{name} line {lines[0]}: '{' '.join(words)}' must be '{_LINE}' (or another name "
-                "in the place of dpa3): the model gives the forces of all atoms at all steps"
+                "instead of dpa3): the model computes the forces on all atoms at all steps"
             )
         raw = [raw for raw, _ in commands]
         head, tail = "".join(raw[: found[0]]), "".join(raw[found[0] + 1 :])
         return cls(name, head, tail, words[1])
 
     def begin(self, lmp: Any, potential: PotentialLike, elements: Sequence[str]) -> Coupling:
-        """Run what stands before the fix, and attach the model.
+        """Run the commands before the fix, and attach the model.
 
         Raises:
-            InputError: LAMMPS refused a command, or the model what LAMMPS has.
+            InputError: LAMMPS refused a command, or the model refused LAMMPS's system.
         """
         with _translated():
             _run(lmp, self.head)
         return attach(lmp, potential, elements, self.fix_id)
 
     def finish(self, lmp: Any, coupling: Coupling) -> None:
-        """Run what stands after the fix.
+        """Run the commands after the fix.
 
         Raises:
-            InputError: LAMMPS refused a command. UnphysicalError: it gave up during a run.
-            Dpa3simError: the model gave no forces.
+            InputError: LAMMPS refused a command. UnphysicalError: LAMMPS failed during a run.
+            Dpa3simError: the model computed no forces.
         """
         with _translated(coupling), coupling.raising():
             _run(lmp, self.tail)
         if not lmp.has_id("fix", self.fix_id):
             warnings.warn(
-                f"{self.name} removed fix {self.fix_id} (unfix or clear): what it ran after that, "
-                "if anything, was without the model",
+                f"{self.name} removed fix {self.fix_id} (unfix or clear): any later run "
+                "was without the model",
                 Dpa3simWarning,
                 stacklevel=2,
             )
 
 
 def _run(lmp: Any, text: str) -> None:
-    """Run commands as a file, which is the only way that knows ``jump SELF``."""
+    """Run commands as a file, which is the only way that supports ``jump SELF``."""
     with tempfile.TemporaryDirectory(prefix="dpa3sim-") as folder:
         path = Path(folder) / "in.lammps"
         path.write_text(text, encoding="utf-8")
@@ -101,7 +101,7 @@ def _run(lmp: Any, text: str) -> None:
 
 @contextmanager
 def _translated(coupling: Coupling | None = None) -> Iterator[None]:
-    """Errors of LAMMPS, which are bare ``Exception``s of several lines, as ours."""
+    """Convert errors of LAMMPS, which are ``Exception``s of several lines, to our own."""
     try:
         yield
     except Exception as error:
@@ -109,10 +109,10 @@ def _translated(coupling: Coupling | None = None) -> Iterator[None]:
             raise
         message = re.sub(r"^ERROR: | \(src/.*", "", str(error).splitlines()[0])
         line = re.search("Last input line: (.*)", str(error))
-        # What has no line went wrong during a run, such as atoms that were lost.
+        # Errors without a line occurred during a run, such as lost atoms.
         in_run = line is None or line[1].split()[:1] in (["run"], ["minimize"], ["rerun"])
         kind = UnphysicalError if in_run and coupling and coupling.evaluations else InputError
-        where = f" (its line was: {line[1]})" if line else ""
+        where = f" (in the line: {line[1]})" if line else ""
         raise kind(f"LAMMPS: {message}{where}") from None
 
 
@@ -121,7 +121,7 @@ def _is_external(words: Sequence[str]) -> bool:
 
 
 def _commands(text: str) -> list[tuple[str, list[str]]]:
-    """Every command as it stands in the file, which may take several lines, and its words."""
+    """Every command as written in the file, which may have several lines, and its words."""
     commands: list[tuple[str, list[str]]] = []
     pending = ""
     for line in text.splitlines(keepends=True):

@@ -1,4 +1,4 @@
-"""Pictures of paths, vacancies and surfaces."""
+"""Plots of paths, vacancies and surfaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def plot_path(folder: Path, result: neb.Result, label: str) -> None:
-    """Energy along the path, with its spline: ``path.png``, ``path.svg``."""
+    """Plot the energy along the path, with its spline: ``path.png``, ``path.svg``."""
     band = result.band
     zero = band.energies[0]
     dense, spline = band.spline()
@@ -39,7 +39,7 @@ def plot_path(folder: Path, result: neb.Result, label: str) -> None:
 
 
 def plot_vacancies(folder: Path, result: vacancy.Result, label: str) -> None:
-    """Energies against the size of the supercell: ``vacancy.png``, ``vacancy.svg``."""
+    """Plot energies against the supercell size: ``vacancy.png``, ``vacancy.svg``."""
     figure, axis = pyplot().subplots(figsize=(6, 4), layout="constrained")
     known = all(site[0].formation is not None for site in result.vacancies)
     for by_size in result.vacancies:
@@ -71,7 +71,7 @@ def plot_vacancies(folder: Path, result: vacancy.Result, label: str) -> None:
 
 
 def plot_surfaces(folder: Path, result: surface.Result, label: str) -> None:
-    """Energies of all faces, and against the thickness: ``surface.png``, ``surface.svg``."""
+    """Plot energies of all faces, and against the thickness: ``surface.png``, ``.svg``."""
     from dpa3sim.protocols.crystals.slabs import face_name
 
     several = result.settings.terminations > 1

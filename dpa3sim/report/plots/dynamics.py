@@ -1,4 +1,4 @@
-"""Pictures of molecular dynamics."""
+"""Plots of molecular dynamics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plot_simulation(folder: Path, result: Result, label: str) -> None:
-    """All pictures that there is something to draw for, as ``.png`` and ``.svg``."""
+    """All plots for which there are data, as ``.png`` and ``.svg``."""
     formula = result.atoms[0].get_chemical_formula(empirical=True)
     title = label if label == formula else f"{label}: {formula}"
     _plot_thermo(folder, result, title)
@@ -28,7 +28,7 @@ def plot_simulation(folder: Path, result: Result, label: str) -> None:
 
 
 def _plot_thermo(folder: Path, result: Result, title: str) -> None:
-    """Temperature, energies, pressure and volume against time."""
+    """Plot temperature, energies, pressure and volume against time."""
     plan, n_atoms = result.plan, len(result.atoms[0])
     curves = [s.curves for s in result.statistics]
     first = curves[0]
@@ -66,7 +66,7 @@ def _plot_thermo(folder: Path, result: Result, title: str) -> None:
 
 
 def _draw_averages(axes: Any, panels: list[tuple[str, str, Any]], result: Result) -> None:
-    """The mean of a quantity over the part that is averaged."""
+    """Draw the mean of a quantity over the averaged part."""
     columns = {"temperature": "temperature_K", "pressure": "pressure_GPa"}
     for axis, (name, unit, _) in zip(axes, panels, strict=True):
         if name in columns and all(columns[name] in s.averages for s in result.statistics):
@@ -80,7 +80,7 @@ def _draw_averages(axes: Any, panels: list[tuple[str, str, Any]], result: Result
 
 
 def _change(energy: np.ndarray, n_atoms: int) -> np.ndarray:
-    """Against the first value, meV/atom."""
+    """The difference from the first value, meV/atom."""
     return 1000 * (energy - energy[0]) / n_atoms
 
 
@@ -119,7 +119,7 @@ def _plot_msd(folder: Path, result: Result, title: str) -> None:
 
 
 def _plot_vdos(folder: Path, result: Result, title: str) -> None:
-    """Density of states, and the correlation function that it is made of."""
+    """Plot the density of states, and the correlation function from which it follows."""
     analysis = result.analysis
     figure, (top, bottom) = pyplot().subplots(
         2, 1, figsize=(6, 6), layout="constrained", height_ratios=(3, 2)
@@ -131,7 +131,7 @@ def _plot_vdos(folder: Path, result: Result, title: str) -> None:
         style = {"color": "black"} if name == "total" else {}
         top.plot(analysis.frequency, values, label=name, linewidth=1.2, **style)
     total = analysis.vdos["total"]
-    # What is beyond the last visible mode is left out.
+    # Frequencies beyond the last visible mode are left out.
     shown = analysis.frequency[np.cumsum(total) <= 0.9995 * total.sum()]
     top.set_xlim(0, 1.15 * shown[-1] if len(shown) else None)
     top.set_ylim(bottom=min(0.0, 1.1 * total.min()))

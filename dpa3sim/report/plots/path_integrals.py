@@ -1,4 +1,4 @@
-"""Pictures of path integral molecular dynamics."""
+"""Plots of path integral molecular dynamics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plot_path_integral(folder: Path, result: Result, label: str) -> None:
-    """``pimd`` and, of a crystal or liquid, ``rdf``, as ``.png`` and ``.svg``."""
+    """Write ``pimd`` and, for crystals and liquids, ``rdf``, as ``.png`` and ``.svg``."""
     formula = result.atoms.get_chemical_formula(empirical=True)
     settings = result.plan.settings
     title = label if label == formula else f"{label}: {formula}"
@@ -25,7 +25,7 @@ def plot_path_integral(folder: Path, result: Result, label: str) -> None:
 
 
 def _plot_table(folder: Path, result: Result, title: str) -> None:
-    """Temperature, energies, and of a crystal pressure and volume, against time."""
+    """Plot temperature, energies, and for crystals pressure and volume, against time."""
     runs = [("quantum", result.quantum)]
     if result.classical is not None:
         runs.append(("classical", result.classical))
@@ -66,7 +66,7 @@ def _plot_table(folder: Path, result: Result, title: str) -> None:
 
 
 def _draw(axis: Any, key: str, scale: float, kind: str, run: Run, zero: float) -> None:
-    """A column of one run, with its mean, relative to ``zero``."""
+    """Draw a column of one run, with its mean, relative to ``zero``."""
     if key not in run.curves:
         return
     values = scale * run.curves[key]
@@ -86,7 +86,7 @@ def _draw(axis: Any, key: str, scale: float, kind: str, run: Run, zero: float) -
 
 
 def _draw_thermodynamic(axes: Any, panels: list[tuple[str, str, str, float]], run: Run) -> None:
-    """The mean of the other estimator of the kinetic energy, which fluctuates far more."""
+    """Draw the mean of the other kinetic energy estimator, which fluctuates far more."""
     found = run.estimates.get("kinetic_energy_thermodynamic")
     for axis, panel in zip(axes, panels, strict=True):
         if panel[0] == "kinetic_energy" and found is not None:
@@ -97,7 +97,7 @@ def _draw_thermodynamic(axes: Any, panels: list[tuple[str, str, str, float]], ru
 
 
 def _plot_radial(folder: Path, result: Result, title: str) -> None:
-    """Radial distributions, the classical ones dashed."""
+    """Plot radial distribution functions, with dashed lines for the classical ones."""
     figure, axis = pyplot().subplots(figsize=(6, 4), layout="constrained")
     quantum, classical = result.quantum, result.classical
     highest = 1.0

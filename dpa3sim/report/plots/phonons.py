@@ -1,4 +1,4 @@
-"""Pictures of phonons and of what follows from them."""
+"""Plots of phonons and of the properties that follow from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLUE, GREY = "#1f4e9c", "0.6"
 
 
 def plot_bands(folder: Path, result: Result, title: str) -> None:
-    """Bands beside the densities of states, total and of each element."""
+    """Plot bands beside the densities of states, total and by element."""
     figure, (left, right) = pyplot().subplots(
         1, 2, sharey=True, figsize=(8, 4.5), width_ratios=(3, 1), layout="constrained"
     )
@@ -46,7 +46,7 @@ def plot_bands(folder: Path, result: Result, title: str) -> None:
 def decorate_path(
     axis: Any, distances: list[np.ndarray], segments: tuple[tuple[str, str], ...]
 ) -> None:
-    """Labels of the special points; where the path jumps, both."""
+    """Labels of the special points; both labels where the path jumps."""
     ticks: dict[float, str] = {}
     for distance, (start, end) in zip(distances, segments, strict=True):
         for at, name in ((float(distance[0]), start), (float(distance[-1]), end)):
@@ -62,7 +62,7 @@ def decorate_path(
 
 
 def plot_thermal(folder: Path, result: Result, title: str) -> None:
-    """Free energy, entropy and heat capacity of an atom against the temperature."""
+    """Plot free energy, entropy and heat capacity per atom against the temperature."""
     figure, axis = pyplot().subplots(figsize=(6, 4.2), layout="constrained")
     thermal = result.thermal
     for values, name in (
@@ -81,7 +81,7 @@ def plot_thermal(folder: Path, result: Result, title: str) -> None:
 
 
 def _by_element(result: Result) -> dict[str, np.ndarray]:
-    """Projected densities of states of each element; none where there is only one."""
+    """Projected densities of states by element; empty if there is only one element."""
     sums: defaultdict[str, Any] = defaultdict(float)
     symbols = result.crystal.atoms.get_chemical_symbols()
     for symbol, dos in zip(symbols, result.dos.projected, strict=True):
@@ -90,7 +90,7 @@ def _by_element(result: Result) -> dict[str, np.ndarray]:
 
 
 def _pretty(label: str) -> str:
-    """``X_1`` with a subscript."""
+    """The label ``X_1`` with a subscript."""
     return "|".join(
         f"{name.partition('_')[0]}$_{{{name.partition('_')[2]}}}$" if "_" in name else name
         for name in label.split("|")
@@ -98,7 +98,7 @@ def _pretty(label: str) -> str:
 
 
 def plot_gruneisen(folder: Path, result: Grueneisen, title: str) -> None:
-    """Parameters along the path, and of all modes against their frequency."""
+    """Plot parameters along the path, and of all modes against their frequency."""
     figure, (left, right) = pyplot().subplots(
         1, 2, sharey=True, figsize=(9, 4.5), width_ratios=(3, 2), layout="constrained"
     )
@@ -110,7 +110,7 @@ def plot_gruneisen(folder: Path, result: Grueneisen, title: str) -> None:
     right.axhline(0, color=GREY, linewidth=0.7)
     right.set_xlabel("frequency (THz)")
     counted = result.parameters[np.isfinite(result.parameters)]
-    # A few modes near Γ may be far from all others.
+    # A few modes near Γ can be far from all others.
     low, high = np.percentile(counted, [0.2, 99.8])
     margin = 0.1 * (high - low) + 0.1
     left.set_ylim(min(low, 0) - margin, high + margin)
@@ -119,7 +119,7 @@ def plot_gruneisen(folder: Path, result: Grueneisen, title: str) -> None:
 
 
 def plot_qha(folder: Path, result: Qha, title: str) -> None:
-    """Volume, expansion, bulk modulus and heat capacity against the temperature."""
+    """Plot volume, expansion, bulk modulus and heat capacity against the temperature."""
     figure, axes = pyplot().subplots(2, 2, sharex=True, figsize=(8, 6), layout="constrained")
     n = len(result.crystals[0].atoms)
     t = result.temperatures
@@ -140,7 +140,7 @@ def plot_qha(folder: Path, result: Qha, title: str) -> None:
 
 
 def _plot_free_energies(folder: Path, result: Qha, title: str) -> None:
-    """Free energies against the volume, with the volume of each temperature."""
+    """Plot free energies against the volume, with the equilibrium volume at each temperature."""
     figure, axis = pyplot().subplots(figsize=(6, 4.5), layout="constrained")
     n, kept = len(result.crystals[0].atoms), result.kept
     free = np.asarray(result.found.helmholtz_volume[:kept]) / n
@@ -164,6 +164,6 @@ def _plot_free_energies(folder: Path, result: Qha, title: str) -> None:
 
 
 def _what(cells: Cells) -> str:
-    """Formula and space group."""
+    """The title, with formula and space group."""
     formula = cells.primitive.atoms.get_chemical_formula(empirical=True)
     return f"{formula}, {cells.label()}"

@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Plots of results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def pyplot() -> Any:
-    """Pyplot of matplotlib, drawing into files only."""
+    """The pyplot module of matplotlib, which only draws to files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,14 +25,14 @@ def pyplot() -> Any:
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write ``name.png`` and ``name.svg``, and let the figure go."""
+    """Write ``name.png`` and ``name.svg``, and close the figure."""
     for ending in ("png", "svg"):
         figure.savefig(folder / f"{name}.{ending}", dpi=150)
     pyplot().close(figure)
 
 
 def plot_relaxation(path: Path, result: relax.Result, title: str) -> None:
-    """Energy, largest force and largest stress against the optimizer step."""
+    """Plot energy, largest force and largest stress against the optimizer step."""
     from matplotlib.ticker import MaxNLocator
 
     steps = result.steps
@@ -71,7 +71,7 @@ def plot_relaxation(path: Path, result: relax.Result, title: str) -> None:
 
 
 def plot_eos(folder: Path, result: eos.Result, label: str) -> None:
-    """Energy, what the fits leave of it, and pressure against volume: ``eos.png``, ``eos.svg``."""
+    """Plot energy, residuals and pressure against volume: ``eos.png``, ``eos.svg``."""
     volumes, energies = result.volumes, result.energies
     dense = np.linspace(volumes.min(), volumes.max(), 200)
     zero = result.fit.energy if result.fit else energies.min()
@@ -114,7 +114,7 @@ def plot_eos(folder: Path, result: eos.Result, label: str) -> None:
 
 
 def plot_youngs_modulus(folder: Path, result: elastic.Result, label: str) -> None:
-    """Directional Young's modulus in the planes of the axes: ``youngs_modulus.png``, ``.svg``."""
+    """Plot Young's modulus in the planes of the axes: ``youngs_modulus.png``, ``.svg``."""
     from dpa3sim.protocols.crystals.moduli import directional_young
     from dpa3sim.protocols.crystals.stiffness import rotated
 
@@ -147,6 +147,6 @@ def plot_youngs_modulus(folder: Path, result: elastic.Result, label: str) -> Non
 
 
 def _heading(label: str, atoms: Atoms) -> str:
-    """The name of the structure, and its formula unless that is the name."""
+    """The name of the structure, and its formula unless they are the same."""
     formula: str = atoms.get_chemical_formula(empirical=True)
     return formula if label == formula else f"{label}: {formula}"

@@ -1,4 +1,4 @@
-// Sorts a table by the column whose head is pressed; again the other way round. Blanks stay last.
+// Sorts a table by the clicked column; a second click reverses the order. Blanks stay last.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {

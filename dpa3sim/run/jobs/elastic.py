@@ -58,5 +58,5 @@ class ElasticJob(PropertyJob):
 
 
 def _zero(value: float) -> float:
-    """Zeros of symmetry without the sign that rounding gives them."""
+    """The value, without the sign that rounding leaves on a zero of symmetry."""
     return value if abs(value) >= 0.005 else 0.0

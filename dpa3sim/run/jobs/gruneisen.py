@@ -53,7 +53,7 @@ class GruneisenJob(HarmonicJob):
         plot_gruneisen(folder, result, label)
 
     def findings(self, stored: dict[str, Any]) -> list[str]:
-        """The stored result in a few lines."""
+        """A summary of the stored result in a few lines."""
         optical = zip(
             stored["frequencies_gamma_optical_THz"], stored["gruneisen_gamma_optical"], strict=True
         )

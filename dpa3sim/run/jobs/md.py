@@ -19,7 +19,7 @@ UNITS = {"A3": "Å^3", "per_atom_eV": "eV/atom", "meV_per_atom_per_ps": "meV/ato
 
 
 class MDJob(Job):
-    """The simulation of one structure, which continues from the last state it saved."""
+    """The simulation of one structure, which continues from the last saved state."""
 
     name, title, protocol = "md", "molecular dynamics", md
     settings: md.Settings
@@ -30,7 +30,7 @@ class MDJob(Job):
         self._plan = md.check(self.atoms, self.settings)
 
     def is_final(self, stored: dict[str, Any]) -> bool:
-        """All steps done, and averaged as wanted."""
+        """Whether all steps are done, and averaged as requested."""
         done: int = stored["n_steps"]
         wanted = self._plan.equilibration(done)
         return done >= self.settings.steps and stored["equilibration_steps"] == wanted
@@ -71,7 +71,7 @@ class MDJob(Job):
         plot_simulation(folder, result, label)
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
-        """The result in a few lines for people."""
+        """A summary of the result in a few lines."""
         lines = [
             f"{'; '.join(stored['reasons'])} ({stored['simulated_ps']:g} ps); averages from step "
             f"{stored['equilibration_steps']}:"
@@ -88,7 +88,7 @@ class MDJob(Job):
                 continue
             error = stored[f"{name}_error_{unit}"]
             shown = format(value, form)
-            if error:  # zero for a volume that is fixed
+            if error:  # zero for a fixed volume
                 shown += f" ± {error:.2g}"
             lines.append(f"  {name.replace('_', ' '):<22}{shown} {UNITS.get(unit, unit)}")
         for element, found in stored["diffusion"].items():
@@ -101,7 +101,7 @@ class MDJob(Job):
 
 
 def _write_analysis(folder: Path, result: Result) -> None:
-    """Tables of structure and motion, as far as there are any."""
+    """Write the tables of structure and motion that the analysis has."""
     analysis = result.analysis
     tables = {
         "rdf": {"r_A": analysis.rdf_r, **analysis.rdf},

@@ -18,7 +18,7 @@ class NebJob(PropertyJob):
     screens = False
 
     def write(self, folder: Path, result: neb.Result) -> None:
-        """Write every image in a file of its own, all in one, and the saddle point."""
+        """Write every image to its own file, all images to one, and the saddle point."""
         from ase.io import write as write_frames
 
         digits = max(2, len(str(len(result.images) - 1)))

@@ -21,10 +21,10 @@ ROOM_TEMPERATURE = 300.0
 
 
 class HarmonicJob(PropertyJob):
-    """A property that may depend on a file of Born charges."""
+    """A property that may depend on a file with Born charges."""
 
     def _summary(self) -> dict[str, Any]:
-        """What decides the result: the content of that file, too."""
+        """Everything that affects the result, including the content of that file."""
         summary = super()._summary()
         if self.settings.born is not None:
             content = Path(self.settings.born).read_bytes()
@@ -33,12 +33,12 @@ class HarmonicJob(PropertyJob):
 
 
 class PhononJob(HarmonicJob):
-    """Phonons, which may be asked to fail where the crystal is unstable."""
+    """Phonons, which fail for an unstable crystal if that is requested."""
 
     name, title, protocol = "phonon", "phonons", phonon
 
     def exit_code(self, stored: dict[str, Any]) -> int:
-        """4 for an unstable crystal with ``imaginary=error``."""
+        """The code is 4 for an unstable crystal with ``imaginary=error``."""
         code = super().exit_code(stored)
         unstable = stored["verdict"] == imaginary.UNSTABLE
         if code == DONE and unstable and self.settings.imaginary == "error":
@@ -71,7 +71,7 @@ class PhononJob(HarmonicJob):
         plot_thermal(folder, result, label)
 
     def findings(self, stored: dict[str, Any]) -> list[str]:
-        """The stored result in a few lines."""
+        """A summary of the stored result in a few lines."""
         optical = [mode for mode in stored["modes_gamma"] if not mode["acoustic"]]
         told = ", ".join(
             f"{mode['frequency_THz']:.3f}{' ' + mode['irrep'] if mode['irrep'] else ''}"
@@ -94,7 +94,7 @@ class PhononJob(HarmonicJob):
 
 
 def write_phonopy(folder: Path, crystal: Harmonic, ending: str = "") -> None:
-    """What the program ``phonopy`` loads: cells, forces, symmetrized force constants."""
+    """Write what ``phonopy`` loads: cells, forces, symmetrized force constants."""
     from phonopy.file_IO import write_force_constants_to_hdf5, write_FORCE_SETS
 
     found = crystal.phonon
@@ -113,13 +113,13 @@ def write_phonopy(folder: Path, crystal: Harmonic, ending: str = "") -> None:
 
 
 def columns(data: Mapping[str, Any]) -> dict[str, Sequence[float]]:
-    """Those entries that are as long as the temperatures."""
+    """The entries with one value for each temperature."""
     length = len(data["temperatures_K"])
     return {k: v for k, v in data.items() if isinstance(v, list) and len(v) == length}
 
 
 def supercell_lines(result: dict[str, Any]) -> list[str]:
-    """Crystal and supercell."""
+    """The lines about the crystal and the supercell."""
     width = min(result["supercell_widths_A"])
     count = result["n_displacements"]
     how = f"finite displacements: {count}" if count else "analytic second derivatives"
@@ -131,7 +131,7 @@ def supercell_lines(result: dict[str, Any]) -> list[str]:
 
 
 def at_room_temperature(result: dict[str, Any]) -> int | None:
-    """The place of 300 K among the temperatures; None where it is not among them."""
+    """The index of 300 K in the list of temperatures; None if it is not in the list."""
     found = (i for i, t in enumerate(result["temperatures_K"]) if abs(t - ROOM_TEMPERATURE) < 1e-6)
     return next(found, None)
 

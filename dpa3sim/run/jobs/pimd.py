@@ -26,14 +26,14 @@ _LINES = (
 
 
 class PimdJob(Job):
-    """The runs of one structure, which continue from where i-PI was."""
+    """The runs of one structure, which continue from i-PI's last saved state."""
 
     name, title, protocol = "pimd", "path integral molecular dynamics", pimd
     settings: pimd.Settings
     EXTENDING = ("steps", "equilibration", "classical")
 
     def is_final(self, stored: dict[str, Any]) -> bool:
-        """All steps done, and averaged as wanted."""
+        """Whether all steps are done, and averaged as requested."""
         settings = self.settings
         return bool(
             stored["n_steps"] == settings.steps
@@ -42,7 +42,7 @@ class PimdJob(Job):
         )
 
     def compute(self) -> Result:
-        """Run i-PI, or go on with it."""
+        """Run i-PI, or continue its run."""
         return pimd.run(
             self.atoms,
             self.potential,
@@ -52,7 +52,7 @@ class PimdJob(Job):
         )
 
     def write(self, folder: Path, result: Result) -> None:
-        """Write the last centroids and radial distributions."""
+        """Write the last centroids and radial distribution functions."""
         write_structure(folder, STRUCTURE, result.atoms)
         _write_radial(folder, result)
 
@@ -63,7 +63,7 @@ class PimdJob(Job):
         plot_path_integral(folder, result, label)
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
-        """The result in a few lines for people."""
+        """A summary of the result in a few lines."""
         lines = [
             f"{'; '.join(stored['reasons'])} ({stored['simulated_ps']:g} ps, {stored['beads']} "
             f"beads); averages from step {stored['equilibration_steps']}:"
@@ -88,7 +88,7 @@ class PimdJob(Job):
 
 
 def _value(result: dict[str, Any], name: str) -> str | None:
-    """A quantity of the result with its error, None if it is not there."""
+    """A quantity of the result with its error; None if the result does not have it."""
     for ending in ("_per_atom_eV", "_K", "_GPa", "_A3"):
         if name + ending in result:
             return _with_error(result[name + ending], result[f"{name}_error{ending}"])
@@ -96,7 +96,7 @@ def _value(result: dict[str, Any], name: str) -> str | None:
 
 
 def _with_error(value: float, error: float | None) -> str:
-    """``1.234 ± 0.005``, with the digits that the error leaves."""
+    """``1.234 ± 0.005``, with the digits that the error determines."""
     if not error:
         return f"{value:.6g}"
     from math import floor, log10
@@ -106,7 +106,7 @@ def _with_error(value: float, error: float | None) -> str:
 
 
 def _write_radial(folder: Path, result: Result) -> None:
-    """``rdf.csv``: the radial distributions of the beads, and of the classical run."""
+    """Write ``rdf.csv``, the radial distributions of the beads and of the classical run."""
     quantum, classical = result.quantum, result.classical
     if not quantum.rdf:
         return

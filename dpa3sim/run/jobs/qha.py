@@ -53,7 +53,7 @@ class QhaJob(HarmonicJob):
         plot_qha(folder, result, label)
 
     def findings(self, stored: dict[str, Any]) -> list[str]:
-        """The stored result in a few lines."""
+        """A summary of the stored result in a few lines."""
         text = supercell_lines(stored)
         t = stored["temperatures_K"]
         wanted = {0.0, ROOM_TEMPERATURE, t[-1]}

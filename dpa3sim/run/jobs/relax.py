@@ -31,7 +31,7 @@ class RelaxJob(Job):
     settings: relax.Settings
 
     def is_final(self, stored: dict[str, Any]) -> bool:
-        """Converged, or no steps left."""
+        """Whether it has converged, or no steps are left."""
         return bool(stored["converged"] or stored["n_steps"] >= self.settings.steps)
 
     def compute(self) -> relax.Result:
@@ -60,7 +60,7 @@ class RelaxJob(Job):
         plot_relaxation(folder / PLOT, result, label)
 
     def lines(self, stored: dict[str, Any]) -> list[str]:
-        """The result in a few lines for people."""
+        """A summary of the result in a few lines."""
         state = "converged" if stored["converged"] else "NOT converged"
         lines = [f"{state} after {stored['n_steps']} steps: {'; '.join(stored['reasons'])}"]
         lines.append(
@@ -99,7 +99,7 @@ class RelaxJob(Job):
         )
 
     def _restore(self) -> tuple[Atoms, list[relax.Step]]:
-        """The last saved structure and the steps so far; the start where there are none."""
+        """The last saved structure and the steps so far, or the initial structure."""
         state = self.directory.checkpoint
         if state is None:
             return self.atoms, []
@@ -108,7 +108,7 @@ class RelaxJob(Job):
             # A frame written just before a kill has no state and is computed again.
             with (self.directory.path / TRAJECTORY).open("r+b") as file:
                 if file.seek(0, os.SEEK_END) < state["trajectory_bytes"]:
-                    raise ValueError(f"{TRAJECTORY} is shorter than it was")
+                    raise ValueError(f"{TRAJECTORY} is shorter than recorded")
                 file.truncate(state["trajectory_bytes"])
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise InputError(

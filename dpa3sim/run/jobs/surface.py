@@ -31,7 +31,7 @@ class SurfaceJob(PropertyJob):
         plot_surfaces(folder, result, label)
 
     def findings(self, stored: dict[str, Any]) -> list[str]:
-        """A table of all faces, those of lowest energy first."""
+        """A table of all faces, sorted by energy."""
         several = stored["settings"]["terminations"] > 1
         table = ["face           atoms  thickness (Å)  energy (J/m^2)  unrelaxed  fit     (eV/Å^2)"]
         for face in stored["surfaces"]:

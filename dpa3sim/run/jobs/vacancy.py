@@ -13,14 +13,14 @@ from dpa3sim.structures.reading import Source, read_structures
 
 
 class VacancyJob(PropertyJob):
-    """Vacancies of one crystal; the files of references are read here."""
+    """Vacancies of one crystal, with references that are read from files."""
 
     name, title, protocol = "vacancy", "vacancies", vacancy
 
     settings: vacancy.Settings
 
     def check(self) -> None:
-        """Raise InputError if there is no crystal, or if a reference cannot be used."""
+        """Raise InputError if the structure is not a crystal, or a reference cannot be used."""
         super().check()
         self._references = _read(self.settings.reference)
         for source in self._references:
@@ -40,7 +40,7 @@ class VacancyJob(PropertyJob):
         return {**super()._summary(), **({"reference_sha256": hashes} if hashes else {})}
 
     def write(self, folder: Path, result: vacancy.Result) -> None:
-        """Write the relaxed crystal, and the vacancy of each site in its largest supercell."""
+        """Write the relaxed crystal, and each vacancy in its largest supercell."""
         write_structure(folder, "structure_relaxed", result.prepared.atoms)
         digits = max(2, len(str(len(result.vacancies) - 1)))
         for number, by_size in enumerate(result.vacancies):
@@ -67,7 +67,7 @@ class VacancyJob(PropertyJob):
         for number, site in enumerate(stored["sites"]):
             name = f"{number} {site['element']} ({site['wyckoff']})"
             for size in site["by_size"]:
-                # Without a chemical potential the other one is told, with a word about it.
+                # Without a chemical potential, the removal energy is shown and marked.
                 kind = "formation" if size["formation_energy_eV"] is not None else "removal"
                 value, start = size[f"{kind}_energy_eV"], size[f"{kind}_energy_unrelaxed_eV"]
                 text = f"{value:.4f}" + (" - mu" if kind == "removal" else "")

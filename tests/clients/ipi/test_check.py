@@ -36,7 +36,7 @@ def test_all_is_right(capsys):
     out = capsys.readouterr().out
     assert out.count(" ok\n") == 5
     assert "far outside the cell" in out
-    assert "i-PI gets what the model says" in out
+    assert "i-PI receives the energies, forces and virials of the model" in out
     assert sockets() == before
 
 
@@ -79,7 +79,7 @@ def test_what_is_wrong_is_found(monkeypatch, capsys, wrong):
     assert main(arguments) == 4
     out = capsys.readouterr().out
     assert "WRONG" in out
-    assert "gets what the model says" not in out
+    assert "receives the energies" not in out
 
 
 def test_a_virial_that_is_no_derivative(monkeypatch, smooth):
@@ -121,7 +121,7 @@ def test_another_order_than_that_of_the_input(tmp_path, capsys):
     ("text", "reason"),
     [
         (None, "cannot be read"),
-        ("<simulation>", "no XML"),
+        ("<simulation>", "not valid XML"),
         ("<simulation/>", "no ffsocket"),
         ("<simulation><ffsocket/></simulation>", "has no name"),
     ],
@@ -135,7 +135,7 @@ def test_inputs_that_are_none(text, reason):
 
 def test_no_structure_at_all(capsys):
     assert main(["ipi", "check"]) == 2
-    assert "which structure" in capsys.readouterr().err
+    assert "a structure is missing" in capsys.readouterr().err
     root = ET.Element("simulation")
     ET.SubElement(root, "ffsocket", name="dpa3")
     Path("input.xml").write_text(ET.tostring(root, encoding="unicode"))

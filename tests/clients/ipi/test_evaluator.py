@@ -193,9 +193,9 @@ def test_everything_that_can_be_served(smooth, beads):
                 np.testing.assert_allclose(got, wanted, atol=1e-12)
     function = BatchEvaluator(smooth, water()).__call__
     assert make_evaluator(function, water(), Settings()) == function
-    with pytest.raises(InputError, match="is no potential"):
+    with pytest.raises(InputError, match="is not a potential"):
         make_evaluator(3, water(), Settings())
-    with pytest.raises(InputError, match="only there with a DPA3 model"):
+    with pytest.raises(InputError, match="available with a DPA3 model only"):
         make_evaluator(EMT(), Atoms("Cu"), Settings(extras="n_edges"))
 
 
@@ -232,5 +232,5 @@ def test_a_periodic_calculator_without_stress_is_refused():
     class NoStress(EMT):
         implemented_properties = ("energy", "forces")
 
-    with pytest.raises(InputError, match="NoStress gives no stress"):
+    with pytest.raises(InputError, match="NoStress provides no stress"):
         CalculatorEvaluator(NoStress(), Atoms("Cu", cell=[3, 3, 3], pbc=True))

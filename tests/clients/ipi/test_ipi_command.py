@@ -66,10 +66,10 @@ def test_a_committee_from_the_command_line(ipi, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "where does i-PI listen"),
+        ([], "the address of i-PI is missing"),
         (["-a", "localhost"], "needs a port"),
-        (["-u", "-a", "x", "-p", "3"], "has no port"),
-        (["--unix", "x", "-a", "y"], "takes neither"),
+        (["-u", "-a", "x", "-p", "3"], "does not have a port"),
+        (["--unix", "x", "-a", "y"], "cannot be combined"),
         (["-u", "-a", "x", "--batch", "0"], "batch = 0 must be at least 1"),
         (["-u", "-a", "x", "--extras", "energy"], "unknown extra 'energy'"),
         (["-u", "-a", "x", "--reconect", "1"], "did you mean '--reconnect'"),
@@ -143,7 +143,7 @@ def test_sigterm_answers_and_ends(ipi):
         process.kill()
         process.wait()
     assert process.returncode == 130
-    assert "interrupted; what i-PI had asked for was answered" in printed
+    assert "interrupted; the last request of i-PI was answered" in printed
     # The next client goes on.
     steps = server.steps()
     client = ClientThread(server.address, Toy())

@@ -97,7 +97,7 @@ def test_parameters_as_i_pi_reads_them(beads):
         ({"dtype": "float16"}, "dtype = 'float16' is not one of"),
         ({"extras": "energies"}, "unknown extra 'energies'"),
         ({"structure": "nowhere.xyz"}, "no such file"),
-        ({"structure": None}, "structure is needed"),
+        ({"structure": None}, "structure is missing"),
         ({"head": 3}, "head"),
     ):
         parameters = {"model": str(SMALL_MODEL)} | common | wrong

@@ -101,7 +101,7 @@ def test_tables_with_an_unfinished_row(tmp_path):
     assert last_row(path) == [1.0, -1.25]
     assert last_row(tmp_path / "absent") is None
     path.write_text("1 2\n")
-    with pytest.raises(InputError, match="no table"):
+    with pytest.raises(InputError, match="not a table"):
         read_table(path)
 
 

@@ -340,7 +340,7 @@ NATOMS_AND_CELLS = np.int32(2**31 - 1).tobytes() + bytes(100)
     [
         ("HELLO", "unknown message 'HELLO'"),
         ("GETFORCE", "without having sent positions"),
-        (b"\xff" * 12, "no header"),
+        (b"\xff" * 12, "not a header"),
         (wire.pack_header("INIT") + np.array([0, -5], np.int32).tobytes(), "-5 as length of INIT"),
         (
             wire.pack_header("INIT") + np.array([0, 12], np.int32).tobytes() + b"batch_size:x",
