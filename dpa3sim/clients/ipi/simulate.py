@@ -27,9 +27,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dpa3sim.clients.ipi.inputs import pes_file
 from dpa3sim.common.errors import INTERRUPTED, Dpa3simError, InputError, UnphysicalError
 from dpa3sim.common.files import atomic_write, lock_folder, usual_recursion
 
+OUR_PES = re.compile(r"(<pes_path>)[^<]*dpa3sim/(?:clients/)?ipi/pes\.py\s*(</pes_path>)")
 CHECKPOINT_SECONDS = 10.0
 # For large systems, which take long to write: this many times as long between two checkpoints.
 CHECKPOINT_SHARE = 20.0
@@ -98,6 +100,8 @@ class Simulation:
         self._saved = self._flushed = time.monotonic()
         self._pause = CHECKPOINT_SECONDS
         header, text = self._restore()
+        # dpa3sim may have been updated or moved since.
+        text = OUR_PES.sub(lambda found: f"{found[1]}{pes_file()}{found[2]}", text)
         kept: dict[str, Any] = {}
 
         def before_binding(simulation: Any) -> None:

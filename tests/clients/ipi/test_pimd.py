@@ -580,3 +580,19 @@ def test_bad_usage_is_exit_code_2(capsys, arguments, reason):
     assert reason in error
     assert error.count("\n") == 1
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("place", ["/old/dpa3sim/ipi/pes.py", "/old/dpa3sim/clients/ipi/pes.py"])
+def test_a_run_finds_the_potential_where_it_is_now(place):
+    """The checkpoint of a run names a file that an update may have moved."""
+    text = f"<pes> custom </pes><pes_path> {place} </pes_path><pes_path>/my/pes.py</pes_path>"
+    found = child.OUR_PES.sub(lambda m: f"{m[1]}here{m[2]}", text)
+    assert found == "<pes> custom </pes><pes_path>here</pes_path><pes_path>/my/pes.py</pes_path>"
+
+
+def test_the_file_of_inputs_of_earlier_versions():
+    from dpa3sim.clients.ipi.pes import DPA3PES
+
+    path = Path(dpa3sim.__file__).parent / "ipi/pes.py"
+    loaded = runpy.run_path(str(path))
+    assert loaded[loaded["__DRIVER_CLASS__"]] is DPA3PES
