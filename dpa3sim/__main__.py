@@ -13,12 +13,12 @@ from dpa3sim.common.errors import INTERRUPTED
 
 
 def run() -> NoReturn:
-    """Run the command that the process was started for, and end with its exit code."""
+    """Run the command and end the process with its exit code."""
     watch = Watch()
     try:
         watch.install()
-        # Threads of linear algebra that wait for more work, busily and for 20 ms, take the cores
-        # from those of the model; read when numpy and scipy are loaded.
+        # Threads of linear algebra that spin for 20 ms after their work take the cores from those
+        # of the model; the variable is read when numpy and scipy are loaded.
         os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
         from dpa3sim.cli.main import main
 
@@ -29,23 +29,23 @@ def run() -> NoReturn:
         if not watch.raised:
             raise
         code = interrupted()
-    # If an interrupt came inside of `exec`, as imports use it, Python would end by that signal
-    # instead of with our code, handled or not; this makes it forget.
+    # After an interrupt inside `exec`, which imports use, Python would end by that signal, not
+    # with our exit code, even if it was handled; this call resets it.
     exec("")
     _end(code)
 
 
 def _end(code: int) -> NoReturn:
-    """End the process; all is on the disk but what nobody reads."""
+    """End the process; everything is on the disk except output that nobody reads."""
     caught = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     for number in caught:
         signal.signal(number, lambda *_: os._exit(INTERRUPTED))
-    with suppress(AttributeError, ValueError):  # there is no output, or it is closed
+    with suppress(AttributeError, ValueError):  # standard output is missing or closed
         try:
             sys.stdout.flush()
-        except OSError:  # Python would try again, and end with a code of its own
+        except OSError:  # Python would try again, and end with its own exit code
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    # Nothing is left to be interrupted but the end of the interpreter.
+    # Only the shutdown of the interpreter could still be interrupted.
     for number in caught:
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)

@@ -404,10 +404,10 @@ def _parameters(content):
         (lambda p: p["descriptor"]["repflow"].update(e_rcut=1e6), "e_rcut"),
         (lambda p: p["descriptor"]["repflow"].update(e_rcut_smth=float("nan")), "e_rcut_smth"),
         (lambda p: p["descriptor"].update(activation_function="silut:nan"), "bad threshold"),
-        (lambda p: p["fitting_net"].update(neuron=doubled(60)), "larger than any"),
+        (lambda p: p["fitting_net"].update(neuron=doubled(60)), "larger than that of any model"),
         (lambda p: p.update(info=10**400), "more than 64 bits"),
-        (lambda p: p.update(info=torch.zeros(2**21)), "larger than any"),
-        (lambda p: p.update({1: 2}), "holds a dict"),
+        (lambda p: p.update(info=torch.zeros(2**21)), "larger than that of any model"),
+        (lambda p: p.update({1: 2}), "contains a dict"),
     ],
 )
 def test_descriptions_that_are_refused(edit, message, tmp_path, capsys):

@@ -189,7 +189,7 @@ def test_wrong_content_is_refused(server, cache):
 
 
 def test_login_page_instead_of_the_file(server, cache):
-    with pytest.raises(DownloadError, match="26 bytes there, not"):
+    with pytest.raises(DownloadError, match="26 bytes, not"):
         pull(entry_for(server, "other"))
     with pytest.raises(DownloadError, match="wrong content"):
         pull(entry_for(server, "other", size=None))

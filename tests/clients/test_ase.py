@@ -65,7 +65,7 @@ def test_results_that_are_not_finite_are_an_error():
 def test_says_which_model_it_took(caplog):
     DPA3Calculator()
     assert caplog.messages == [
-        "no model named, using the embedded one: "
+        "no model was named, using the embedded one: "
         "dpa3-openlam, head MP_traj_v024_alldata_mixu; float32 on cpu"
     ]
     caplog.clear()

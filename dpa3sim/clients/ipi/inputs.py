@@ -471,10 +471,10 @@ def _static(kind: str, fixed: Sequence[int]) -> ET.Element:
 
 
 def _address(folder: Path, settings: InputSettings) -> tuple[str, int | None]:
-    """Name or host, and port, that no other calculation uses.
+    """Socket name, or host and port, that no other calculation uses.
 
-    A unix socket is named after its folder, so that two calculations never meet, and the same one
-    finds its own again.
+    The name of a unix socket is derived from the folder, so that two calculations never share one,
+    and the same calculation finds its own again.
     """
     if settings.transport != "inet":
         name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
