@@ -296,7 +296,7 @@ def _vacancies(
     evaluations = potential.evaluate([*perfect, *starts])
     bulks, unrelaxed = evaluations[: len(perfect)], evaluations[len(perfect) :]
     sizes = ", ".join(str(len(box)) for box in perfect)
-    progress(Event("vacancy", f"kinds of sites: {len(kinds)}; supercells of {sizes} atoms"))
+    progress(Event("vacancy", f"inequivalent sites: {len(kinds)}; supercells of {sizes} atoms"))
     rng = np.random.default_rng(settings.seed)
     moved = [
         rattled(start, perfect[box].positions[kind.index], settings.rattle, rng)

@@ -96,11 +96,9 @@ def test_what_diverges():
 
 def test_a_band_that_diverges_ends_the_command_with_its_reason(monkeypatch, capsys):
     """Exit code 3, after some tens of steps."""
-    from dpa3sim.protocols import relax
-
     forces = iter(1.2**k for k in range(10_000))
     monkeypatch.setattr(neb, "_report", lambda *_: next(forces))
-    monkeypatch.setattr(relax, "largest_force", lambda _: 1.0)
+    monkeypatch.setattr(neb, "largest_force", lambda _: 1.0)
     ammonia = molecule("NH3")
     inverted = ammonia.copy()
     inverted.positions[:, 2] *= -1
