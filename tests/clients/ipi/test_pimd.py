@@ -7,6 +7,7 @@ import math
 import os
 import random
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from ase.build import molecule
 from ase.io import iread, read, write
 from tests_support import DATA, ENVIRONMENT, TESTS
 
+import dpa3sim
 from dpa3sim.cli.main import main
 from dpa3sim.clients.ipi import simulate as child
 from dpa3sim.clients.ipi.inputs import STRUCTURE, direct_forcefield
