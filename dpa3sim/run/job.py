@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential.potential import Potential
-    from dpa3sim.protocols.base import Event, Stage
+    from dpa3sim.protocols.base import Event, Property, Stage
 
 # Options of the model that change the result.
 PRECISION = ("dtype", "matmul", "truncate", "smooth_cutoff")
@@ -147,7 +147,7 @@ class Job:
 
     name: str
     title: str
-    protocol: Any
+    protocol: Property
     structures: int = 1
     screens: bool = False
     together: bool = False
