@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dpa3sim.common.lazy import lazy
 
 if TYPE_CHECKING:
     from dpa3sim.checkpoints.registry import load_model
@@ -20,15 +22,7 @@ _EXPORTS = {
     "Potential": "dpa3sim.potential.potential",
     "load_model": "dpa3sim.checkpoints.registry",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch, ASE and the rest only when something that needs them is asked for."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'dpa3sim' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy(__name__, _EXPORTS)  # torch and ASE only where they are needed
 
 
 def __dir__() -> list[str]:

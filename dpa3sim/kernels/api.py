@@ -165,7 +165,7 @@ class LayerGradients:
             old ones.
         sums: with respect to the sums over edges, as :meth:`Kernel.update_node_backward` gives it.
         own: filled: with respect to the centres' linear maps, but for ``own.own``.
-        incoming: filled: what edges send to their neighbours; None where nobody needs it.
+        incoming: filled: what edges send to their neighbours; None if it is not needed.
     """
 
     features: Features

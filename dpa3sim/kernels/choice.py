@@ -112,7 +112,7 @@ def _compare(network: Network, device: torch.device, matmul: Matmul) -> str | No
             allowed = EXACT
         else:
             allowed = ROUNDED.get(matmul, ALLOWANCE * plain + SLACK)
-        if not triton <= allowed:  # NaN is no success
+        if not triton <= allowed:  # NaN counts as a failure
             return f"the Triton programs deviate by {triton:.1e}, tensor operations by {plain:.1e}"
     return None
 

@@ -39,7 +39,7 @@ class LayerPlan:
     """What of a layer can reach the energy (docs/model.md#what-reaches-the-energy).
 
     In the parallel form the last layer changes nodes only, and the layer before it need not
-    update angles, which nobody reads any more.
+    update angles, because no later layer reads them.
     """
 
     edges: bool

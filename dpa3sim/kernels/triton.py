@@ -44,7 +44,7 @@ ANGLE_ROWS, RECEIVERS = 32, 8
 
 
 def interpreted() -> bool:
-    """Whether Triton is there and its interpreter runs the programs, on the CPU."""
+    """Whether Triton is installed and its interpreter runs the programs on the CPU."""
     try:
         from dpa3sim.kernels import triton_programs
     except ImportError:
@@ -182,7 +182,7 @@ class TritonKernel:
         matmul: how the products of edges and angles round; those of nodes never do.
 
     Raises:
-        ImportError: there is no Triton.
+        ImportError: Triton is not installed.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class Workspace:
 
     @contextmanager
     def private(self, buffers: dict[str, Tensor]) -> Iterator[None]:
-        """Use other buffers for a while, which nobody else will touch or free."""
+        """Use other buffers for a while, which no other evaluation touches or frees."""
         shared, self._buffers = self._buffers, buffers
         self._retain = True
         try:

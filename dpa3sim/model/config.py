@@ -76,7 +76,7 @@ class DescriptorConfig:
     """Options of the DPA3 descriptor, the repflow block included (docs/model.md#options).
 
     Lengths are in Å; ``*_sel`` are neighbour counts; ``*_dim`` are feature widths.
-    ``smooth_cutoff`` is no option of deepmd-kit's: see :meth:`ModelConfig.smoothed`.
+    deepmd-kit has no option ``smooth_cutoff``: see :meth:`ModelConfig.smoothed`.
     """
 
     n_dim: int

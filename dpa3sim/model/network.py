@@ -112,7 +112,7 @@ class Network(nn.Module):
         self.register_buffer("included", mask, persistent=False)
 
     def _register(self, name: str, tensor: Tensor) -> None:
-        """Add a parameter; the parts of its name become modules, as torch wants it."""
+        """Add a parameter; the parts of its name become modules, as torch requires."""
         *path, last = name.split(".")
         module: nn.Module = self
         for part in path:

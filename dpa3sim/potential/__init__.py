@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dpa3sim.common.lazy import lazy
 
 if TYPE_CHECKING:
     from dpa3sim.potential.evaluation import Evaluation
@@ -17,12 +19,4 @@ _EXPORTS = {
     "Potential": "dpa3sim.potential.potential",
     "PotentialLike": "dpa3sim.potential.interface",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch only when something that needs it is asked for."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'dpa3sim.potential' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy(__name__, _EXPORTS)  # torch and ASE only where they are needed

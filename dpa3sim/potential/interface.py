@@ -1,4 +1,4 @@
-"""What clients and protocols need of a potential, whoever computes."""
+"""What clients and protocols need of a potential: the model itself, or a client of an engine."""
 
 from __future__ import annotations
 

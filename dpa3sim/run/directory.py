@@ -217,7 +217,7 @@ class RunDirectory:
         """Remove the files of the run; anything that is a folder is not ours and stays.
 
         The log, which is the lock, only loses its content. What tells that all this is a run goes
-        last, so that an interruption leaves no folder that nobody may empty.
+        last, so that an interruption leaves no folder that cannot be emptied.
         """
         for item in sorted(self.path.iterdir(), key=lambda item: item.name == PROVENANCE):
             if item.name == LOG:
@@ -265,7 +265,7 @@ def name_and_unit(key: str) -> tuple[str, str | None]:
 
 
 def to_json(data: Mapping[str, Any]) -> str:
-    """Indented JSON with a final newline; NaN is refused, since it is no JSON."""
+    """Indented JSON with a final newline; NaN is refused, because JSON has no NaN."""
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

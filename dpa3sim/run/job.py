@@ -102,7 +102,7 @@ def system_errors(path: Path) -> Iterator[None]:
     """Turn errors of the system into ours, so that they end one calculation and not all."""
     try:
         yield
-    except BrokenPipeError:  # nobody reads our output any more
+    except BrokenPipeError:  # the reader of our output has gone
         raise
     except OSError as error:
         raise StorageError.of(error, path) from None

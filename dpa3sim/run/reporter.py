@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 LINE_SECONDS = 30.0
-"""Lines of progress in the log, and where there is no terminal, are this far apart, s."""
+"""Time between lines of progress in the log, and in output that is not a terminal, s."""
 
 
 class Reporter:
-    """The link between a calculation and whoever started it; this one keeps silent.
+    """The link between a calculation and its user; this one keeps silent.
 
     Attributes:
         terminal: whether :meth:`show` is seen.

@@ -101,7 +101,7 @@ class StoredPotential:
         statistics: what was asked so far.
 
     Raises:
-        InputError: the file is no such database, or another process has it open.
+        InputError: the file is not such a database, or another process has it open.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class StoredPotential:
         return database
 
     def _told(self, error: Exception) -> Dpa3simError:
-        """What the user is told of an error of the database."""
+        """The message for an error of the database."""
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return InputError(f"{self.path}: cannot be used (another process is using it)")

@@ -64,7 +64,7 @@ class Calculation:
             atoms: the structure as it was given.
             potential: the model.
             progress: what ``save`` was given, to continue from there.
-            save: told every so often how far it has come. What it raises ends the calculation.
+            save: called every so often with the progress. An exception in it ends the calculation.
 
         Raises:
             EngineError: the engine was stopped; nothing is known of the structure.
@@ -82,7 +82,7 @@ class Calculation:
                 found = module.run(atoms, potential, self.settings)
             content = found.to_dict()
             content["warnings"] = list(dict.fromkeys([*warnings, *content["warnings"]]))
-            result = json.dumps(content, allow_nan=False)  # NaN is no result
+            result = json.dumps(content, allow_nan=False)  # NaN is not a result
             final = found.atoms if hasattr(found, "atoms") else found.prepared.atoms
             return Outcome(
                 state=DONE if found.converged else NOT_CONVERGED,
@@ -119,7 +119,7 @@ class Calculation:
                 start, history = relax.restore(atoms, json.loads(progress))
         first, saved = history[:1], time.monotonic()
 
-        def told(step: Step, now: Atoms) -> None:
+        def follow(step: Step, now: Atoms) -> None:
             nonlocal first, saved
             first = first or (step,)
             if save is not None and time.monotonic() - saved >= SAVE_SECONDS:
@@ -127,7 +127,7 @@ class Calculation:
                 save(json.dumps(relax.state(now, (*first, step))))
 
         found = relax.run(
-            start, potential, self.settings, progress=told, initial=atoms, history=history
+            start, potential, self.settings, progress=follow, initial=atoms, history=history
         )
         if found.converged:
             return found, None

@@ -134,7 +134,7 @@ class Database:
         """Add structures, given with their positions, unless they are there; returns how many came.
 
         Args:
-            found: the structures. new: told of each that is added.
+            found: the structures. new: called for each that is added.
 
         Raises:
             InputError: the structure of a known origin has changed.
@@ -370,7 +370,7 @@ def from_json(text: str) -> Atoms:
     """Inverse of :func:`to_json`.
 
     Raises:
-        InputError: it is no such text.
+        InputError: the text is not a structure.
     """
     from ase import Atoms
     from ase.calculators.singlepoint import SinglePointCalculator

@@ -35,7 +35,7 @@ def compute(
         database: holds the structures, and takes what comes of them.
         calculation: what to do with each.
         potential: the model.
-        progress: told of each.
+        progress: called for each.
         at_once: so many structures are in the batches at the same time; where one is done the
             next one enters.
 
@@ -71,9 +71,9 @@ def stream(
 
     Args:
         structures, calculation, potential, at_once: see :func:`compute`.
-        done: told of each.
+        done: called for each.
         known: how far an earlier try of a structure came.
-        keep: told every so often how far one has come.
+        keep: called every so often with the progress of one.
     """
     if not calculation.together:
         for number, atoms in structures:

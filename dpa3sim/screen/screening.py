@@ -82,7 +82,7 @@ class ScreenSettings:
         """Which shard of how many, from 1.
 
         Raises:
-            InputError: the option is no such thing.
+            InputError: the option does not have this form.
         """
         found = re.fullmatch(r"(\d+)/(\d+)", self.shard or "1/1")
         if found is None or not 1 <= int(found[1]) <= int(found[2]):
@@ -224,7 +224,7 @@ class Screening:
         self.reporter.say(message)
 
     def _compute(self, total: int) -> None:
-        def told(number: int, outcome: Outcome) -> None:
+        def finished(number: int, outcome: Outcome) -> None:
             self._progress(total, outcome)
 
         if self.settings.executor == "parsl":
@@ -235,7 +235,7 @@ class Screening:
                 self.database,
                 self.calculation,
                 replace(self.potential.settings, device="auto"),
-                told,
+                finished,
                 folder=self.folder,
                 config_file=Path(file) if file else None,
                 workers=self.settings.workers,
@@ -246,7 +246,7 @@ class Screening:
         from dpa3sim.screen import runner  # with torch, which help does without
 
         runner.compute(
-            self.database, self.calculation, self.potential, told, at_once=self.settings.at_once
+            self.database, self.calculation, self.potential, finished, at_once=self.settings.at_once
         )
 
     def _progress(self, total: int, outcome: Outcome) -> None:

@@ -1,8 +1,10 @@
 """The compiled kernels against the tensor operations, in every option and on every build."""
 
+import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tests_support import DATA, assert_equal_results, hydrogen_oxygen_structures
 import dpa3sim.kernels.libraries
 from dpa3sim import Potential
 from dpa3sim.checkpoints import read_model
+from dpa3sim.kernels import structs
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.kernels.probes import probe
 from dpa3sim.model.network import Network
@@ -140,6 +143,18 @@ def test_which_kernels_run_can_be_chosen(tmp_path):
         assert chosen(tmp_path, DPA3SIM_KERNELS=build).startswith(f"{build} | compiled for {build}")
     if BUILDS:
         assert chosen(tmp_path, DPA3SIM_KERNELS="").startswith(BUILDS[0])
+
+
+def test_a_library_with_other_arguments_is_refused(library, monkeypatch):
+    """C and Python describe the same structs; a difference in size is found when it is loaded."""
+
+    class LongerCall(ctypes.Structure):
+        _fields_ = [*structs.NodesCall._fields_, ("more", ctypes.c_int64)]
+
+    changed = (*structs.STRUCTS[:2], LongerCall, structs.STRUCTS[3])
+    monkeypatch.setattr(dpa3sim.kernels.libraries, "STRUCTS", changed)
+    with pytest.raises(OSError, match="LongerCall have another layout"):
+        dpa3sim.kernels.libraries._load(Path(library._name))
 
 
 def test_a_library_that_cannot_be_loaded_is_no_failure(tmp_path, monkeypatch):

@@ -128,8 +128,8 @@ def _plan_screening(command: Command, args: argparse.Namespace, resolved: list[A
     for line in lines(cost):
         terminal.say(line)
     if args.json:
-        told = {"command": command.job.name, "n_structures": count, **cost.to_dict()}
-        print(json.dumps(told, indent=2, ensure_ascii=False))
+        shown = {"command": command.job.name, "n_structures": count, **cost.to_dict()}
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
     return exit_code(codes)
 
 

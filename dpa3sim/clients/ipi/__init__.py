@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dpa3sim.common.lazy import lazy
 
 if TYPE_CHECKING:
     from dpa3sim.clients.ipi.client import IPIClient
@@ -18,12 +20,4 @@ _EXPORTS = {
     "order_hash": "dpa3sim.clients.ipi.wire",
     "serve": "dpa3sim.clients.ipi.serving",
 }
-
-
-def __getattr__(name: str) -> Any:
-    """Import torch and ASE only when they are needed."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'dpa3sim.clients.ipi' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_EXPORTS[name]), name)
+__getattr__ = lazy(__name__, _EXPORTS)  # torch and ASE only where they are needed

@@ -57,12 +57,12 @@ class GruneisenJob(HarmonicJob):
         optical = zip(
             stored["frequencies_gamma_optical_THz"], stored["gruneisen_gamma_optical"], strict=True
         )
-        told = ", ".join(
+        shown = ", ".join(
             f"{parameter:.3f} ({frequency:.2f} THz)" for frequency, parameter in optical
         )
         text = [
             *supercell_lines(stored),
-            f"optical modes at Γ: {told or 'none'}",
+            f"optical modes at Γ: {shown or 'none'}",
             f"all modes: {stored['gruneisen_lowest']:.3f} to {stored['gruneisen_highest']:.3f}",
         ]
         at = at_room_temperature(stored)

@@ -73,14 +73,14 @@ class PhononJob(HarmonicJob):
     def findings(self, stored: dict[str, Any]) -> list[str]:
         """A summary of the stored result in a few lines."""
         optical = [mode for mode in stored["modes_gamma"] if not mode["acoustic"]]
-        told = ", ".join(
+        shown = ", ".join(
             f"{mode['frequency_THz']:.3f}{' ' + mode['irrep'] if mode['irrep'] else ''}"
             for mode in optical[:12]
         )
         more = f" and {len(optical) - 12} more" if len(optical) > 12 else ""
         text = [
             *supercell_lines(stored),
-            f"optical modes at Γ: {told or 'none'}{more} {'THz' if told else ''}".rstrip(),
+            f"optical modes at Γ: {shown or 'none'}{more} {'THz' if shown else ''}".rstrip(),
             f"frequencies {stored['lowest_frequency_THz']:.3f} to "
             f"{stored['highest_frequency_THz']:.3f} THz, {stored['verdict']}",
         ]
