@@ -69,7 +69,9 @@ class Settings:
         None, "length of the ramp [the steps of the first start]", minimum=1
     )
     pressure: float = option(0.0, "pressure of npt", unit="GPa")
-    steps: int = option(1000, "steps in all; more of them continue a finished run", minimum=0)
+    steps: int = option(
+        1000, "total number of steps; more of them continue a finished run", minimum=0
+    )
     timestep: float | None = option(None, "time step [1; 0.5 with hydrogen]", unit="fs")
     thermostat_time: float | None = option(
         None, "time constant of the thermostat [langevin 1000, others 100]", unit="fs"

@@ -54,7 +54,9 @@ class Settings:
         choices=METHODS,
     )
     pressure: float = option(0.0, "pressure of npt", unit="GPa")
-    steps: int = option(10000, "steps in all; more of them continue a finished run", minimum=1)
+    steps: int = option(
+        10000, "total number of steps; more of them continue a finished run", minimum=1
+    )
     timestep: float | None = option(
         None, "time step [0.5; 0.25 with hydrogen]", unit="fs", minimum=1e-3
     )

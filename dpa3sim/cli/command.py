@@ -46,7 +46,7 @@ class Command:
         )
         add_settings(parser, self.job.title, self.job.protocol.Settings)
         add_settings(parser, "model", ModelSettings)
-        add_settings(parser, "what structure files do not say", ReadingSettings)
+        add_settings(parser, "reading of structure files", ReadingSettings)
         if self.job.screens:
             add_settings(parser, "screening: many structures, one database", ScreenSettings)
         add_config(parser)

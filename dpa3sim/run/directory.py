@@ -84,7 +84,9 @@ class RunDirectory:
             path.mkdir(parents=True, exist_ok=True)
             names = {item.name for item in path.iterdir() if not is_part(item)} - {LOG}
             if names and PROVENANCE not in names:
-                raise InputError(f"{path}: is not empty and no run directory; choose another --out")
+                raise InputError(
+                    f"{path}: is not empty and is not a run directory; choose another --out"
+                )
             (path / LOG).touch()
             self._lock = lock_folder(path / LOG)
         except BlockingIOError:

@@ -124,7 +124,9 @@ class Database:
                 self._connection.executescript(_SCHEMA)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:
-                raise InputError(f"{path}: no results of a screening, or of another version")
+                raise InputError(
+                    f"{path}: does not hold results of a screening, or those of another version"
+                )
 
     # -- structures in ----------------------------------------------------------------------------
 

@@ -150,8 +150,6 @@ SOURCES = [
     for folder in ("dpa3sim", "protocols", "tests", "benchmarks", "docs", "examples")
     for path in (ROOT / folder).rglob("*.*")
 ]
-# The page about the layout still names files that have moved.
-NAMING_FILES = [page for page in PAGES if page.name != "architecture.md"]
 
 
 def missing_files(page):
@@ -169,7 +167,7 @@ def missing_files(page):
     ]
 
 
-@pytest.mark.parametrize("page", NAMING_FILES, ids=name)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_source_files_in_the_text_exist(page):
     assert not missing_files(page)
 

@@ -46,7 +46,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument("structures", nargs="+", metavar="STRUCTURE", help="file, or FILE@INDEX")
     add_settings(parser, "measurement", Settings)
     add_settings(parser, "model", ModelSettings)
-    add_settings(parser, "what structure files do not say", ReadingSettings)
+    add_settings(parser, "reading of structure files", ReadingSettings)
     add_config(parser)
     parser.add_argument("--json", action="store_true", help="print only the results, as JSON")
 

@@ -66,7 +66,7 @@ def configure(parser: Parser) -> None:
         metavar="FILE",
         help="file with the elements in i-PI's order and the periodic axes; i-PI sends neither",
     )
-    add_settings(parser, "what structure files do not say", ReadingSettings)
+    add_settings(parser, "reading of structure files", ReadingSettings)
     add_settings(parser, "client", Settings)
     parser.add_argument(
         "--model",

@@ -28,7 +28,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "--input", metavar="XML", help="i-PI input whose ffsocket or ffdirect is used"
     )
-    add_settings(parser, "what structure files do not say", ReadingSettings)
+    add_settings(parser, "reading of structure files", ReadingSettings)
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
     parser.add_argument("--quiet", action="store_true", help="print only errors")

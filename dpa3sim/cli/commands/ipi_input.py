@@ -25,7 +25,7 @@ def configure(parser: Parser) -> None:
     parser.add_argument(
         "structure", metavar="STRUCTURE", help="file in any format that ASE reads, or FILE@INDEX"
     )
-    add_settings(parser, "what structure files do not say", ReadingSettings)
+    add_settings(parser, "reading of structure files", ReadingSettings)
     add_settings(parser, "i-PI", InputSettings)
     add_settings(parser, "model", ModelSettings)
     add_config(parser)
