@@ -9,7 +9,7 @@ import numpy as np
 
 from dpa3sim.common.errors import NotConvergedError
 
-from ..base import Progress, Stage, relaxation
+from ..base import Progress, Stage, relaxation, silent
 from .prepare import Prepared, PropertySettings, relax_settings, relax_together
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def at_volumes(
     prepared: Prepared,
     strains: Sequence[float],
     settings: PropertySettings,
-    progress: Progress,
+    progress: Progress = silent,
 ) -> tuple[list[Atoms], np.ndarray]:
     """Primitive cells at V = V0 (1 + strain), relaxed together, and their energies, eV.
 

@@ -110,7 +110,7 @@ def test_a_compound_needs_references():
     ("references", "message"),
     [
         ({"x": copper_gold()}, "must be of one element"),
-        ({"x": bulk("Ni")}, "x is Ni, which the crystal has none of"),
+        ({"x": bulk("Ni")}, "x is Ni, which the crystal does not contain"),
         ({"x": bulk("Cu"), "y": bulk("Cu")}, "x and y are both Cu"),
     ],
 )
