@@ -18,8 +18,7 @@ from tests_support import DATA, ENVIRONMENT
 from dpa3sim.cli.main import GROUPS, main
 from dpa3sim.common import files
 from dpa3sim.common.files import lock_folder
-from dpa3sim.potential import potential
-from dpa3sim.potential.settings import ModelSettings
+from dpa3sim.potential.potential import Potential
 
 MODEL = str(DATA / "models/dynamic/model.pt")
 RELAX = ["relax", "water.xyz", "--model", MODEL, "--no-plot", "--fmax", "1e-3"]
@@ -99,7 +98,7 @@ def test_full_disk_in_a_simulation(limit, capsys):
 
 
 def test_full_disk_under_saved_evaluations(capsys, embedded64, monkeypatch):
-    monkeypatch.setattr(ModelSettings, "load", lambda self, dtype=None: embedded64)
+    monkeypatch.setattr(Potential, "load", lambda settings, model=None: embedded64)
     command = ["eos", "Si.vasp", "--no-plot"]
     with file_size(20_000):
         assert main(command) == 2
@@ -141,7 +140,7 @@ def test_one_full_disk_of_two(capsys, monkeypatch):
 
 @pytest.mark.parametrize("command", RUNS)
 def test_a_folder_belongs_to_one_process(command, capsys, monkeypatch, embedded):
-    monkeypatch.setattr(ModelSettings, "load", lambda self, dtype=None: embedded)
+    monkeypatch.setattr(Potential, "load", lambda settings, model=None: embedded)
     folder = Path(f"here.{command}")
     folder.mkdir()
     for name in ("run.log", "provenance.json", "evaluations.sqlite"):
@@ -188,10 +187,10 @@ def test_no_memory(error, capsys, monkeypatch):
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(potential.Potential, "evaluate_each", fail)
+    monkeypatch.setattr(Potential, "evaluate_each", fail)
     assert main(RELAX) == 2
     assert "memory" in one_line(capsys)
-    monkeypatch.setattr(ModelSettings, "load", fail)
+    monkeypatch.setattr(Potential, "load", fail)
     assert main(RELAX) == 2
     assert "memory" in one_line(capsys)
 
@@ -200,7 +199,7 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(ModelSettings, "load", fail)
+    monkeypatch.setattr(Potential, "load", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(RELAX)
 

@@ -136,7 +136,7 @@ def test_killed_and_continued(arguments):
         text=True,
         env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
     )
-    marks = {"neb": "neb: step 3", "vacancy": "vacancy: kinds", "surface": "surface: 1 cuts"}
+    marks = {"neb": "neb: step 3", "vacancy": "vacancy: inequivalent", "surface": "surface: 1 cuts"}
     for line in process.stdout:
         if line.startswith(marks[arguments[0]]):
             break
@@ -188,7 +188,7 @@ def test_nonsense_structures(command, atoms, message, capsys):
         (["neb", "initial.xyz", "final.xyz", "--images", "0"], "at least 1"),
         (["vacancy", "Cu.vasp", "--supercell", "huge"], "is not one of"),
         (["vacancy", "Cu.vasp", "--supercel", "2,2,2"], "did you mean '--supercell'"),
-        (["surface", "Cu.vasp", "--miller", "0,0,0"], "no face"),
+        (["surface", "Cu.vasp", "--miller", "0,0,0"], "does not define a face"),
         (["surface", "Cu.vasp", "--miller", "1;1;1"], "three whole numbers"),
     ],
 )

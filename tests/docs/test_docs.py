@@ -67,7 +67,7 @@ def parse(words):
     args, unknown = parser.parse_known_intermixed_args(rest)
     assert not unknown, unknown
     if hasattr(module, "COMMAND") and not args.config:
-        resolve(args, module.COMMAND.settings, ModelSettings)
+        resolve(args, module.COMMAND.job.protocol.Settings, ModelSettings)
 
 
 def dpa3sim_commands(text):

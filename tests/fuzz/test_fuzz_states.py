@@ -23,7 +23,6 @@ from tests_support import DATA
 from dpa3sim import Potential
 from dpa3sim.cli.main import main
 from dpa3sim.clients.ipi import simulate
-from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.run.directory import CHECKPOINT, EVALUATIONS, PROVENANCE, RESULT
 from dpa3sim.run.recorder import STATE
 from dpa3sim.run.store import StoredPotential
@@ -46,7 +45,7 @@ def run(folder: Path, command: str, *more: str) -> tuple[int, str]:
     out = str(folder / f"w.{command}")
     arguments = [command, str(FOLDER / "w.xyz"), *COMMANDS[command], *more]
     with (
-        mock.patch.object(ModelSettings, "load", return_value=potential()),
+        mock.patch.object(Potential, "load", return_value=potential()),
         mock.patch("sys.stderr", errors),
     ):
         code = main([*arguments, "--no-plot", "--quiet", "--out", out])
