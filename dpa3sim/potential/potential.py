@@ -104,9 +104,7 @@ class Potential:
         max_memory: float | None = None,
         matmul: Matmul = "full",
     ) -> None:
-        ModelSettings(
-            head=head, dtype=dtype, matmul=matmul, truncate=truncate, smooth_cutoff=smooth_cutoff
-        )
+        ModelSettings(head=head, dtype=dtype, matmul=matmul, truncate=truncate)
         if not 0 <= skin <= MAX_SKIN:
             raise InputError(f"skin {skin!r} must be between 0 and {MAX_SKIN:g} Å")
         if max_memory is not None and not max_memory > 0:

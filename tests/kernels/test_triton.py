@@ -302,9 +302,9 @@ def test_programs_that_fail_are_not_used(wanted, monkeypatch):
 
 def test_programs_with_wrong_results_are_not_used(wanted, monkeypatch):
     monkeypatch.setattr(selection, "TEST_GRAPHS", [RAGGED])
-    right = triton_kernels.TritonLayerKernel._symmetrise
+    right = triton_kernels.TritonKernel._symmetrise
     monkeypatch.setattr(
-        triton_kernels.TritonLayerKernel,
+        triton_kernels.TritonKernel,
         "_symmetrise",
         lambda self, psi: right(self, psi) * (1 + 1e-3),
     )

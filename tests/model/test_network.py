@@ -9,6 +9,7 @@ from tests_support import DATA, NoHostAccess
 
 from dpa3sim import Potential
 from dpa3sim.common.errors import CheckpointError
+from dpa3sim.graph.reference import make_batch
 from dpa3sim.model import network
 from dpa3sim.model.config import ACTIVATIONS, Activation
 from dpa3sim.model.electrons import econf_rows, occupations
@@ -97,7 +98,7 @@ def test_recomputing_layers_changes_nothing(variant, water, monkeypatch):
 
 
 def _batch(potential, atoms, device):
-    return potential.graph([atoms])
+    return make_batch([potential.system(atoms)], [potential.edges(atoms)], torch.device(device))
 
 
 MODELS = ["variants/sequential", "variants/fparam_aparam", "models/charge_spin", "variants/excl"]

@@ -23,7 +23,7 @@ from dpa3sim.clients.ipi.client import IPIClient
 from dpa3sim.clients.ipi.wire import Address, order_hash, pack_header
 
 HERE = Path(__file__).parent
-DATA = HERE.parent / "data"
+DATA = HERE.parents[1] / "data"
 INPUTS = DATA / "ipi"
 # Other processes find the same dpa3sim and these files.
 ENVIRONMENT = os.environ | {

@@ -35,8 +35,8 @@ from dpa3sim.protocols.dynamics.correlation import estimate
 
 WATER = DATA / "ipi" / "water8.extxyz"
 MODEL = DATA / "models" / "dynamic" / "model.pt"
-HARMONIC = TESTS / "ipi" / "harmonic_pes.py"
-PAIRS = TESTS / "ipi" / "toy_pes.py"
+HARMONIC = TESTS / "clients/ipi/harmonic_pes.py"
+PAIRS = TESTS / "clients/ipi/toy_pes.py"
 WAVENUMBER = 2000.0
 AMU = 1822.888486  # electron masses
 
