@@ -122,7 +122,7 @@ def test_another_order_than_that_of_the_input(tmp_path, capsys):
     [
         (None, "cannot be read"),
         ("<simulation>", "not valid XML"),
-        ("<simulation/>", "no ffsocket"),
+        ("<simulation/>", "has neither ffsocket nor ffdirect"),
         ("<simulation><ffsocket/></simulation>", "has no name"),
     ],
 )
