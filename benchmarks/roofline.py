@@ -20,7 +20,7 @@ from ase.build import bulk
 
 from dpa3sim import DPA3Calculator
 from dpa3sim.common.errors import Dpa3simWarning
-from dpa3sim.kernels.tensor import LayerPlan
+from dpa3sim.kernels.layer import LayerPlan
 from dpa3sim.model.config import DescriptorConfig
 from dpa3sim.run.benchmark import time_calls
 

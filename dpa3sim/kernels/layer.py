@@ -173,7 +173,8 @@ class Layer:
         """
         n_atoms, n = data.graph.n_atoms, self._config.n_dim
         node, edge, angle = features
-        x = self._inputs(data, features, *self.kernel.project(node, n_atoms))
+        own, neighbour = self.kernel.project(node, n_atoms)
+        x = LayerInputs(data, features, self._split(own, neighbour.shape[1]), neighbour)
         sums = NodeSums(
             node.new_empty((n_atoms, 3, self._config.e_dim + n)),
             node.new_empty((n_atoms, self._message_width)),
@@ -223,11 +224,6 @@ class Layer:
             d_neighbour = self.kernel.sum_incoming(graph, incoming, d_node)
             self.kernel.project_backward(d_projections, d_neighbour, d_node)
         return Features(d_node, grad.edge, grad.angle)
-
-    def _inputs(
-        self, data: GraphData, features: Features, own: Tensor, neighbour: Tensor
-    ) -> LayerInputs:
-        return LayerInputs(data, features, self._split(own, neighbour.shape[1]), neighbour)
 
     def _split(self, projections: Tensor, width_edge: int) -> Projections:
         n = self._config.n_dim

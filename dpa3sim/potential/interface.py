@@ -39,7 +39,7 @@ class BatchPotential(PotentialLike, Protocol):
 
     @property
     def counters(self) -> Counters:
-        """What the model did so far."""
+        """The work of the model so far."""
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +51,7 @@ class BatchPotential(PotentialLike, Protocol):
 
     @property
     def identity(self) -> str:
-        """What tells the results of this potential from those of others."""
+        """A text that distinguishes results of this potential from those of others."""
 
     def evaluate_each(
         self, structures: Sequence[AtomsLike | System]
@@ -60,7 +60,7 @@ class BatchPotential(PotentialLike, Protocol):
 
     @property
     def batches(self) -> int:
-        """How many batches were asked of the model so far."""
+        """Number of batches evaluated so far."""
 
     def hessian(
         self, structure: AtomsLike | System, atoms: Sequence[int] | None = None

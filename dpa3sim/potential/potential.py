@@ -57,24 +57,25 @@ class MatmulDeviation:
 class Potential:
     """A DPA3 model that stays on its device.
 
-    Neighbour lists are kept between calls, with a skin, and renewed exactly when needed; alike
-    structures share them. Several threads may use one potential.
+    Neighbour lists have a skin, are kept between calls, and are renewed exactly when needed;
+    similar structures share them. Several threads may use one potential.
 
     Args:
         model: registry name, path of a checkpoint, or a loaded model; None is the embedded one.
         head: head of a multi-task checkpoint.
-        device: ``"auto"`` (CUDA where there is one), or anything torch accepts.
+        device: ``"auto"`` (CUDA if it is available), or any device of torch.
         dtype: precision of the descriptor; ``"auto"`` is the checkpoint's own. Energies are
             fitted and summed in float64 always.
         truncate: ``"deepmd"`` applies the model's neighbour limits as deepmd-kit does,
             ``"none"`` keeps every neighbour inside the cutoffs.
-        smooth_cutoff: for models whose energy jumps when a pair of atoms crosses the cutoff of
-            angles: width over which the step is smoothed, Å, such as 0.3. Another potential,
-            which conserves energy (docs/model.md#smooth-cutoff); neighbours that the limits cut
-            still make it jump, so use it with ``truncate="none"``. None is as the model is, 0 is
-            off.
-        skin: how much further than the cutoff neighbours are searched, Å; 0 searches every time.
-        max_memory: GiB that evaluations may use; None is what is free, with some margin.
+        smooth_cutoff: width, Å, such as 0.3, over which the step of the energy is smoothed in
+            models whose energy jumps when a pair of atoms crosses the cutoff of angles. This
+            defines another potential, which conserves energy (docs/model.md#smooth-cutoff).
+            Neighbours that the limits cut still make it jump, so use it with
+            ``truncate="none"``. None keeps the model as it is, 0 switches the smoothing off.
+        skin: distance beyond the cutoff within which neighbours are listed, Å; 0 searches at
+            every step.
+        max_memory: memory that evaluations may use, GiB; None is the free memory less a margin.
         matmul: how the products of edges and angles round their inputs, on GPUs with the Triton
             programs and in float32: ``"full"`` not at all, ``"tf32"`` to 10 and ``"bf16"`` to 7
             bits. Faster, but see :attr:`matmul_deviation`.
@@ -82,7 +83,7 @@ class Potential:
     Attributes:
         model: the model in use.
         device, dtype: where and in which precision it computes.
-        counters: what the incremental graph did so far.
+        counters: the work done so far.
         network: the readable definition of the model, differentiable, with its weights.
         rules: cutoffs and limits of neighbours.
         batcher: evaluates batches; holds kernels, sessions and the memory model.
@@ -166,17 +167,17 @@ class Potential:
 
     @property
     def kernels(self) -> str:
-        """What computes the layers: ``"triton"``, a build of the compiled kernels, ``"torch"``."""
+        """The kernels in use: ``"triton"``, a build of the compiled kernels, or ``"torch"``."""
         return self.batcher.selection.kernels
 
     @property
     def kernels_reason(self) -> str:
-        """Why these kernels."""
+        """The reason why these kernels are used."""
         return self.batcher.selection.reason
 
     @cached_property
     def matmul_deviation(self) -> MatmulDeviation | None:
-        """What ``matmul`` changes against ``"full"``; measured when first asked for."""
+        """The change of results by ``matmul``, against ``"full"``; measured at the first use."""
         if self.matmul == "full":
             return None
         systems = []
@@ -204,7 +205,7 @@ class Potential:
 
     @property
     def settings(self) -> ModelSettings:
-        """What loads this model again, here or in another process."""
+        """The options that load this model again, here or in another process."""
         return ModelSettings(
             model=str(reference(self.model)),
             head=self.model.head,
@@ -222,7 +223,7 @@ class Potential:
 
     @property
     def identity(self) -> str:
-        """What tells the results of this potential from those of others."""
+        """A text that distinguishes results of this potential from those of others."""
         smoothed = "" if self.smooth_cutoff is None else f" smooth_cutoff={self.smooth_cutoff!r}"
         return f"{self._memory_key} {self.truncate} {self.matmul}{smoothed}"
 

@@ -61,7 +61,7 @@ _LIMITS = ("n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges", "warnings"
 
 @dataclass
 class StoreStatistics:
-    """What was asked of a :class:`StoredPotential` so far.
+    """The requests to a :class:`StoredPotential` so far.
 
     Attributes:
         asked: evaluations asked for; found: of these, those that were saved already.
@@ -153,7 +153,7 @@ class StoredPotential:
 
     @property
     def counters(self) -> Counters:
-        """What the model did so far."""
+        """The work of the model so far."""
         return self.potential.counters
 
     @property
@@ -168,19 +168,19 @@ class StoredPotential:
 
     @property
     def batches(self) -> int:
-        """How many batches an undisturbed run asks of the model up to here."""
+        """Number of batches that an undisturbed run would have evaluated up to here."""
         return self._batches
 
     @property
     def identity(self) -> str:
-        """What tells the results of this potential from those of others."""
+        """A text that distinguishes results of this potential from those of others."""
         return self.potential.identity
 
     def __repr__(self) -> str:
         return repr(self.potential)
 
     def in_precision(self, dtype: Dtype) -> StoredPotential:
-        """Itself: what is stored has one precision.
+        """The potential itself, because the stored evaluations have one precision.
 
         Raises:
             InputError: another precision is asked for.
@@ -282,7 +282,7 @@ class StoredPotential:
         return chunks
 
     def _compute(self, missing: dict[bytes, System]) -> dict[bytes, Evaluation | Dpa3simError]:
-        """Evaluate as one batch, and save what it gives, all or nothing of it."""
+        """Evaluate as one batch, and save all of its results or none."""
         began, batches = time.monotonic(), self.counters.batches
         outcomes = self.potential.evaluate_each(list(missing.values()))
         self._unsaved += time.monotonic() - began
