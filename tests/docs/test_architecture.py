@@ -1,5 +1,7 @@
 """The rooms of docs/architecture.md: no circle of imports, no arrow against their order."""
 
+import tomllib
+
 import import_graph
 import pytest
 
@@ -54,3 +56,11 @@ def test_the_page_describes_every_room():
     page = import_graph.PAGE.read_text(encoding="utf-8")
     for room in import_graph.ROOMS:
         assert f"`{room.replace('.', '/')}/`" in page or f"`{room.replace('.', '/')}.py`" in page
+
+
+def test_every_package_is_installed():
+    """The list in pyproject.toml has all folders with modules."""
+    project = tomllib.loads((import_graph.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = set(project["tool"]["setuptools"]["packages"])
+    found = {name for name, path in import_graph.modules().items() if path.name == "__init__.py"}
+    assert listed == found
