@@ -1,6 +1,7 @@
 """Candidate lists that are kept: never a missing pair, few searches, the same forces."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from dpa3sim import DPA3Calculator, Potential
 from dpa3sim.common.errors import InputError
 from dpa3sim.graph.lists import Counters, ListCache
 from dpa3sim.graph.skin import SkinList
+from dpa3sim.structures.system import System
 
 CUTOFF, SKIN = 5.0, 0.8
 
@@ -161,10 +163,11 @@ def test_displaced_supercells_share_one_search():
             atoms = parent.copy()
             atoms.positions[atom, 0] += 0.01 * sign
             atoms.set_cell(atoms.cell.array * (1 + 0.004 * sign), scale_atoms=True)
-            found = cache.find(b"Cu32", atoms.positions, atoms.cell.array, atoms.pbc)
+            found = cache.find(System.from_atoms(atoms))
             assert listed_pairs(found, atoms) == true_pairs(atoms)
     assert (counters.rebuilds, counters.shared_lists) == (1, 11)
-    assert cache.find(b"other", parent.positions, parent.cell.array, parent.pbc)
+    others = replace(System.from_atoms(parent), types=np.ones(len(parent), dtype=int))
+    assert cache.find(others)
     assert counters.rebuilds == 2
 
 

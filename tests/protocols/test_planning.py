@@ -201,7 +201,7 @@ def test_pimd(tmp_path, options):
     """As many calls of the forces as there are planned, each for all beads."""
     from dpa3sim.clients.ipi.inputs import STRUCTURE, direct_forcefield
 
-    source = (TESTS / "ipi/harmonic_pes.py").read_text()
+    source = (TESTS / "clients/ipi/harmonic_pes.py").read_text()
     note = f"open({str(tmp_path / 'calls')!r}, 'a').write(f'{{len(pos)}} ')"
     counting = source.replace("self.calls += 1", f"self.calls += 1; {note}")
     assert counting != source
