@@ -69,7 +69,7 @@ class Command:
         resolved = self.resolved(args)
         if self.screen(resolved) is not None:
             return self._screen(args, *resolved)
-        return self.each(args, execute)
+        return self.each(args, resolved, execute)
 
     def resolved(self, args: argparse.Namespace) -> list[Any]:
         """The options of protocol, model, reading, and of a screening where there can be one."""
@@ -83,15 +83,19 @@ class Command:
         return folder
 
     def each(
-        self, args: argparse.Namespace, do: Callable[[Job], tuple[dict[str, Any], int]]
+        self,
+        args: argparse.Namespace,
+        resolved: list[Any],
+        do: Callable[[Job], tuple[dict[str, Any], int]],
     ) -> int:
         """Do something with every calculation that the arguments ask for.
 
         Args:
             args: the command line.
+            resolved: its options, see :meth:`resolved`.
             do: returns what ``--json`` prints, and an exit code.
         """
-        settings, model, reading, *_ = self.resolved(args)
+        settings, model, reading, *_ = resolved
         terminal = Terminal(args.quiet or args.json)
         groups = self._groups(read_structures(args.structures, reading))
         if not any(isinstance(group, tuple) for group in groups):

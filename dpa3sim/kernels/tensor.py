@@ -98,6 +98,11 @@ class TensorNodes:
         self._w = LayerWeights(self._config, self.plan, weights, self._layer)
         self.node_keep = self._w.node_keep
 
+    @property
+    def layer_weights(self) -> LayerWeights:
+        """The weights of the layer, for kernels that add to this one."""
+        return self._w
+
     def project(self, node: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
         w = self._w
         return torch.addmm(w.node_bias, node[:n_atoms], w.node_i), node @ w.node_j

@@ -26,7 +26,7 @@ from dpa3sim.kernels.api import (
     Matmul,
     NodeSums,
 )
-from dpa3sim.kernels.layer import LayerPlan, LayerWeights
+from dpa3sim.kernels.layer import LayerPlan
 from dpa3sim.kernels.tensor import TensorNodes
 from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel, silut_constants
@@ -196,7 +196,7 @@ class TritonKernel:
         from dpa3sim.kernels import triton_programs
 
         self.plan = LayerPlan.of(config, layer)
-        self._config, self._layer, self._ws = config, layer, workspace
+        self._config, self._ws = config, workspace
         self._message_width = config.n_multi_edge_message * config.n_dim
         self._tensor = TensorNodes(config, layer, activation)
         self._programs = triton_programs
@@ -206,7 +206,7 @@ class TritonKernel:
         """See :class:`~dpa3sim.kernels.api.Kernel`, like the other methods."""
         config = self._config
         self._tensor.refresh(weights)
-        self._w = w = LayerWeights(config, self.plan, weights, self._layer)
+        self._w = w = self._tensor.layer_weights
         self.node_keep = w.node_keep
         self._device = w.edge.device
         self._edge_rows = EDGE_ROWS[w.edge.dtype]

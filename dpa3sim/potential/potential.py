@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -155,15 +155,8 @@ class Potential:
         Raises:
             CheckpointError: the model cannot be read. InputError: a bad argument.
         """
-        return cls(
-            settings.model if model is None else model,
-            head=settings.head,
-            device=settings.device,
-            dtype=settings.dtype,
-            truncate=settings.truncate,
-            smooth_cutoff=settings.smooth_cutoff,
-            matmul=settings.matmul,
-        )
+        options = asdict(settings)
+        return cls(**(options if model is None else {**options, "model": model}))
 
     @property
     def kernels(self) -> str:
@@ -352,7 +345,7 @@ class Potential:
             InputError: a structure that cannot be computed.
         """
         systems = [self.system(structure) for structure in structures]
-        return make_batch(systems, [self.edges(x) for x in systems], self.device)
+        return make_batch(systems, [self._edges(x) for x in systems], self.device)
 
     def edges(self, structure: AtomsLike | System) -> Edges:
         """The edges of a structure by a fresh search, without skin.
@@ -360,7 +353,10 @@ class Potential:
         Raises:
             InputError: a structure that cannot be computed.
         """
-        x = self.system(structure)
+        return self._edges(with_inputs(as_system(structure), self.model.config))
+
+    def _edges(self, x: System) -> Edges:
+        """The edges of a system with inputs, whose geometry the search checks."""
         return find_edges(x.positions, x.cell, x.pbc, x.types, self.rules)
 
     def system(self, structure: AtomsLike | System) -> System:

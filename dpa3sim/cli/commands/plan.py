@@ -87,7 +87,7 @@ class PlannedCommand:
         resolved = self.command.resolved(args)
         if self.command.screen(resolved) is not None:
             return _plan_screening(self.command, args, resolved)
-        return self.command.each(args, _plan)
+        return self.command.each(args, resolved, _plan)
 
 
 def _plan(job: Job) -> tuple[dict[str, Any], int]:
