@@ -49,7 +49,7 @@ def test_another_calculation_is_refused_and_named(tmp_path):
 def test_foreign_directory_is_refused_even_with_force(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for force in (False, True):
-        with pytest.raises(InputError, match="no run directory"):
+        with pytest.raises(InputError, match="is not a run directory"):
             make(tmp_path, force=force)
     assert (tmp_path / "thesis.tex").exists()
 
