@@ -45,4 +45,5 @@ def extensions() -> list[Extension]:
     ]
 
 
-setup(ext_modules=extensions())
+# Compiling takes a minute or more each.
+setup(ext_modules=extensions(), options={"build_ext": {"parallel": 2}})

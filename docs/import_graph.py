@@ -31,6 +31,8 @@ ROOMS = (
     "protocols.harmonics",
     "protocols.dynamics",
     "protocols",
+    "train.data",
+    "train",
     "report.plots",
     "run",
     "run.jobs",

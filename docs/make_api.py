@@ -175,6 +175,8 @@ def options() -> str:
         kind = kinds[0] or (kinds[1] and kinds[1].job.protocol.Settings)
         if kind is not None:
             parts += [f"## `dpa3sim {command}`\n", _table(kind)]
+        for title, kind in getattr(module, "SETTINGS", {}).items():
+            parts += [f"## `dpa3sim {command}`: {title}\n", _table(kind)]
         for name in getattr(module, "SUBCOMMANDS", {}):
             sub, _, _ = find([command, name])
             if hasattr(sub, "InputSettings"):

@@ -1,17 +1,18 @@
-"""Model files: one reader per format, all returning a checked :class:`ModelFile`."""
+"""Model files: one reader and one writer a format, around a checked :class:`ModelFile`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from dpa3sim.checkpoints.archive import Archive
+from dpa3sim.checkpoints.deepmd_writer import DEEPMD_SUFFIX, write_training
 from dpa3sim.checkpoints.model_file import ModelFile, file_sha256
 from dpa3sim.checkpoints.native import SUFFIX, read_native, write_native
 from dpa3sim.checkpoints.torchscript import read_torchscript
 from dpa3sim.checkpoints.training import SINGLE_TASK, read_training
 from dpa3sim.common.errors import CheckpointError
 
-__all__ = ["SUFFIX", "ModelFile", "read_model", "write_native"]
+__all__ = ["DEEPMD_SUFFIX", "SUFFIX", "ModelFile", "read_model", "write_native", "write_training"]
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"

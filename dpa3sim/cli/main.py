@@ -57,6 +57,10 @@ GROUPS = {
         "plan": "estimate the evaluations, memory and time of a command",
         "report": "write an HTML page about a run or a screening: state, results, plots",
     },
+    "training": {
+        "train": "train a model on structures with energies, forces and stresses",
+        "data": "check training data: labels, ranges, strange energies",
+    },
     "models and this installation": {
         "model": "list, download and inspect models",
         "convert": "convert a checkpoint to dpa3sim's own format",

@@ -297,3 +297,22 @@ def sum_incoming(x: Tensor, graph: BlockGraph) -> Tensor:
         graph.incoming, x, graph.incoming_start, mode="sum"
     )
     return total
+
+
+def forces_and_virials(gradient: Tensor, graph: BlockGraph) -> tuple[Tensor, Tensor]:
+    """Forces ``(n_atoms, 3)``, eV/Å, and the atoms' virials ``(n_atoms, 3, 3)``, eV.
+
+    The virial W = -dE/dstrain of a structure is the sum of those of its atoms, one for the edges
+    of each (docs/model.md#energy-forces-and-virial).
+
+    Args:
+        gradient: ``(n_edges, 3)`` dE/dd, eV/Å. graph: the batch, all of whose nodes are centres.
+    """
+    forces = sum_incoming(gradient, graph).neg_()
+    virials = gradient.new_empty((graph.n_atoms, 3, 3))
+    for block in graph.layout.blocks:
+        slots = (block.count, block.k_room, 3)
+        g, d = gradient[block.edges].view(slots), graph.vectors[block.edges].view(slots)
+        forces[block.rows] += g.sum(dim=1)
+        virials[block.rows] = g.mT @ d
+    return forces, virials.neg_()

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dpa3sim.graph.blocks import BlockGraph
+    from dpa3sim.kernels.algebra import Algebra
+    from dpa3sim.kernels.gradients import LayerSums
+    from dpa3sim.kernels.layer import LayerWeights
 
 Matmul = Literal["full", "tf32", "bf16"]
 """How products of edges and angles round their inputs: not at all, to 10 bits, to 7 bits."""
@@ -81,7 +84,7 @@ class LayerTape:
         place: names the memory of what the layer makes.
         own, neighbour: projections of the nodes; ``own.own`` is the pre-activation of v1.
         sym_pre: ``(n_atoms, n_dim)`` pre-activation of v2.
-        psi: ``(n_atoms, 3, e_dim + n_dim)``.
+        psi: ``(n_atoms, 3, e_dim + n_dim)``; v3: ``(n_atoms, H n_dim)``.
         rows: see :meth:`ActivationKernel.rows`, by block and name.
         pre: pre-activations by block and name, as far as they are kept.
         reduced: ``(n_angle_edges, e_dim)`` R, by kernels that do not compute it again.
@@ -93,6 +96,7 @@ class LayerTape:
     neighbour: Tensor | None = None
     sym_pre: Tensor | None = None
     psi: Tensor | None = None
+    v3: Tensor | None = None
     rows: dict[tuple[int, str], Tensor | None] = field(default_factory=dict)
     pre: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     reduced: Tensor | None = None
@@ -166,12 +170,15 @@ class LayerGradients:
         sums: with respect to the sums over edges, as :meth:`Kernel.update_node_backward` gives it.
         own: filled: with respect to the centres' linear maps, but for ``own.own``.
         incoming: filled: what edges send to their neighbours; None if it is not needed.
+        weights: gradients of the weights of edges and angles, added to; with them, those of the
+            weighting are not computed. None if they are not needed.
     """
 
     features: Features
     sums: NodeSums
     own: Projections
     incoming: Incoming | None
+    weights: LayerSums | None = None
 
 
 class Kernel(Protocol):
@@ -179,9 +186,15 @@ class Kernel(Protocol):
 
     Attributes:
         node_keep: the factor of the old node features in the new ones.
+        algebra: sums over nodes for gradients of weights.
     """
 
     node_keep: float
+    algebra: Algebra
+
+    @property
+    def weights(self) -> LayerWeights:
+        """The weights in use."""
 
     def refresh(self, weights: Mapping[str, Tensor]) -> None:
         """Take the weights of the model, by name; before anything else, and when they change."""
@@ -196,26 +209,24 @@ class Kernel(Protocol):
         """New edges and angles into ``new``, what they send to their centres into ``sums``."""
 
     def backward(self, x: LayerInputs, grad: LayerGradients, tape: LayerTape) -> None:
-        """The gradients of edges and angles; that of the weighting is added to ``x.data``."""
+        """The gradients of edges and angles.
+
+        That of the weighting is added to ``x.data``, or those of the weights to ``grad.weights``.
+        """
 
     def update_node(self, node: Tensor, sums: NodeSums, tape: LayerTape) -> Tensor:
         """The new features of the centres."""
 
-    def update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
-        """Gradient of the sums over edges; that of the argument of v1 goes to ``d_self``."""
+    def update_node_backward(
+        self, d_node: Tensor, tape: LayerTape, d_self: Tensor, weights: LayerSums | None
+    ) -> NodeSums:
+        """Gradient of the sums over edges; that of the argument of v1 goes to ``d_self``.
+
+        Those of the weights of the update are added to ``weights``, if given.
+        """
 
     def sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
         """Gradient of the neighbours' linear maps; that of their features is added to d_node."""
-
-
-@runtime_checkable
-class WeightGradients(Protocol):
-    """A kernel that can also differentiate with respect to its weights."""
-
-    def weight_gradients(
-        self, x: LayerInputs, grad: LayerGradients, tape: LayerTape
-    ) -> Mapping[str, Tensor]:
-        """dE/dW by name, from the gradients that :meth:`Kernel.backward` starts from."""
 
 
 class Exchange(Protocol):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import BlockGraph
+from dpa3sim.kernels.algebra import Algebra, CompiledAlgebra
 from dpa3sim.kernels.api import (
     Features,
     Incoming,
@@ -19,6 +20,7 @@ from dpa3sim.kernels.api import (
     LayerTape,
     NodeSums,
 )
+from dpa3sim.kernels.gradients import LayerSums
 from dpa3sim.kernels.layer import LayerPlan, LayerWeights
 from dpa3sim.kernels.structs import (
     KINDS,
@@ -29,9 +31,14 @@ from dpa3sim.kernels.structs import (
     NodesCall,
     ProductCall,
 )
+from dpa3sim.kernels.tensor import TensorNodes
 from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel, silut_constants
 from dpa3sim.model.config import Activation, DescriptorConfig
+
+# Sums of weight gradients that are made side by side; fixed, so that they are the same for any
+# number of threads.
+WEIGHT_PARTS = 32
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class CompiledKernel:
 
     Args:
         config: the descriptor's options. layer: number of the layer.
-        activation: not needed: the library has its own.
+        activation: for weight gradients of nodes; the library has its own.
         workspace: memory for what is kept between calls.
         library: the compiled kernels.
     """
@@ -65,14 +72,18 @@ class CompiledKernel:
         library: ctypes.CDLL,
     ) -> None:
         self.plan = LayerPlan.of(config, layer)
-        self._config, self._layer, self._ws = config, layer, workspace
+        self._config, self._ws = config, workspace
         self._message_width = config.n_multi_edge_message * config.n_dim
         self._library = library
+        self._tensor = TensorNodes(config, layer, activation)
+        self.algebra: Algebra = self._tensor.algebra
 
     def refresh(self, weights: Mapping[str, Tensor]) -> None:
         """See :class:`~dpa3sim.kernels.api.Kernel`, like the other methods."""
-        self._w = w = LayerWeights(self._config, self.plan, weights, self._layer)
+        self._tensor.refresh(weights)
+        self._w = w = self._tensor.weights
         self.node_keep = w.node_keep
+        self.algebra = self._tensor.algebra = CompiledAlgebra(self._library, w.edge.dtype)
         precision = "f64" if w.edge.dtype == torch.float64 else "f32"
         names = ("forward", "backward", "product", "nodes", "nodes_backward", "incoming")
         self._run = {name: getattr(self._library, f"dpa3_{name}_{precision}") for name in names}
@@ -96,6 +107,10 @@ class CompiledKernel:
         call.out, call.out_stride = out.data_ptr(), out.stride(0)
         self._run["product"](ctypes.byref(call))
         return out
+
+    @property
+    def weights(self) -> LayerWeights:
+        return self._w
 
     def project(self, node: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
         own = self._product(node[:n_atoms], self._node_i, self._w.node_bias)
@@ -165,6 +180,7 @@ class CompiledKernel:
 
     def backward(self, x: LayerInputs, grad: LayerGradients, tape: LayerTape) -> None:
         call, d_weighting, incoming = self._call, x.data.d_weighting, grad.incoming
+        graph = x.data.graph
         self._set_inputs(call, x)
         # What :meth:`update_node_backward` returned: before the products that make sym of psi.
         call.d_symmetrised, call.d_v3 = grad.sums.psi.data_ptr(), grad.sums.v3.data_ptr()
@@ -180,6 +196,12 @@ class CompiledKernel:
         call.reduced = _pointer(tape.reduced)
         call.incoming_projection = _pointer(incoming and incoming.projection)
         call.incoming_node = _pointer(incoming and incoming.node)
+        call.weight_sums = None
+        if grad.weights is not None:
+            total = grad.weights.by_edges
+            call.n_parts = min(WEIGHT_PARTS, graph.n_atoms)
+            parts = total.new_empty((call.n_parts, len(total)))
+            call.part_sums, call.weight_sums = parts.data_ptr(), total.data_ptr()
         self._run["backward"](ctypes.byref(call))
 
     def _symmetrised(self, n_atoms: int) -> Tensor:
@@ -195,7 +217,9 @@ class CompiledKernel:
         self._run["nodes"](ctypes.byref(call))
         return new
 
-    def update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+    def update_node_backward(
+        self, d_node: Tensor, tape: LayerTape, d_self: Tensor, weights: LayerSums | None
+    ) -> NodeSums:
         # `psi` is the gradient of sym here, which the kernel goes on from.
         call = self._nodes
         d_sym = torch.empty_like(d_node)
@@ -204,6 +228,8 @@ class CompiledKernel:
         call.d_node, call.d_sym, call.d_v3 = d_node.data_ptr(), d_sym.data_ptr(), d_v3.data_ptr()
         call.d_self, call.d_self_stride = d_self.data_ptr(), d_self.stride(0)
         self._run["nodes_backward"](ctypes.byref(call))
+        if weights is not None:
+            self._tensor.add_node_weights(d_node, d_sym, tape, weights)
         return NodeSums(self._product(d_sym, self._sym_t), d_v3)
 
     def _set_nodes(self, call: NodesCall, tape: LayerTape) -> None:

@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import BlockGraph
+from dpa3sim.kernels.algebra import Algebra, CompiledAlgebra, TensorAlgebra
 from dpa3sim.kernels.api import Exchange, Features, GraphData, Kernel, LayerTape, Matmul
 from dpa3sim.kernels.compiled import CompiledKernel
 from dpa3sim.kernels.fitting import FittingKernel
 from dpa3sim.kernels.geometry import GeometryKernel
-from dpa3sim.kernels.layer import Layer
+from dpa3sim.kernels.gradients import LayerSums, WeightSums, through
+from dpa3sim.kernels.layer import Layer, LayerWeights
 from dpa3sim.kernels.tensor import ParallelTensorKernel, SequentialTensorKernel
 from dpa3sim.kernels.triton import TritonKernel
 from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel
-from dpa3sim.model.network import Network
+from dpa3sim.model.network import Network, charge_spin_rows, type_rows
+from dpa3sim.model.weights import FITTING_LAYERS, REPFLOWS, is_trained
 
 Keep = Literal["preactivations", "inputs"]
 Kernels = Literal["compiled", "triton", "torch"]
@@ -72,8 +75,11 @@ class _Course:
                 features = self._exchanged(features)
         return features
 
-    def backward(self, grad: Features) -> Features:
-        """Run the layers backwards, segment by segment of layers whose inputs were not kept."""
+    def backward(self, grad: Features, weights: Sequence[LayerSums] | None = None) -> Features:
+        """Run the layers backwards, segment by segment of layers whose inputs were not kept.
+
+        Gradients of weights are added to ``weights``, of each layer, if given.
+        """
         while self._inputs:
             first = (len(self._inputs) - 1) * self._policy.every
             layers = self._layers[first : first + self._policy.every]
@@ -83,8 +89,9 @@ class _Course:
                 features = layer.forward(self._data, segment[-1], again[-1])
                 segment.append(self._exchanged(features))
             again.append(self._tapes.pop())
-            for layer in reversed(layers):
-                grad = layer.backward(self._data, segment.pop(), grad, again.pop())
+            for index, layer in reversed(list(enumerate(layers, start=first))):
+                sums = None if weights is None else weights[index]
+                grad = layer.backward(self._data, segment.pop(), grad, again.pop(), sums)
                 if self._exchange is not None and layer is not self._layers[0]:
                     grad = grad._replace(node=self._exchange.backward(grad.node))
         return grad
@@ -121,6 +128,7 @@ class Evaluator:
     ) -> None:
         config = network.config
         self._network, self._config, self._sparse = network, config, sparse
+        self._library = library
         self.itemsize = network.dtype.itemsize
         self.workspace = Workspace(network.device, network.dtype)
         self._activation = ActivationKernel(config.descriptor.activation, sparse)
@@ -152,6 +160,9 @@ class Evaluator:
         for layer in self._layers:
             layer.kernel.refresh(weights)
         self._fitting = FittingKernel(config, weights, self._sparse)
+        self._algebra64: Algebra = TensorAlgebra()
+        if self._library is not None:
+            self._algebra64 = CompiledAlgebra(self._library, torch.float64)
         self._bias = weights["fitting_net.bias_atom_e"][:, 0], weights["out_bias"][0, :, 0]
 
     @torch.no_grad()
@@ -171,31 +182,131 @@ class Evaluator:
         course = _Course(self._layers, data, policy, exchange)
         last = course.forward(Features(node, edge, angle))
         del node, edge, angle
-        energies, d_node = self._energies(graph, last.node, types[: graph.n_atoms])
-        d_edge = self.workspace("d edge", *last.edge.shape).zero_()
+        inputs, included = self._fitting_inputs(graph, last.node, types)
+        output, tape = self._fitting.forward(inputs)
+        energies = self._energies(graph, output, inputs, included)
+        d_input = self._fitting.backward(tape, included)
+        d_last = self._d_last(last, d_input)
         del last
-        grad = course.backward(Features(d_node, d_edge, None))
+        grad = course.backward(d_last)
         vectors = self._geometry.backward(
             graph, geometry_tape, data.d_weighting, grad.edge, grad.angle
         )
         self.workspace.end()
         return energies, vectors
 
-    def _energies(self, graph: BlockGraph, node: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Atomic energies and the gradient with respect to the last node features."""
-        network, fitting = self._network, self._config.fitting
+    @torch.no_grad()
+    def add_weight_gradients(
+        self, graph: BlockGraph, seed: Tensor, policy: MemoryPolicy, sums: WeightSums
+    ) -> None:
+        """Add the gradient of ``sum_i seed_i E_i`` with respect to the weights to ``sums``.
+
+        Args:
+            graph: the batch.
+            seed: ``(n_atoms,)`` float64, factors of the centres' energies.
+            policy: what to keep for the backward pass.
+            sums: from :meth:`weight_sums`.
+        """
+        weighting, edge, angle, geometry_tape = self._geometry.forward(graph)
+        data = GraphData(graph, weighting, weighting.zeros_like())
+        node, types = self._network.node_start(graph, self._type_rows)
+        course = _Course(self._layers, data, policy, None)
+        last = course.forward(Features(node, edge, angle))
+        del node, edge, angle
+        inputs, included = self._fitting_inputs(graph, last.node, types)
+        seed = seed * included
+        if self._config.fitting.subtract_vacuum:
+            _, tape = self._fitting.forward(self._vacuum(inputs))
+            self._fitting.add_weights(tape, -seed, self._algebra64, sums.named)
+        _, tape = self._fitting.forward(inputs)
+        d_input = self._fitting.add_weights(tape, seed, self._algebra64, sums.named)
+        d_last = self._d_last(last, d_input)
+        del last
+        grad = course.backward(d_last, sums.layers)
+        # The angles reach no energy where no layer reads them.
+        d_angle = grad.angle if self._layers[0].plan.angles else None
+        algebra = self._layers[0].kernel.algebra
+        self._geometry.add_weights(graph, geometry_tape, grad.edge, d_angle, algebra, sums.named)
+        d_types = self._activation.backward_(grad.node, types).to(torch.float64)
+        if self._config.descriptor.concat_output_tebd:
+            n = types.shape[1]
+            d_types[: graph.n_atoms] += d_input[:, n : 2 * n]
+        sums.types.index_add_(0, graph.types, d_types)
+        if sums.charge_spin is not None:
+            sums.charge_spin.index_add_(0, graph.structure, d_types)
+        self.workspace.end()
+
+    def weight_sums(self, graph: BlockGraph) -> WeightSums:
+        """No gradients yet, for batches like ``graph``."""
+        weights, like = self._network.weights, self._type_rows
+        names = [name for name in weights if is_trained(name) and self._is_single(name)]
+        charged = self._config.descriptor.add_chg_spin_ebd
+        width = like.shape[1]
+        return WeightSums(
+            [LayerSums.zeros(layer.kernel.weights) for layer in self._layers],
+            {name: torch.zeros_like(weights[name], dtype=torch.float64) for name in names},
+            torch.zeros_like(like, dtype=torch.float64),
+            like.new_zeros((graph.n_structures, width), dtype=torch.float64) if charged else None,
+        )
+
+    def _is_single(self, name: str) -> bool:
+        """Whether a weight is merged with no other, and reaches the energy."""
+        if name.startswith(f"{REPFLOWS}.angle_embd"):
+            return self._layers[0].plan.angles
+        return name.startswith((f"{REPFLOWS}.edge_embd", FITTING_LAYERS))
+
+    def named_gradients(self, graph: BlockGraph, sums: WeightSums) -> dict[str, Tensor]:
+        """Gradients with respect to the weights of the network, by name, float64.
+
+        Weights that no energy can reach have none (docs/model.md#what-reaches-the-energy).
+
+        Args:
+            graph: the batch. sums: what :meth:`add_weight_gradients` made.
+        """
+        config, weights = self._config, self._network.weights
+        leaves = {name: x.detach().to(torch.float64) for name, x in weights.items()}
+        leaves = {name: x.requires_grad_() for name, x in leaves.items() if is_trained(name)}
+        with torch.enable_grad():
+            pairs = [(type_rows(config, leaves), sums.types)]
+            if sums.charge_spin is not None:
+                rows = charge_spin_rows(config.descriptor, leaves, graph.charge_spin)
+                pairs.append((rows, sums.charge_spin))
+            for number, (layer, found) in enumerate(zip(self._layers, sums.layers, strict=True)):
+                merged = LayerWeights(config.descriptor, layer.plan, leaves, number)
+                pairs += found.pairs(merged)
+            return through(pairs, leaves) | dict(sums.named)
+
+    def _fitting_inputs(
+        self, graph: BlockGraph, node: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs of the fitting net ``(n_atoms, input_dim)``, and 0 for atoms without energy."""
+        network = self._network
         descriptor = node.to(torch.float64)
         if self._config.descriptor.concat_output_tebd:
-            descriptor = torch.cat([descriptor, rows.to(torch.float64)], dim=1)
+            descriptor = torch.cat([descriptor, rows[: graph.n_atoms].to(torch.float64)], dim=1)
         extra = [x[: graph.n_atoms] for x in network.fitting_extra_inputs(graph)]
-        energies, tape = self._fitting.forward(torch.cat([descriptor, *extra], dim=1))
-        if fitting.subtract_vacuum:
-            vacuum = torch.cat([torch.zeros_like(descriptor), *extra], dim=1)
-            energies = energies - self._fitting.forward(vacuum)[0]
+        included = network.included.index_select(0, graph.types[: graph.n_atoms])
+        return torch.cat([descriptor, *extra], dim=1), included
+
+    def _energies(
+        self, graph: BlockGraph, output: Tensor, inputs: Tensor, included: Tensor
+    ) -> Tensor:
+        """Atomic energies from the output of the fitting net and its inputs."""
+        if self._config.fitting.subtract_vacuum:
+            output = output - self._fitting.forward(self._vacuum(inputs))[0]
         types = graph.types[: graph.n_atoms]
-        included = network.included.index_select(0, types)
         for bias in self._bias:
-            energies = energies + bias.index_select(0, types)
-        d_node = self._fitting.backward(tape) * included.unsqueeze(1)
-        d_node = d_node[:, : node.shape[1]].to(node.dtype)
-        return energies * included, d_node.contiguous()
+            output = output + bias.index_select(0, types)
+        return output * included
+
+    def _vacuum(self, inputs: Tensor) -> Tensor:
+        """Inputs of the fitting net without a descriptor."""
+        vacuum = inputs.clone()
+        vacuum[:, : self._config.descriptor.output_dim] = 0
+        return vacuum
+
+    def _d_last(self, last: Features, d_input: Tensor) -> Features:
+        """Gradient of the last features from that of the inputs of the fitting net."""
+        width = last.node.shape[1]
+        d_node = d_input[:, :width].to(last.node.dtype).contiguous()
+        return Features(d_node, self.workspace("d edge", *last.edge.shape).zero_(), None)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from dpa3sim.kernels.algebra import Algebra
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import FITTING_LAYERS, has_timestep
@@ -14,11 +17,24 @@ from dpa3sim.model.weights import FITTING_LAYERS, has_timestep
 
 @dataclass(frozen=True)
 class _Layer:
+    name: str
     matrix: Tensor
     bias: Tensor
     timestep: Tensor | None
     repeat: int
     """How often the input is added to the output: 0, 1, or 2 where the width doubles."""
+
+
+class FittingTape(NamedTuple):
+    """What the derivative needs again.
+
+    Attributes:
+        inputs: of each layer, the last one included, ``(n_atoms, width)``.
+        pre: the pre-activations of the hidden layers.
+    """
+
+    inputs: list[Tensor]
+    pre: list[Tensor]
 
 
 class FittingKernel:
@@ -39,6 +55,7 @@ class FittingKernel:
             timed = has_timestep(width, out, config.fitting.resnet_dt)
             self._layers.append(
                 _Layer(
+                    name,
                     weights[f"{name}.matrix"],
                     weights[f"{name}.bias"],
                     weights[f"{name}.idt"] if timed else None,
@@ -46,30 +63,64 @@ class FittingKernel:
                 )
             )
             width = out
-        name = f"{FITTING_LAYERS}.{len(config.fitting.neuron)}"
-        self._last = weights[f"{name}.matrix"], weights[f"{name}.bias"]
+        self._last_name = f"{FITTING_LAYERS}.{len(config.fitting.neuron)}"
+        self._last = weights[f"{self._last_name}.matrix"], weights[f"{self._last_name}.bias"]
 
-    def forward(self, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Output ``(n_atoms,)`` and the pre-activations, from inputs ``(n_atoms, input_dim)``."""
-        tape = []
+    def forward(self, y: Tensor) -> tuple[Tensor, FittingTape]:
+        """Output ``(n_atoms,)`` from inputs ``(n_atoms, input_dim)``."""
+        tape = FittingTape([y], [])
         for layer in self._layers:
             pre = torch.addmm(layer.bias, y, layer.matrix)
-            tape.append(pre)
+            tape.pre.append(pre)
             z = self._activation.forward(pre, torch.empty_like(pre))
             if layer.timestep is not None:
                 z = z * layer.timestep
             y = z + torch.cat([y] * layer.repeat, dim=1) if layer.repeat else z
+            tape.inputs.append(y)
         matrix, bias = self._last
         return torch.addmm(bias, y, matrix).squeeze(1), tape
 
-    def backward(self, tape: list[Tensor]) -> Tensor:
-        """Derivative of the sum of outputs with respect to the inputs."""
-        last = self._last[0].t()
-        d_y = last.expand(tape[0].shape[0], -1) if tape else last
-        for layer, pre in zip(reversed(self._layers), reversed(tape), strict=True):
+    def backward(self, tape: FittingTape, seed: Tensor) -> Tensor:
+        """Derivative of the weighted sum of outputs with respect to the inputs.
+
+        Args:
+            tape: of the forward pass. seed: ``(n_atoms,)`` the weights.
+        """
+        return self._backward(tape, seed, None)
+
+    def add_weights(
+        self, tape: FittingTape, seed: Tensor, algebra: Algebra, totals: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Like :meth:`backward`; the gradients with respect to weights are added to ``totals``."""
+
+        def add(name: str, y: Tensor, d_pre: Tensor) -> None:
+            algebra.outer(y, d_pre, totals[f"{name}.matrix"])
+            algebra.columns(d_pre, totals[f"{name}.bias"])
+
+        add(self._last_name, tape.inputs[-1], seed.unsqueeze(1))
+
+        def visit(layer: _Layer, index: int, d_y: Tensor, d_pre: Tensor) -> None:
+            add(layer.name, tape.inputs[index], d_pre)
+            if layer.timestep is not None:
+                pre = tape.pre[index]
+                z = self._activation.forward(pre, torch.empty_like(pre))
+                algebra.columns(z * d_y, totals[f"{layer.name}.idt"])
+
+        return self._backward(tape, seed, visit)
+
+    def _backward(self, tape: FittingTape, seed: Tensor, visit: _Visit | None) -> Tensor:
+        d_y = seed.unsqueeze(1) * self._last[0].t()
+        for index, layer in reversed(list(enumerate(self._layers))):
+            pre = tape.pre[index]
             d_z = d_y * layer.timestep if layer.timestep is not None else d_y.clone()
-            d_in = self._activation.backward_(d_z, pre) @ layer.matrix.t()
+            d_pre = self._activation.backward_(d_z, pre)
+            if visit is not None:
+                visit(layer, index, d_y, d_pre)
+            d_in = d_pre @ layer.matrix.t()
             for part in d_y.chunk(layer.repeat, dim=1) if layer.repeat else ():
                 d_in = d_in + part
             d_y = d_in
         return d_y
+
+
+_Visit = Callable[[_Layer, int, Tensor, Tensor], None]

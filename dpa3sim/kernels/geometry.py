@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import BlockGraph
+from dpa3sim.kernels.algebra import Algebra
 from dpa3sim.kernels.api import Weighting
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import DescriptorConfig
@@ -24,7 +26,8 @@ class GeometryTape:
 
     Attributes:
         vectors: ``(n_edges, 3)``; r, switch, slope: ``(n_edges, 1)`` s^e and its derivative.
-        h: ``(n_edges, 3)``; radial: ``(n_edges, 1)`` normalised; scale: ``(n_edges, 4)`` 1/std.
+        h: ``(n_edges, 3)``; scale: ``(n_edges, 4)`` 1/std.
+        embedded: ``(n_edges, 1)`` what the edges' embedding reads, r or the normalised 1/r.
         pre: ``(n_edges, e_dim)`` before the activation, if there is one.
         direction: ``(n_angle_edges, 3)``; a_switch, a_slope: ``(n_angle_edges, 1)``.
         other_slope: ``(n_angle_edges, 1)`` derivative of t, with ``smooth_cutoff``.
@@ -36,6 +39,7 @@ class GeometryTape:
     slope: Tensor
     h: Tensor
     scale: Tensor
+    embedded: Tensor
     pre: Tensor | None
     direction: Tensor
     a_switch: Tensor
@@ -111,7 +115,9 @@ class GeometryKernel:
             angle=weight.mul_(config.angle_divisor**-0.5),
             other=other,
         )
-        tape = GeometryTape(v, r, s, slope, h, scale, pre, direction, s_a, slope_a, other_slope)
+        embedded = r if pre is None else radial
+        angular = direction, s_a, slope_a, other_slope
+        tape = GeometryTape(v, r, s, slope, h, scale, embedded, pre, *angular)
         return weighting, edge, angle, tape
 
     def _other(self, graph: BlockGraph, r_a: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -160,6 +166,34 @@ class GeometryKernel:
                 0, graph.angle_slots, self._angle_backward(graph, tape, weighting, angle)
             )
         return (d_v * graph.edge_mask.unsqueeze(1)).to(torch.float64)
+
+    def add_weights(
+        self,
+        graph: BlockGraph,
+        tape: GeometryTape,
+        edge: Tensor,
+        angle: Tensor | None,
+        algebra: Algebra,
+        totals: Mapping[str, Tensor],
+    ) -> None:
+        """Add the gradients of the embeddings' weights to ``totals``, by name.
+
+        Args:
+            graph: the batch. tape: of the forward pass.
+            edge, angle: gradients of the initial features; the first may be overwritten.
+            algebra: sums over edges and angles. totals: see above.
+        """
+        if tape.pre is not None:
+            edge = self._activation.backward_(edge, tape.pre)
+        algebra.outer(tape.embedded, edge, totals[f"{REPFLOWS}.edge_embd.matrix"])
+        algebra.columns(edge, totals[f"{REPFLOWS}.edge_embd.bias"])
+        if angle is None:
+            return
+        total = totals[f"{REPFLOWS}.angle_embd.matrix"]
+        for block in graph.layout.blocks:
+            d = tape.direction[block.angle_edges].view(block.count, block.m_room, 3)
+            cosine = (d @ d.mT).view(-1, 1) * (PARALLEL_SCALE / math.sqrt(math.pi))
+            algebra.outer(cosine, angle[block.angles], total)
 
     def _angle_backward(
         self, graph: BlockGraph, tape: GeometryTape, weighting: Weighting, angle: Tensor

@@ -29,6 +29,7 @@ from dpa3sim.kernels.api import (
     NodeSums,
     Projections,
 )
+from dpa3sim.kernels.gradients import LayerSums
 from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.config import DescriptorConfig
 from dpa3sim.model.weights import REPFLOWS
@@ -83,6 +84,11 @@ class LayerWeights:
         w_i, w_j, w_e = torch.cat([m for m, _ in edge_maps], dim=1).split([n, n, e])
         self.node_j, self.edge = w_j.contiguous(), w_e.contiguous()
         node_i, bias = [w_self, w_i], [b_self, *(b for _, b in edge_maps)]
+        none = w_self.new_zeros((0, 0))
+        self.angle = self.angle_edge = self.ea2 = none
+        self.ea2_bias = none.flatten()
+        self.edge_rho: list[Tensor] = []
+        self.angle_rho: list[Tensor] = []
         if plan.angles:
             angle_maps = [linear("edge_angle_linear1")]
             if plan.angle_self:
@@ -98,8 +104,7 @@ class LayerWeights:
             bias += [b for _, b in angle_maps]
             self.ea2, self.ea2_bias = linear("edge_angle_linear2")
         self.node_i, self.node_bias = torch.cat(node_i, dim=1), torch.cat(bias)
-        self.width_edge = self.edge.shape[1]
-        self.width_angle = self.angle.shape[1] if plan.angles else 0
+        self.width_edge, self.width_angle = self.edge.shape[1], self.angle.shape[1]
         chunks = config.n_multi_edge_message
         self.node_keep, self.node_rho = _residual(config, weights, f"{name}.n_residual", 2 + chunks)
         edge_messages = 2 if config.update_angle else 1
@@ -185,16 +190,22 @@ class Layer:
             assert angle is not None
             angle = self._ws(f"angle {tape.place}", *angle.shape)
         self.kernel.forward(x, Features(node, edge, angle), sums, tape)
-        tape.psi, tape.own, tape.neighbour = sums.psi, x.own, x.neighbour
+        tape.psi, tape.v3 = sums.psi, sums.v3
+        tape.own, tape.neighbour = x.own, x.neighbour
         return Features(self.kernel.update_node(node[:n_atoms], sums, tape), edge, angle)
 
     def backward(
-        self, data: GraphData, features: Features, grad: Features, tape: LayerTape
+        self,
+        data: GraphData,
+        features: Features,
+        grad: Features,
+        tape: LayerTape,
+        weights: LayerSums | None = None,
     ) -> Features:
         """Gradient with respect to ``features``; that of edges and angles replaces ``grad``'s.
 
-        The gradient of the weighting is added to ``data``. The nodes of the first layer are
-        constants: theirs is not computed.
+        With ``weights``, their gradients are added to them; else that of the weighting is added to
+        ``data``, and that of the nodes of the first layer, which are constants, is not computed.
         """
         assert tape.own is not None
         assert tape.neighbour is not None
@@ -202,18 +213,18 @@ class Layer:
         x = LayerInputs(data, features, tape.own, tape.neighbour)
         d_projections = node.new_empty((graph.n_atoms, sum(p.shape[1] for p in x.own)))
         d_own = self._split(d_projections, x.neighbour.shape[1])
-        d_sums = self.kernel.update_node_backward(grad.node, tape, d_own.own)
+        d_sums = self.kernel.update_node_backward(grad.node, tape, d_own.own, weights)
         if grad.angle is None and self.plan.angles:
             assert features.angle is not None
             grad = grad._replace(angle=self._ws("d angle", *features.angle.shape).zero_())
         incoming = None
-        if not self._is_first:
+        if not self._is_first or weights is not None:
             n_edges = graph.layout.n_edges
             incoming = Incoming(
                 self._ws("incoming projection", n_edges, x.neighbour.shape[1]),
                 self._ws("incoming node", n_edges, node.shape[1]),
             )
-        self.kernel.backward(x, LayerGradients(grad, d_sums, d_own, incoming), tape)
+        self.kernel.backward(x, LayerGradients(grad, d_sums, d_own, incoming, weights), tape)
         d_node = grad.node
         if incoming is not None:
             if self.kernel.node_keep != 1:
@@ -222,6 +233,11 @@ class Layer:
                 others = d_node.new_zeros((graph.n_nodes - graph.n_atoms, d_node.shape[1]))
                 d_node = torch.cat([d_node, others])
             d_neighbour = self.kernel.sum_incoming(graph, incoming, d_node)
+            if weights is not None:
+                algebra = self.kernel.algebra
+                algebra.outer(node[: graph.n_atoms], d_projections, weights.node_i)
+                algebra.columns(d_projections, weights.node_bias)
+                algebra.outer(node, d_neighbour, weights.node_j)
             self.kernel.project_backward(d_projections, d_neighbour, d_node)
         return Features(d_node, grad.edge, grad.angle)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dpa3sim.kernels.structs import STRUCTS
 
-ABI = 4
+ABI = 5
 VARIABLE = "DPA3SIM_KERNELS"
 """Environment variable that names a build to use, or ``torch`` for none."""
 TRITON = "triton"
@@ -96,7 +96,7 @@ def _load(path: Path) -> ctypes.CDLL:
         if library.dpa3_size(number) != ctypes.sizeof(struct):
             raise OSError(f"its arguments {struct.__name__} have another layout than ours")
     for precision in ("f32", "f64"):
-        for name in ("forward", "backward", "nodes", "nodes_backward", "incoming"):
+        for name in ("forward", "backward", "nodes", "nodes_backward", "incoming", "outer"):
             function = getattr(library, f"dpa3_{name}_{precision}")
             function.argtypes, function.restype = [ctypes.c_void_p], None
     return library

@@ -50,6 +50,9 @@ def _fields() -> list[tuple[str, type]]:
         ("d_own_stride", integer),
         ("incoming_projection", pointer),
         ("incoming_node", pointer),
+        ("n_parts", integer),
+        ("part_sums", pointer),
+        ("weight_sums", pointer),
     ]
 
 
@@ -97,5 +100,19 @@ class IncomingCall(ctypes.Structure):
     ]
 
 
-STRUCTS = (LayerCall, ProductCall, NodesCall, IncomingCall)
+class OuterCall(ctypes.Structure):
+    """A sum of outer products over rows."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "left_columns", "right_columns")),
+        ("left", ctypes.c_void_p),
+        ("left_stride", ctypes.c_int64),
+        ("right", ctypes.c_void_p),
+        ("right_stride", ctypes.c_int64),
+        ("total", ctypes.c_void_p),
+        ("total_stride", ctypes.c_int64),
+    ]
+
+
+STRUCTS = (LayerCall, ProductCall, NodesCall, IncomingCall, OuterCall)
 """In the order of their numbers in ``dpa3_size``."""

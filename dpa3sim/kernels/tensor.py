@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dpa3sim.graph.blocks import Block, BlockGraph, sum_incoming
+from dpa3sim.kernels.algebra import Algebra, TensorAlgebra
 from dpa3sim.kernels.api import (
     Features,
     GraphData,
@@ -22,6 +23,7 @@ from dpa3sim.kernels.api import (
     LayerTape,
     NodeSums,
 )
+from dpa3sim.kernels.gradients import LayerSums
 from dpa3sim.kernels.layer import LayerPlan, LayerWeights
 from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel
@@ -92,6 +94,7 @@ class TensorNodes:
         self.plan = LayerPlan.of(config, layer)
         self._config, self._layer, self._act = config, layer, activation
         self._message_width = config.n_multi_edge_message * config.n_dim
+        self.algebra: Algebra = TensorAlgebra()
 
     def refresh(self, weights: Mapping[str, Tensor]) -> None:
         """See :class:`~dpa3sim.kernels.api.Kernel`, like the other methods."""
@@ -99,8 +102,7 @@ class TensorNodes:
         self.node_keep = self._w.node_keep
 
     @property
-    def layer_weights(self) -> LayerWeights:
-        """The weights of the layer, for kernels that add to this one."""
+    def weights(self) -> LayerWeights:
         return self._w
 
     def project(self, node: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +125,9 @@ class TensorNodes:
             node = torch.addcmul(node, rho, chunk)
         return node
 
-    def update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+    def update_node_backward(
+        self, d_node: Tensor, tape: LayerTape, d_self: Tensor, weights: LayerSums | None
+    ) -> NodeSums:
         w = self._w
         assert tape.own is not None
         assert tape.sym_pre is not None
@@ -132,10 +136,33 @@ class TensorNodes:
         d_v1, d_v2 = d_node * w.node_rho[0], d_node * w.node_rho[1]
         d_self.copy_(self._act.backward_(d_v1, self_pre, self._act.rows(self_pre)))
         self._act.backward_(d_v2, tape.sym_pre, self._act.rows(tape.sym_pre))
+        if weights is not None:
+            self.add_node_weights(d_node, d_v2, tape, weights)
         return NodeSums(
             self._symmetrise_backward(tape.psi, d_v2 @ w.sym.t()),
             torch.cat([d_node * rho for rho in w.node_rho[2:]], dim=1),
         )
+
+    def add_node_weights(
+        self, d_node: Tensor, d_sym: Tensor, tape: LayerTape, weights: LayerSums
+    ) -> None:
+        """Add the gradients of the weights of the update to ``weights``.
+
+        Args:
+            d_node, d_sym: ``(n_atoms, n_dim)`` gradients of the new nodes and of v2's argument.
+            tape: of the layer. weights: see above.
+        """
+        assert tape.own is not None
+        assert tape.psi is not None
+        assert tape.sym_pre is not None
+        assert tape.v3 is not None
+        self.algebra.outer(self._symmetrise(tape.psi), d_sym, weights.sym)
+        self.algebra.columns(d_sym, weights.sym_bias)
+        pre = (tape.own.own, tape.sym_pre)
+        messages = [self._act.forward(x, d_node.new_empty(x.shape), self._act.rows(x)) for x in pre]
+        messages += tape.v3.split(self._config.n_dim, dim=1)
+        for message, total in zip(messages, weights.node_rho, strict=True):
+            self.algebra.columns(message * d_node, total)
 
     def sum_incoming(self, graph: BlockGraph, incoming: Incoming, d_node: Tensor) -> Tensor:
         d_node.add_(sum_incoming(incoming.node, graph))
@@ -225,28 +252,34 @@ class TensorPieces(TensorNodes):
         data: BlockData,
         edge: Tensor,
         node: Tensor,
-        d_sums: NodeSums,
+        grads: LayerGradients,
         d_edge: Tensor,
-        incoming: Incoming | None,
     ) -> None:
         """Through Psi."""
-        d_psi = d_sums.psi[data.block.rows]
+        d_psi, incoming = grads.sums.psi[data.block.rows], grads.incoming
         d_psi_e, d_psi_n = d_psi.split([edge.shape[1], node.shape[1]], dim=2)
-        data.d_symmetrise.baddbmm_(_slots(data, edge), d_psi_e.mT)
-        data.d_symmetrise.baddbmm_(self._neighbours(data, node), d_psi_n.mT)
+        if grads.weights is None:
+            data.d_symmetrise.baddbmm_(_slots(data, edge), d_psi_e.mT)
+            data.d_symmetrise.baddbmm_(self._neighbours(data, node), d_psi_n.mT)
         _slots(data, d_edge).baddbmm_(data.symmetrise, d_psi_e)
         if incoming is not None:
             out = _slots(data, incoming.node[data.block.edges])
             torch.bmm(data.symmetrise, d_psi_n, out=out)
 
     def _message_backward(
-        self, data: BlockData, pre: Tensor, rows: Tensor | None, d_sums: NodeSums, d_pre: Tensor
+        self,
+        data: BlockData,
+        pre: Tensor,
+        rows: Tensor | None,
+        grads: LayerGradients,
+        d_pre: Tensor,
     ) -> None:
         """Through v3 to the messages; their activation is still to be differentiated."""
-        d_v3 = d_sums.v3[data.block.rows].unsqueeze(1)
-        out = self._ws("edge message", *pre.shape)
-        message = _slots(data, self._act.forward(pre, out, rows))
-        data.d_message.add_(message.mul_(d_v3).sum(dim=2))
+        d_v3 = grads.sums.v3[data.block.rows].unsqueeze(1)
+        if grads.weights is None:
+            out = self._ws("edge message", *pre.shape)
+            message = _slots(data, self._act.forward(pre, out, rows))
+            data.d_message.add_(message.mul_(d_v3).sum(dim=2))
         torch.mul(data.message.mT, d_v3, out=_slots(data, d_pre))
 
     def _d_edge_pre(self, data: BlockData, incoming: Incoming | None) -> Tensor:
@@ -254,6 +287,30 @@ class TensorPieces(TensorNodes):
         if incoming is None:
             return self._ws("d edge pre", data.block.n_edges, self._w.width_edge)
         return incoming.projection[data.block.edges]
+
+    def _add_rho(
+        self, pre: Tensor, rows: Tensor | None, d_out: Tensor, weights: LayerSums, name: str
+    ) -> None:
+        """Add the gradient of rho, which message ``name`` is multiplied by.
+
+        Args:
+            pre: ``(rows, width)`` the message's pre-activation. rows: see ActivationKernel.
+            d_out: ``(rows, width)`` gradient of what the message is added to.
+            weights: of the layer.
+            name: ``"u1"``, ``"u2"`` or ``"t"``.
+        """
+        total = {"u1": weights.edge_rho[0], "u2": weights.edge_rho[1], "t": weights.angle_rho[0]}
+        message = self._act.forward(pre, self._ws(f"{name} again", *pre.shape), rows)
+        self.algebra.columns(message.mul_(d_out), total[name])
+
+    def _angle_edge_inputs(self, data: BlockData, edge: Tensor) -> Tensor:
+        """What of the angle-edges enters the angle maps, ``(n_angle_edges, channels)``."""
+        block, channels = data.block, self._w.angle_edge.shape[0]
+        inputs = self._ws("angle edges", block.n_angle_edges, channels)
+        inputs.view(block.count, block.m_room, channels).copy_(
+            _slots(data, edge)[:, : block.m_room, :channels]
+        )
+        return inputs
 
     def _angle_projections(
         self, data: BlockData, edge: Tensor, p_i: Tensor
@@ -263,11 +320,7 @@ class TensorPieces(TensorNodes):
         Both ``(count, m_room, width_angle)``.
         """
         w, block = self._w, data.block
-        channels = w.angle_edge.shape[0]
-        inputs = self._ws("angle edges", block.n_angle_edges, channels)
-        inputs.view(block.count, block.m_room, channels).copy_(
-            _slots(data, edge)[:, : block.m_room, :channels]
-        )
+        inputs = self._angle_edge_inputs(data, edge)
         both = self._ws("angle projections", block.n_angle_edges, 2 * w.width_angle)
         torch.mm(inputs, w.angle_edge, out=both)
         pk, pq = both.view(block.count, block.m_room, 2, w.width_angle).unbind(2)
@@ -333,6 +386,7 @@ class TensorPieces(TensorNodes):
         edge: Tensor,
         d_edge: Tensor,
         d_pre: Tensor,
+        weights: LayerSums | None,
     ) -> Tensor | None:
         """From the new edges through u2 and R to the messages of angles.
 
@@ -350,16 +404,48 @@ class TensorPieces(TensorNodes):
         target = d_u2.view(block.count, reach, e)
         torch.mul(_slots(data, d_edge)[:, :reach], w.edge_rho[1], out=target)
         self._act.backward_(d_u2, u2_pre, self._act.rows(u2_pre))
+        if weights is not None:
+            self._add_u2_weights(data, inputs, u2_pre, d_u2, d_edge, weights)
         d_inputs = torch.mm(d_u2, w.ea2.t(), out=self._ws("d edge angle input", *d_u2.shape))
         d_reduced = d_inputs.view(block.count, reach, e)[:, :m].reshape(block.n_angle_edges, 1, e)
         square = (block.n_angle_edges, m)
         torch.mul(data.angle.mT, d_reduced, out=d_pre.unflatten(0, square))
-        data.d_angle.add_(message.unflatten(0, square).mul_(d_reduced).sum(dim=2))
+        if weights is None:
+            data.d_angle.add_(message.unflatten(0, square).mul_(d_reduced).sum(dim=2))
         if self._config.smooth_edge_update:
             return None
-        if self._config.smooth_cutoff is not None:
+        if self._config.smooth_cutoff is not None and weights is None:
             data.d_other.add_(torch.mul(edge, d_inputs, out=inputs).sum(dim=1))
         return d_inputs.mul_(data.other)
+
+    def _add_u2_weights(
+        self,
+        data: BlockData,
+        inputs: Tensor,
+        u2_pre: Tensor,
+        d_u2: Tensor,
+        d_edge: Tensor,
+        weights: LayerSums,
+    ) -> None:
+        """Add the gradients of the map to u2 and of its rho.
+
+        Args:
+            inputs, u2_pre, d_u2: argument and pre-activation of u2, and the latter's gradient,
+                of the slots that :meth:`_edge_angle_input` gives.
+            d_edge: ``(n_edges, e_dim)`` gradient of the new edges.
+        """
+        reach = inputs.shape[0] // data.block.count
+        d_out, d_others = _slots(data, d_edge).split([reach, data.block.k_room - reach], dim=1)
+        self.algebra.outer(inputs, d_u2, weights.ea2)
+        self.algebra.columns(d_u2, weights.ea2_bias)
+        self._add_rho(u2_pre, self._act.rows(u2_pre), d_out.flatten(0, 1), weights, "u2")
+        # The other edges of smooth models have the u2 of the bias alone.
+        constant = self._w.ea2_bias.unsqueeze(0)
+        total = d_others.sum(dim=(0, 1), dtype=torch.float64)
+        message = self._act.forward(constant, torch.empty_like(constant)).squeeze(0)
+        slope = self._act.backward_(torch.ones_like(constant), constant).squeeze(0)
+        weights.edge_rho[1].add_(message * total)
+        weights.ea2_bias.add_(self._w.edge_rho[1] * slope * total)
 
     def _add_angle_gradients(
         self, data: BlockData, d_edge: Tensor, d_both: Tensor, d_other: Tensor | None
@@ -434,10 +520,14 @@ class ParallelTensorKernel(TensorPieces):
             pre = self._edge_pre(data, edge, x.own.edge, x.neighbour, w.edge, "edge pre")
         rows = tape.rows[block.start, "edge"]
         d_pre = self._d_edge_pre(data, incoming)
-        self._message_backward(data, pre[:, :width], rows, grads.sums, d_pre[:, :width])
+        self._message_backward(data, pre[:, :width], rows, grads, d_pre[:, :width])
         if self.plan.edges:
             torch.mul(d_edge, w.edge_rho[0], out=d_pre[:, width:])
         self._act.backward_(d_pre, pre, rows)
+        if grads.weights is not None:
+            self.algebra.outer(edge, d_pre, grads.weights.edge)
+            if self.plan.edges:
+                self._add_rho(pre[:, width:], rows, d_edge, grads.weights, "u1")
         torch.sum(_slots(data, d_pre), dim=1, out=grads.own.edge[block.rows])
         d_angle_edges = d_other = None
         if self.plan.angles:
@@ -447,7 +537,7 @@ class ParallelTensorKernel(TensorPieces):
         d_edge.addmm_(d_pre, w.edge.t())
         if d_angle_edges is not None:
             self._add_angle_gradients(data, d_edge, d_angle_edges, d_other)
-        self._sum_edges_backward(data, edge, old.node, grads.sums, d_edge, incoming)
+        self._sum_edges_backward(data, edge, old.node, grads, d_edge)
 
     def _angle_backward(
         self,
@@ -474,15 +564,24 @@ class ParallelTensorKernel(TensorPieces):
             pre = self._angle_pre(data, pq, pk, old.angle[block.angles], w.angle, "angle pre")
         rows = tape.rows[block.start, "angle"]
         d_pre = self._ws("d angle pre", block.n_angles, w.width_angle)
-        d_other = self._reduce_backward(data, pre[:, :e], rows, edge, d_edge, d_pre[:, :e])
+        d_other = self._reduce_backward(
+            data, pre[:, :e], rows, edge, d_edge, d_pre[:, :e], grads.weights
+        )
         if self.plan.angle_self:
             torch.mul(d_angle, w.angle_rho[0], out=d_pre[:, e:])
         self._act.backward_(d_pre, pre, rows)
+        if grads.weights is not None:
+            self.algebra.outer(old.angle[block.angles], d_pre, grads.weights.angle)
+            if self.plan.angle_self:
+                self._add_rho(pre[:, e:], rows, d_angle, grads.weights, "t")
         if self.plan.angle_self and w.angle_keep != 1:
             d_angle.mul_(w.angle_keep)
         d_angle.addmm_(d_pre, w.angle.t())
         d_both = self._ws("d projections", block.n_angle_edges, 2 * w.width_angle)
         self._angle_projections_backward(data, d_pre, d_both, grads.own.angle, slice(None))
+        if grads.weights is not None:
+            inputs = self._angle_edge_inputs(data, edge)
+            self.algebra.outer(inputs, d_both, grads.weights.angle_edge)
         return d_both, d_other
 
 
@@ -568,26 +667,45 @@ class SequentialTensorKernel(TensorPieces):
         p_i, p_j, weight = self._messages(x)
         pre = self._edge_pre(data, edge2, p_i, p_j, weight, "v3 pre")
         rows = self._act.rows(pre)
-        self._message_backward(data, pre, rows, grads.sums, d_pre[:, :width])
+        self._message_backward(data, pre, rows, grads, d_pre[:, :width])
         self._act.backward_(d_pre[:, :width], pre, rows)
+        weights = grads.weights
+        if weights is not None:
+            self.algebra.outer(edge2, d_pre[:, :width], weights.edge[:, :width])
         d_edge.addmm_(d_pre[:, :width], weight.t())
-        self._sum_edges_backward(data, edge2, x.features.node, grads.sums, d_edge, incoming)
+        self._sum_edges_backward(data, edge2, x.features.node, grads, d_edge)
         # Phase 3: edges from angles.
         d_angle_pre, rows = self._ws("d angle pre", block.n_angles, e), self._act.rows(angle_pre)
-        d_other = self._reduce_backward(data, angle_pre, rows, edge1, d_edge, d_angle_pre)
+        d_other = self._reduce_backward(data, angle_pre, rows, edge1, d_edge, d_angle_pre, weights)
         self._act.backward_(d_angle_pre, angle_pre, rows)
+        if weights is not None:
+            self.algebra.outer(angle2, d_angle_pre, weights.angle[:, :e])
         d_angle.addmm_(d_angle_pre, w.angle[:, :e].t())
         self._angle_projections_backward(data, d_angle_pre, d_both, d_own.angle, slice(0, e))
         # Phase 2: angles.
         d_t = torch.mul(d_angle, w.angle_rho[0], out=self._ws("d t", *t_pre.shape))
-        self._act.backward_(d_t, t_pre, self._act.rows(t_pre))
+        rows = self._act.rows(t_pre)
+        self._act.backward_(d_t, t_pre, rows)
+        if weights is not None:
+            angle = x.features.angle
+            assert angle is not None
+            self.algebra.outer(angle[block.angles], d_t, weights.angle[:, e:])
+            self._add_rho(t_pre, rows, d_angle, weights, "t")
         d_angle.addmm_(d_t, w.angle[:, e:].t())
         columns = slice(e, w.width_angle)
         self._angle_projections_backward(data, d_t, d_both, d_own.angle, columns)
+        if weights is not None:
+            inputs = self._angle_edge_inputs(data, edge1)
+            self.algebra.outer(inputs, d_both, weights.angle_edge)
         self._add_angle_gradients(data, d_edge, d_both, d_other)
         # Phase 1: edges from nodes.
         torch.mul(d_edge, w.edge_rho[0], out=d_pre[:, width:])
-        self._act.backward_(d_pre[:, width:], u1_pre, self._act.rows(u1_pre))
+        rows = self._act.rows(u1_pre)
+        self._act.backward_(d_pre[:, width:], u1_pre, rows)
+        if weights is not None:
+            old = x.features.edge[block.edges]
+            self.algebra.outer(old, d_pre[:, width:], weights.edge[:, width:])
+            self._add_rho(u1_pre, rows, d_edge, weights, "u1")
         d_edge.addmm_(d_pre[:, width:], w.edge[:, width:].t())
         torch.sum(_slots(data, d_pre), dim=1, out=d_own.edge[block.rows])
 

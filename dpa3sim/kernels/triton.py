@@ -26,7 +26,8 @@ from dpa3sim.kernels.api import (
     Matmul,
     NodeSums,
 )
-from dpa3sim.kernels.layer import LayerPlan
+from dpa3sim.kernels.gradients import LayerSums
+from dpa3sim.kernels.layer import LayerPlan, LayerWeights
 from dpa3sim.kernels.tensor import TensorNodes
 from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel, silut_constants
@@ -41,6 +42,9 @@ CHAINED_COLUMNS = 32
 WIDE, WIDE_WARPS, WARPS = 128, 8, 4
 # Other edges k of a tile of angles, at most, and receivers q of a backward job.
 ANGLE_ROWS, RECEIVERS = 32, 8
+# Programs that share the sums over angles in gradients of weights, at most: several for each
+# multiprocessor of a large GPU.
+WEIGHT_PARTS = 512
 
 
 def interpreted() -> bool:
@@ -177,7 +181,7 @@ class TritonKernel:
 
     Args:
         config: the descriptor's options. layer: number of the layer.
-        activation: for the nodes' products, which are tensor operations.
+        activation: for what tensor operations compute.
         workspace: memory for temporaries.
         matmul: how the products of edges and angles round; those of nodes never do.
 
@@ -198,7 +202,8 @@ class TritonKernel:
         self.plan = LayerPlan.of(config, layer)
         self._config, self._ws = config, workspace
         self._message_width = config.n_multi_edge_message * config.n_dim
-        self._tensor = TensorNodes(config, layer, activation)
+        self._tensor, self._act = TensorNodes(config, layer, activation), activation
+        self.algebra = self._tensor.algebra
         self._programs = triton_programs
         self._matmul = matmul
 
@@ -206,7 +211,7 @@ class TritonKernel:
         """See :class:`~dpa3sim.kernels.api.Kernel`, like the other methods."""
         config = self._config
         self._tensor.refresh(weights)
-        self._w = w = self._tensor.layer_weights
+        self._w = w = self._tensor.weights
         self.node_keep = w.node_keep
         self._device = w.edge.device
         self._edge_rows = EDGE_ROWS[w.edge.dtype]
@@ -229,6 +234,10 @@ class TritonKernel:
             "B_COLUMNS": _tile(max(e, width), CHAINED_COLUMNS),
             "num_warps": WIDE_WARPS if _tile(e) >= WIDE else WARPS,
         }
+
+    @property
+    def weights(self) -> LayerWeights:
+        return self._w
 
     def project(self, node: Tensor, n_atoms: int) -> tuple[Tensor, Tensor]:
         return self._tensor.project(node, n_atoms)
@@ -332,11 +341,10 @@ class TritonKernel:
         data, old, graph, incoming = x.data, x.features, x.data.graph, grad.incoming
         w, jobs, plan = self._w, self._jobs(graph), self.plan
         n_edges, width = graph.layout.n_edges, w.width_edge
-        d_input = d_angle_input = None
+        d_input = d_angle_input = d_rho = None
         edge_angle = self._edge_angle_map(data, tape)
         if plan.angles:
-            d_other = data.d_weighting.other
-            d_input = self._edge_angle_backward(x, grad, edge_angle, d_other)
+            d_input = self._edge_angle_backward(x, grad, edge_angle)
             d_angle_input = self._angles_backward(x, grad, d_input)
         edge_jobs = {
             "job_row": jobs.edge_row,
@@ -348,6 +356,8 @@ class TritonKernel:
         }
         d_own_jobs = self._ws("d own of jobs", len(jobs.edge_row), width)
         d_pre = incoming.projection if incoming else self._ws("d edge pre", n_edges, width)
+        if grad.weights is not None and plan.edges:
+            d_rho = self._ws("d rho of jobs", len(jobs.edge_row), self._config.e_dim)
         self._run(
             "edges_backward",
             (len(jobs.edge_row),),
@@ -366,11 +376,13 @@ class TritonKernel:
             d_message_weight=data.d_weighting.message,
             d_pre=d_pre,
             d_own=d_own_jobs,
+            d_rho=d_rho,
             MESSAGE=self._message_width,
             CHANNELS=w.angle_edge.shape[0] if plan.angles else 0,
             KEEP=w.edge_keep if plan.edges else 1.0,
             EDGES=plan.edges,
             ANGLES=plan.angles,
+            WEIGHTS=grad.weights is not None,
         )
         self._run(
             "symmetrise_sums_backward",
@@ -383,23 +395,33 @@ class TritonKernel:
             d_symmetrise=data.d_weighting.symmetrise,
             incoming_node=incoming and incoming.node,
             INCOMING=incoming is not None,
+            WEIGHTS=grad.weights is not None,
             B_ROWS=self._edge_rows,
             B_COLUMNS=self._columns,
         )
         self._sum(jobs.own_edge, d_own_jobs, grad.own.edge)
+        if grad.weights is not None:
+            self.algebra.outer(old.edge, d_pre, grad.weights.edge)
+            if d_rho is not None:
+                self.algebra.columns(d_rho, grad.weights.edge_rho[0])
 
     def _edge_angle_backward(
-        self, x: LayerInputs, grad: LayerGradients, edge_angle: dict[str, Any], d_other: Tensor
+        self, x: LayerInputs, grad: LayerGradients, edge_angle: dict[str, Any]
     ) -> Tensor:
         """Gradient of the argument of u2, ``(n_edges, e_dim)``, where the layer needs it."""
         graph, layout = x.data.graph, x.data.graph.layout
         smooth = self._config.smooth_edge_update
         d_input = self._ws("d edge angle input", layout.n_edges, self._config.e_dim)
         n_rows = layout.n_angle_edges if smooth else layout.n_edges
+        n_tiles = _tiles(n_rows, self._edge_rows)
+        d_pre = d_rho = None
+        if grad.weights is not None:
+            d_pre = self._ws("d u2", n_rows, self._config.e_dim)
+            d_rho = self._ws("d rho of tiles", n_tiles, self._config.e_dim)
         product = {k: v for k, v in self._product.items() if k != "WIDTH"}
         self._run(
             "edge_angle_backward",
-            (_tiles(n_rows, self._edge_rows),),
+            (n_tiles,),
             product,
             self._chained,
             edge_angle,
@@ -408,10 +430,43 @@ class TritonKernel:
             edge=x.features.edge,
             d_edge=grad.features.edge,
             d_input=d_input,
-            d_other=d_other,
+            d_other=x.data.d_weighting.other,
+            d_pre=d_pre,
+            d_rho=d_rho,
             SMOOTHED=self._config.smooth_cutoff is not None,
+            WEIGHTS=grad.weights is not None,
         )
+        if grad.weights is not None:
+            assert d_pre is not None
+            assert d_rho is not None
+            inputs = self._edge_angle_input(x, edge_angle["reduced"])
+            self.algebra.outer(inputs, d_pre, grad.weights.ea2)
+            self.algebra.columns(d_pre, grad.weights.ea2_bias)
+            self.algebra.columns(d_rho, grad.weights.edge_rho[1])
+            if smooth:
+                self._add_constant_u2(graph, grad.features.edge, grad.weights)
         return d_input
+
+    def _edge_angle_input(self, x: LayerInputs, reduced: Tensor) -> Tensor:
+        """The argument of the map to u2: of angle-edge slots in smooth models, else of edges."""
+        if self._config.smooth_edge_update:
+            return reduced
+        edge, other = x.features.edge, x.data.weighting.other.unsqueeze(1)
+        inputs = torch.mul(edge, other, out=self._ws("edge angle input", *edge.shape))
+        return inputs.index_add_(0, x.data.graph.angle_slots, reduced)
+
+    def _add_constant_u2(self, graph: BlockGraph, d_edge: Tensor, weights: LayerSums) -> None:
+        """Add what edges without angles give in smooth models: their u2 is that of the bias.
+
+        ``d_edge`` ``(n_edges, e_dim)`` is the gradient of the new edges.
+        """
+        without = self._jobs(graph).angle_edge.unsqueeze(1) < 0
+        total = torch.where(without, d_edge, 0).sum(dim=0, dtype=torch.float64)
+        bias = self._w.ea2_bias.unsqueeze(0)
+        u2 = self._act.forward(bias, torch.empty_like(bias))[0]
+        d_bias = self._act.backward_(self._w.edge_rho[1].unsqueeze(0).clone(), bias)[0]
+        weights.edge_rho[1].add_(u2 * total)
+        weights.ea2_bias.add_(d_bias * total)
 
     def _angles_backward(self, x: LayerInputs, grad: LayerGradients, d_input: Tensor) -> Tensor:
         """Through the angle maps.
@@ -425,10 +480,16 @@ class TritonKernel:
         of_jobs = self._ws(
             "d projections of jobs", n_jobs * (jobs.angle_rows + RECEIVERS), w.width_angle
         )
+        n_parts, d_weight, d_rho = n_jobs, None, None
+        if grad.weights is not None:
+            n_parts = min(n_jobs, WEIGHT_PARTS)
+            d_weight = grad.weights.angle.new_zeros((n_parts, *w.angle.shape))
+            d_rho = grad.weights.angle_rho.new_zeros((n_parts, self._config.a_dim))
         self._run(
             "angles_backward",
-            (n_jobs,),
+            (n_parts,),
             self._angle_maps(x),
+            n_jobs=n_jobs,
             job_row=jobs.angle_row,
             job_q=jobs.angle_q,
             job_k=jobs.angle_k,
@@ -439,18 +500,30 @@ class TritonKernel:
             d_angle_weight=data.d_weighting.angle,
             d_k=of_jobs,
             d_q=of_jobs[n_jobs * jobs.angle_rows :],
+            d_weight=d_weight,
+            d_rho=d_rho,
             rho_update=w.angle_rho[0] if update else None,
             KEEP=w.angle_keep if update else 1.0,
             UPDATE=update,
+            WEIGHTS=grad.weights is not None,
             RECEIVERS=RECEIVERS,
             B_COLUMNS=self._angle_columns,
+            # The products for the weights need more registers.
+            num_warps=WARPS if grad.weights is None else WIDE_WARPS,
         )
         slots = graph.layout.n_angle_edges
         d_both = self._ws("d projections", 2 * slots, w.width_angle)
         self._sum(jobs.both, of_jobs, d_both)
         self._sum(jobs.own_angle, d_both, grad.own.angle)
+        d_both = d_both.view(slots, 2 * w.width_angle)
+        if grad.weights is not None:
+            assert d_weight is not None
+            assert d_rho is not None
+            grad.weights.angle.add_(d_weight.sum(dim=0))
+            self.algebra.columns(d_rho, grad.weights.angle_rho[0])
+            self.algebra.outer(self._angle_edges(x), d_both, grad.weights.angle_edge)
         out = self._ws("d angle edges", slots, w.angle_edge.shape[0])
-        return torch.mm(d_both.view(slots, 2 * w.width_angle), w.angle_edge.t(), out=out)
+        return torch.mm(d_both, w.angle_edge.t(), out=out)
 
     def _sum(self, segments: Segments, x: Tensor, out: Tensor) -> None:
         width = x.shape[1]
@@ -492,11 +565,15 @@ class TritonKernel:
             "SMOOTH": self._config.smooth_edge_update,
         }
 
+    def _angle_edges(self, x: LayerInputs) -> Tensor:
+        """What of the angle-edges enters the angle maps, ``(n_angle_edges, channels)``."""
+        channels = self._w.angle_edge.shape[0]
+        return x.features.edge[:, :channels].index_select(0, x.data.graph.angle_slots)
+
     def _angle_maps(self, x: LayerInputs) -> dict[str, Any]:
         graph, old, own = x.data.graph, x.features, x.own
         w, jobs, config = self._w, self._jobs(graph), self._config
-        channels = w.angle_edge.shape[0]
-        inputs = old.edge[:, :channels].index_select(0, graph.angle_slots)
+        inputs = self._angle_edges(x)
         both = self._ws("angle projections", len(inputs), 2 * w.width_angle)
         return {
             "m_room": jobs.m,
@@ -534,7 +611,9 @@ class TritonKernel:
         )
         return new
 
-    def update_node_backward(self, d_node: Tensor, tape: LayerTape, d_self: Tensor) -> NodeSums:
+    def update_node_backward(
+        self, d_node: Tensor, tape: LayerTape, d_self: Tensor, weights: LayerSums | None
+    ) -> NodeSums:
         assert tape.psi is not None
         d_sym = torch.empty_like(d_node)
         d_v3 = d_node.new_empty((len(d_node), self._message_width))
@@ -549,6 +628,8 @@ class TritonKernel:
             d_sym=d_sym,
             d_v3=d_v3,
         )
+        if weights is not None:
+            self._tensor.add_node_weights(d_node, d_sym, tape, weights)
         return NodeSums(self._symmetrise_backward(tape.psi, d_sym @ self._w.sym.t()), d_v3)
 
     def _nodes(self, tape: LayerTape) -> dict[str, Any]:

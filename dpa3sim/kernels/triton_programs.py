@@ -6,13 +6,14 @@ Names and formulas are those of kernels.py, ``d_x`` is dE/dx. A program handles 
 receiver q of a centre's angles, or a tile of edges, and holds everything between the features of
 the layer's start and of its end in registers: pre-activations are the accumulators of a small
 product, and the backward programs compute them again. Nothing is added atomically: what several
-programs contribute to a sum is stored by each and added by :func:`sum_segments`, always in the
-same order.
+programs contribute to a sum is stored by each and added by :func:`sum_segments`, or by torch where
+it is the gradient of weights, always in the same order.
 
 Conventions: names in capitals are compile-time constants. ``P_X`` is X rounded up to a power of
 two, ``B_X`` the size of a tile; channels beyond X are loaded as zero and never stored. Array
 offsets that may exceed 32 bits start from an int64 row. ``KIND`` and the constants of SiLUT are
-the activation; ``PRECISION``: see :func:`_product`.
+the activation; ``PRECISION``: see :func:`_product`. With ``WEIGHTS`` a backward program makes its
+part of the gradients of the weights, and not that of the weighting.
 """
 
 from __future__ import annotations
@@ -143,6 +144,13 @@ def _load_vector(base, columns, in_columns):
 def _add(base, at, mask, x):
     """Add to memory that no other program touches."""
     tl.store(base + at, tl.load(base + at, mask=mask, other=0) + x, mask=mask)
+
+
+@triton.jit
+def _add_rows(base, rows, in_rows, columns, in_columns, STRIDE, x):
+    """The same for rows of an array."""
+    x += _load(base, rows, in_rows, columns, in_columns, STRIDE)
+    _store(base, rows, in_rows, columns, in_columns, STRIDE, x)
 
 
 # -- edges ----------------------------------------------------------------------------------------
@@ -406,10 +414,13 @@ def edge_angle_backward(
     d_edge,
     d_input,
     d_other,
+    d_pre,
+    d_rho,
     E: tl.constexpr,
     P_E: tl.constexpr,
     SMOOTH: tl.constexpr,
     SMOOTHED: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
     B_DEPTH: tl.constexpr,
@@ -422,7 +433,9 @@ def edge_angle_backward(
     """From the new edges through u2 to its input, ``(n_edges, E)``. Grid: tiles of edges.
 
     In smooth models only edges with angles have a gradient there; other rows are not written.
-    Where the cutoff is smoothed, the factor of the edge itself has a gradient too.
+    Where the cutoff is smoothed, the factor of the edge itself has a gradient too. For the weights,
+    ``d_pre`` ``(n_rows, E)`` gets the gradient of the pre-activations and ``d_rho`` ``(tiles, E)``
+    the tile's part of that of rho.
     """
     t = tl.program_id(0).to(tl.int64) * B_ROWS + tl.arange(0, B_ROWS)
     in_r = t < n_rows
@@ -452,12 +465,17 @@ def edge_angle_backward(
             B_DEPTH=B_DEPTH,
             PRECISION=PRECISION,
         )
-        _, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
+        u2, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         rho = _load_vector(rho_angle, columns, in_columns)
-        d_u2 = rho[None, :] * _load(d_edge, r, in_r, columns, in_columns, E) * slope
+        d_new = _load(d_edge, r, in_r, columns, in_columns, E)
+        d = rho[None, :] * d_new * slope
+        if WEIGHTS:
+            _store(d_pre, t, in_r, columns, in_columns, E, d)
+            at = d_rho + tl.program_id(0).to(tl.int64) * E + columns
+            tl.store(at, tl.sum(u2 * d_new, axis=0), mask=in_columns)
         transposed = tl.trans(_load(ea2, whole, in_whole, columns, in_columns, E))
-        total = _product(d_u2, transposed, total, PRECISION)
-    if SMOOTHED:
+        total = _product(d, transposed, total, PRECISION)
+    if SMOOTHED and not WEIGHTS:
         _add(d_other, r, in_r, tl.sum(total * _load(edge, r, in_r, whole, in_whole, E), axis=1))
     _store(d_input, r, in_r, whole, in_whole, E, total)
 
@@ -487,6 +505,7 @@ def edges_backward(
     d_message_weight,
     d_pre,
     d_own,
+    d_rho,
     N: tl.constexpr,
     E: tl.constexpr,
     P_E: tl.constexpr,
@@ -497,6 +516,7 @@ def edges_backward(
     EDGES: tl.constexpr,
     ANGLES: tl.constexpr,
     SMOOTH: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
     B_DEPTH: tl.constexpr,
@@ -509,7 +529,8 @@ def edges_backward(
     """Through v3, u1 and Psi[e] to the edges of the layer's start. Grid: edge jobs.
 
     ``d_pre`` ``(n_edges, WIDTH)`` gets the gradient of the pre-activations and ``d_own``
-    ``(jobs, WIDTH)`` its sum over the job's edges. What came through the angles is added.
+    ``(jobs, WIDTH)`` its sum over the job's edges. What came through the angles is added. For the
+    weights, ``d_rho`` ``(jobs, E)`` gets the job's part of the gradient of rho.
     """
     job = tl.program_id(0).to(tl.int64)
     row = tl.load(job_row + job)
@@ -544,13 +565,15 @@ def edges_backward(
         )
         message, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
         d_message = _load_vector(d_v3 + row * MESSAGE, columns, in_columns)
-        d_factor += tl.sum(message * d_message[None, :], axis=1)
+        if not WEIGHTS:
+            d_factor += tl.sum(message * d_message[None, :], axis=1)
         d = factor[:, None] * d_message[None, :] * slope
         _store(d_pre, r, in_r, columns, in_columns, WIDTH, d)
         tl.store(d_own + job * WIDTH + columns, tl.sum(d, axis=0), mask=in_columns)
         transposed = tl.trans(_load(weight, whole, in_whole, columns, in_columns, WIDTH))
         total = _product(d, transposed, total, PRECISION)
-    _add(d_message_weight, r, in_r, d_factor)
+    if not WEIGHTS:
+        _add(d_message_weight, r, in_r, d_factor)
     if EDGES:
         for start in range(0, E, B_COLUMNS):
             columns = start + tl.arange(0, B_COLUMNS)
@@ -572,9 +595,13 @@ def edges_backward(
                 B_DEPTH=B_DEPTH,
                 PRECISION=PRECISION,
             )
-            _, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
+            u1, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
             rho = _load_vector(rho_self, columns, in_columns)
-            d = rho[None, :] * _load(d_edge, r, in_r, columns, in_columns, E) * slope
+            d_new = _load(d_edge, r, in_r, columns, in_columns, E)
+            if WEIGHTS:
+                at = d_rho + job * E + columns
+                tl.store(at, tl.sum(u1 * d_new, axis=0), mask=in_columns)
+            d = rho[None, :] * d_new * slope
             _store(d_pre + MESSAGE, r, in_r, columns, in_columns, WIDTH, d)
             at = d_own + job * WIDTH + MESSAGE + columns
             tl.store(at, tl.sum(d, axis=0), mask=in_columns)
@@ -614,6 +641,7 @@ def symmetrise_sums_backward(
     E: tl.constexpr,
     N: tl.constexpr,
     INCOMING: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
 ):
@@ -630,29 +658,35 @@ def symmetrise_sums_backward(
     d_h1 = tl.zeros([B_ROWS], d_symmetrise.dtype.element_ty)
     d_h2 = tl.zeros([B_ROWS], d_symmetrise.dtype.element_ty)
     of_row = d_psi + row * 3 * (E + N)
-    for start in range(0, E, B_COLUMNS):
-        columns = start + tl.arange(0, B_COLUMNS)
-        in_columns = columns < E
-        x = _load(edge, r, in_r, columns, in_columns, E)
-        d_h0 += tl.sum(x * _load_vector(of_row, columns, in_columns)[None, :], axis=1)
-        d_h1 += tl.sum(x * _load_vector(of_row + (E + N), columns, in_columns)[None, :], axis=1)
-        d_h2 += tl.sum(x * _load_vector(of_row + 2 * (E + N), columns, in_columns)[None, :], axis=1)
+    if not WEIGHTS:
+        for start in range(0, E, B_COLUMNS):
+            columns = start + tl.arange(0, B_COLUMNS)
+            in_columns = columns < E
+            x = _load(edge, r, in_r, columns, in_columns, E)
+            d0 = _load_vector(of_row, columns, in_columns)[None, :]
+            d1 = _load_vector(of_row + (E + N), columns, in_columns)[None, :]
+            d2 = _load_vector(of_row + 2 * (E + N), columns, in_columns)[None, :]
+            d_h0 += tl.sum(x * d0, axis=1)
+            d_h1 += tl.sum(x * d1, axis=1)
+            d_h2 += tl.sum(x * d2, axis=1)
     for start in range(0, N, B_COLUMNS):
         columns = start + tl.arange(0, B_COLUMNS)
         in_columns = columns < N
-        x = _load(node, j, in_r, columns, in_columns, N)
         d0 = _load_vector(of_row + E, columns, in_columns)[None, :]
         d1 = _load_vector(of_row + E + (E + N), columns, in_columns)[None, :]
         d2 = _load_vector(of_row + E + 2 * (E + N), columns, in_columns)[None, :]
-        d_h0 += tl.sum(x * d0, axis=1)
-        d_h1 += tl.sum(x * d1, axis=1)
-        d_h2 += tl.sum(x * d2, axis=1)
+        if not WEIGHTS:
+            x = _load(node, j, in_r, columns, in_columns, N)
+            d_h0 += tl.sum(x * d0, axis=1)
+            d_h1 += tl.sum(x * d1, axis=1)
+            d_h2 += tl.sum(x * d2, axis=1)
         if INCOMING:
             d = h0[:, None] * d0 + h1[:, None] * d1 + h2[:, None] * d2
             _store(incoming_node, r, in_r, columns, in_columns, N, d)
-    _add(d_symmetrise, 3 * r, in_r, d_h0)
-    _add(d_symmetrise, 3 * r + 1, in_r, d_h1)
-    _add(d_symmetrise, 3 * r + 2, in_r, d_h2)
+    if not WEIGHTS:
+        _add(d_symmetrise, 3 * r, in_r, d_h0)
+        _add(d_symmetrise, 3 * r + 1, in_r, d_h1)
+        _add(d_symmetrise, 3 * r + 2, in_r, d_h2)
 
 
 # -- angles ---------------------------------------------------------------------------------------
@@ -675,8 +709,9 @@ def _angle_pre(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Pre-activations of a receiver's angles: the parts of centre, receiver, edge k and angle.
+    """Pre-activations of a receiver's angles, and the angles.
 
+    The former are the sum of the parts of centre, receiver, edge k and angle.
     ``both`` ``(n_angle_edges, 2 WIDTH)`` are the projections of angle-edges as k and as q.
     """
     depth = tl.arange(0, P_A)
@@ -686,7 +721,7 @@ def _angle_pre(
     pre = mine[None, :] + _load(both, k, in_k, columns, in_columns, 2 * WIDTH)
     x = _load(angle, at, in_k, depth, in_depth, A)
     w = _load(weight, depth, in_depth, columns, in_columns, WIDTH)
-    return _product(x, w, pre, PRECISION)
+    return _product(x, w, pre, PRECISION), x
 
 
 @triton.jit
@@ -726,7 +761,7 @@ def angle_messages(
     for begin in range(0, m, B_ROWS):
         k = begin + tl.arange(0, B_ROWS)
         in_k = k < m
-        pre = _angle_pre(
+        pre, _ = _angle_pre(
             angle=angle,
             own=own + row * own_stride,
             both=both,
@@ -785,7 +820,7 @@ def update_angles(
     for begin in range(0, m, B_ROWS):
         k = begin + tl.arange(0, B_ROWS)
         in_k = k < m
-        pre = _angle_pre(
+        pre, _ = _angle_pre(
             angle=angle,
             own=own + row * own_stride + E,
             both=both + E,
@@ -808,6 +843,7 @@ def update_angles(
 
 @triton.jit
 def angles_backward(
+    n_jobs,
     job_row,
     job_q,
     job_k,
@@ -827,12 +863,15 @@ def angles_backward(
     d_angle_weight,
     d_k,
     d_q,
+    d_weight,
+    d_rho,
     E: tl.constexpr,
     A: tl.constexpr,
     P_A: tl.constexpr,
     WIDTH: tl.constexpr,
     KEEP: tl.constexpr,
     UPDATE: tl.constexpr,
+    WEIGHTS: tl.constexpr,
     RECEIVERS: tl.constexpr,
     B_ROWS: tl.constexpr,
     B_COLUMNS: tl.constexpr,
@@ -842,98 +881,122 @@ def angles_backward(
     BETA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Through R and the new angles to the angles of the layer's start. Grid: angle jobs.
+    """Through R and the new angles to the angles of the layer's start.
+
+    Grid: angle jobs; or, with ``WEIGHTS``, any number of programs, each of which does every so
+    many-th job and adds to its own part of the gradients of the weights, float64: ``d_weight``
+    ``(programs, A, WIDTH)`` and ``d_rho`` ``(programs, A)``.
 
     A job has some receivers q and a tile of other edges k of a centre. ``d_k``
     ``(jobs, B_ROWS, WIDTH)`` and ``d_q`` ``(jobs, RECEIVERS, WIDTH)`` get its part of the
     gradient of the projections.
     """
-    job = tl.program_id(0).to(tl.int64)
-    row = tl.load(job_row + job)
-    m = tl.load(m_room + row)
-    first = tl.load(angle_edge_start + row)
-    start = tl.load(angle_start + row)
-    q_first = tl.load(job_q + job)
-    q_end = tl.minimum(q_first + RECEIVERS, m)
-    tile = tl.arange(0, B_ROWS)
-    k = tl.load(job_k + job) + tile
-    in_k = k < m
-    own += row * own_stride
-    d_k += job * B_ROWS * WIDTH
-    d_q += (job * RECEIVERS - q_first) * WIDTH
+    program = tl.program_id(0).to(tl.int64)
     updated = tl.arange(0, P_A)
     in_updated = updated < A
-    if UPDATE:  # first: it needs the gradient that the messages then add to
-        rho = _load_vector(rho_update, updated, in_updated)
-        w = _load(weight + E, updated, in_updated, updated, in_updated, WIDTH)
-        total = tl.zeros([B_ROWS, P_A], d_k.dtype.element_ty)
-        for q in range(q_first, q_end):
-            at = start + q * m + k
-            pre = _angle_pre(
-                angle=angle,
-                own=own + E,
-                both=both + E,
-                weight=weight + E,
-                slot=first + q,
-                at=at,
-                k=first + k,
-                in_k=in_k,
-                columns=updated,
-                in_columns=in_updated,
-                A=A,
-                P_A=P_A,
-                WIDTH=WIDTH,
-                PRECISION=PRECISION,
-            )
-            _, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
-            d_target = _load(d_angle, at, in_k, updated, in_updated, A)
-            d = rho[None, :] * d_target * slope
-            total += d
-            tl.store(d_q + q * WIDTH + E + updated, tl.sum(d, axis=0), mask=in_updated)
-            x = _product(d, tl.trans(w), KEEP * d_target, PRECISION)
+    end = program + 1
+    if WEIGHTS:
+        end = n_jobs
+        d_weight += program * A * WIDTH
+        d_rho += program * A
+    for job in range(program, end, tl.num_programs(0)):
+        row = tl.load(job_row + job)
+        m = tl.load(m_room + row)
+        first = tl.load(angle_edge_start + row)
+        start = tl.load(angle_start + row)
+        q_first = tl.load(job_q + job)
+        q_end = tl.minimum(q_first + RECEIVERS, m)
+        tile = tl.arange(0, B_ROWS)
+        k = tl.load(job_k + job) + tile
+        in_k = k < m
+        of_row = own + row * own_stride
+        of_k = d_k + job * B_ROWS * WIDTH
+        of_q = d_q + (job * RECEIVERS - q_first) * WIDTH
+        if UPDATE:  # first: it needs the gradient that the messages then add to
+            rho = _load_vector(rho_update, updated, in_updated)
+            w = _load(weight + E, updated, in_updated, updated, in_updated, WIDTH)
+            total = tl.zeros([B_ROWS, P_A], d_k.dtype.element_ty)
+            d_w = tl.zeros([P_A, P_A], d_k.dtype.element_ty)
+            d_r = tl.zeros([P_A], d_k.dtype.element_ty)
+            for q in range(q_first, q_end):
+                at = start + q * m + k
+                pre, x = _angle_pre(
+                    angle=angle,
+                    own=of_row + E,
+                    both=both + E,
+                    weight=weight + E,
+                    slot=first + q,
+                    at=at,
+                    k=first + k,
+                    in_k=in_k,
+                    columns=updated,
+                    in_columns=in_updated,
+                    A=A,
+                    P_A=P_A,
+                    WIDTH=WIDTH,
+                    PRECISION=PRECISION,
+                )
+                t, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
+                d_target = _load(d_angle, at, in_k, updated, in_updated, A)
+                d = rho[None, :] * d_target * slope
+                total += d
+                if WEIGHTS:
+                    d_w = _product(tl.trans(x), d, d_w, PRECISION)
+                    d_r += tl.sum(t * d_target, axis=0)
+                tl.store(of_q + q * WIDTH + E + updated, tl.sum(d, axis=0), mask=in_updated)
+                x = _product(d, tl.trans(w), KEEP * d_target, PRECISION)
+                tl.debug_barrier()
+                _store(d_angle, at, in_k, updated, in_updated, A, x)
+            _store(of_k + E, tile, in_k, updated, in_updated, WIDTH, total)
+            if WEIGHTS:
+                _add_rows(d_weight + E, updated, in_updated, updated, in_updated, WIDTH, d_w)
+                _add(d_rho, updated, in_updated, d_r)
+        for begin in range(0, E, B_COLUMNS):
+            columns = begin + tl.arange(0, B_COLUMNS)
+            in_columns = columns < E
+            w = _load(weight, updated, in_updated, columns, in_columns, WIDTH)
+            total = tl.zeros([B_ROWS, B_COLUMNS], d_k.dtype.element_ty)
+            d_w = tl.zeros([P_A, B_COLUMNS], d_k.dtype.element_ty)
+            # What other threads stored for the columns and the job before must have arrived; within
+            # the loop every q has memory of its own.
             tl.debug_barrier()
-            _store(d_angle, at, in_k, updated, in_updated, A, x)
-        _store(d_k + E, tile, in_k, updated, in_updated, WIDTH, total)
-    for begin in range(0, E, B_COLUMNS):
-        columns = begin + tl.arange(0, B_COLUMNS)
-        in_columns = columns < E
-        w = _load(weight, updated, in_updated, columns, in_columns, WIDTH)
-        total = tl.zeros([B_ROWS, B_COLUMNS], d_k.dtype.element_ty)
-        # What other threads stored for the columns before must have arrived; within the loop
-        # every q has memory of its own.
-        tl.debug_barrier()
-        for q in range(q_first, q_end):
-            at = start + q * m + k
-            pre = _angle_pre(
-                angle=angle,
-                own=own,
-                both=both,
-                weight=weight,
-                slot=first + q,
-                at=at,
-                k=first + k,
-                in_k=in_k,
-                columns=columns,
-                in_columns=in_columns,
-                A=A,
-                P_A=P_A,
-                WIDTH=WIDTH,
-                PRECISION=PRECISION,
-            )
-            message, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
-            edge = tl.load(angle_slots + first + q)
-            d_reduced = _load_vector(d_input + edge * E, columns, in_columns)
-            factor = tl.load(angle_weight + at, mask=in_k, other=0)
-            d = factor[:, None] * d_reduced[None, :] * slope
-            total += d
-            tl.store(d_q + q * WIDTH + columns, tl.sum(d, axis=0), mask=in_columns)
-            d_factor = tl.sum(message * d_reduced[None, :], axis=1)
-            _add(d_angle_weight, at, in_k, d_factor)
-            x = _load(d_angle, at, in_k, updated, in_updated, A)
-            x = _product(d, tl.trans(w), x, PRECISION)
-            tl.debug_barrier()
-            _store(d_angle, at, in_k, updated, in_updated, A, x)
-        _store(d_k, tile, in_k, columns, in_columns, WIDTH, total)
+            for q in range(q_first, q_end):
+                at = start + q * m + k
+                pre, x = _angle_pre(
+                    angle=angle,
+                    own=of_row,
+                    both=both,
+                    weight=weight,
+                    slot=first + q,
+                    at=at,
+                    k=first + k,
+                    in_k=in_k,
+                    columns=columns,
+                    in_columns=in_columns,
+                    A=A,
+                    P_A=P_A,
+                    WIDTH=WIDTH,
+                    PRECISION=PRECISION,
+                )
+                message, slope = _activate(pre, KIND, THRESHOLD, ALPHA, BETA)
+                edge = tl.load(angle_slots + first + q)
+                d_reduced = _load_vector(d_input + edge * E, columns, in_columns)
+                factor = tl.load(angle_weight + at, mask=in_k, other=0)
+                d = factor[:, None] * d_reduced[None, :] * slope
+                total += d
+                tl.store(of_q + q * WIDTH + columns, tl.sum(d, axis=0), mask=in_columns)
+                if WEIGHTS:
+                    d_w = _product(tl.trans(x), d, d_w, PRECISION)
+                else:
+                    d_factor = tl.sum(message * d_reduced[None, :], axis=1)
+                    _add(d_angle_weight, at, in_k, d_factor)
+                x = _load(d_angle, at, in_k, updated, in_updated, A)
+                x = _product(d, tl.trans(w), x, PRECISION)
+                tl.debug_barrier()
+                _store(d_angle, at, in_k, updated, in_updated, A, x)
+            _store(of_k, tile, in_k, columns, in_columns, WIDTH, total)
+            if WEIGHTS:
+                _add_rows(d_weight, updated, in_updated, columns, in_columns, WIDTH, d_w)
 
 
 # -- sums and nodes -------------------------------------------------------------------------------

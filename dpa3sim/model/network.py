@@ -9,7 +9,7 @@ neighbour of an edge; q, k two angle-edges of one centre, q the one that receive
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from dpa3sim.graph.blocks import BlockGraph
 from dpa3sim.graph.reference import GraphBatch
 from dpa3sim.model.activations import activate
-from dpa3sim.model.config import ModelConfig
+from dpa3sim.model.config import DescriptorConfig, ModelConfig
 from dpa3sim.model.electrons import econf_rows
 from dpa3sim.model.weights import (
     CHARGE_EMBEDDING,
@@ -201,23 +201,7 @@ class Network(nn.Module):
 
     def type_rows(self) -> Tensor:
         """The type table T, ``(ntypes, n_dim)``, identity included (docs/model.md#embeddings)."""
-        config = self.config
-        if config.descriptor.use_econf_tebd:
-            rows = econf_rows(config.type_map)
-        else:
-            rows = np.eye(config.ntypes)
-        return self._embedding(
-            TYPE_EMBEDDING, torch.tensor(rows, dtype=self.dtype, device=self.device)
-        )
-
-    def _embedding(self, name: str, rows: Tensor) -> Tensor:
-        """A linear layer with a skip connection wherever the widths allow one."""
-        out = self._linear(name, rows)
-        if out.shape[1] == rows.shape[1]:
-            return out + rows
-        if out.shape[1] == 2 * rows.shape[1]:
-            return out + torch.cat([rows, rows], dim=1)
-        return out
+        return type_rows(self.config, self.weights)
 
     def node_start(self, graph: AnyGraph, type_rows: Tensor) -> tuple[Tensor, Tensor]:
         """Node features n^0 and the embedding T before the activation, ``(n_atoms, n_dim)``.
@@ -229,19 +213,9 @@ class Network(nn.Module):
         config = self.config.descriptor
         types = type_rows.index_select(0, graph.types)
         if config.add_chg_spin_ebd:
-            types = types + self._charge_spin_rows(graph).index_select(0, graph.structure)
+            rows = charge_spin_rows(config, self.weights, graph.charge_spin)
+            types = types + rows.index_select(0, graph.structure)
         return activate(types, config.activation), types
-
-    def _charge_spin_rows(self, graph: AnyGraph) -> Tensor:
-        """act(W_cs [C[charge + 100], P[spin]] + b_cs), ``(n_structures, n_dim)``."""
-        if graph.charge_spin is None:
-            raise ValueError("this model needs charge_spin")
-        charge, spin = graph.charge_spin.unbind(dim=1)
-        charge_row = one_hot(charge + CHARGE_ROWS // 2, CHARGE_ROWS, self.dtype)
-        charge = self._embedding(CHARGE_EMBEDDING, charge_row)
-        spin = self._embedding(SPIN_EMBEDDING, one_hot(spin, SPIN_ROWS, self.dtype))
-        mixed = self._linear("descriptor.mix_cs_mlp", torch.cat([charge, spin], dim=1))
-        return activate(mixed, self.config.descriptor.activation)
 
     # -- docs/model.md#the-repflow-layer ----------------------------------------------------
 
@@ -445,12 +419,55 @@ class Network(nn.Module):
     # -- helpers ----------------------------------------------------------------------------
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        out = x @ self.weights[f"{name}.matrix"]
-        bias = self.weights.get(f"{name}.bias")
-        return out if bias is None else out + bias
+        return _linear(self.weights, name, x)
 
     def _layer_weight(self, name: str) -> Tensor:
         return self.weights[f"{REPFLOWS}.layers.{name}"]
+
+
+def type_rows(config: ModelConfig, weights: Mapping[str, Tensor]) -> Tensor:
+    """The type table T, ``(ntypes, n_dim)``, identity included (docs/model.md#embeddings)."""
+    like = weights[f"{TYPE_EMBEDDING}.matrix"]
+    if config.descriptor.use_econf_tebd:
+        rows = econf_rows(config.type_map)
+    else:
+        rows = np.eye(config.ntypes)
+    return _embedding(
+        weights, TYPE_EMBEDDING, torch.tensor(rows, dtype=like.dtype, device=like.device)
+    )
+
+
+def charge_spin_rows(
+    config: DescriptorConfig, weights: Mapping[str, Tensor], charge_spin: Tensor | None
+) -> Tensor:
+    """act(W_cs [C[charge + 100], P[spin]] + b_cs), ``(n_structures, n_dim)``."""
+    if charge_spin is None:
+        raise ValueError("this model needs charge_spin")
+    dtype = weights["descriptor.mix_cs_mlp.matrix"].dtype
+    charge, spin = charge_spin.unbind(dim=1)
+    charge_row = one_hot(charge + CHARGE_ROWS // 2, CHARGE_ROWS, dtype)
+    both = (
+        _embedding(weights, CHARGE_EMBEDDING, charge_row),
+        _embedding(weights, SPIN_EMBEDDING, one_hot(spin, SPIN_ROWS, dtype)),
+    )
+    mixed = _linear(weights, "descriptor.mix_cs_mlp", torch.cat(both, dim=1))
+    return activate(mixed, config.activation)
+
+
+def _embedding(weights: Mapping[str, Tensor], name: str, rows: Tensor) -> Tensor:
+    """A linear layer with a skip connection wherever the widths allow one."""
+    out = _linear(weights, name, rows)
+    if out.shape[1] == rows.shape[1]:
+        return out + rows
+    if out.shape[1] == 2 * rows.shape[1]:
+        return out + torch.cat([rows, rows], dim=1)
+    return out
+
+
+def _linear(weights: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
+    out = x @ weights[f"{name}.matrix"]
+    bias = weights.get(f"{name}.bias")
+    return out if bias is None else out + bias
 
 
 def switch(r: Tensor, start: float, end: float, exponential: bool) -> Tensor:

@@ -130,10 +130,15 @@ def check_weights(config: ModelConfig, weights: Weights) -> None:
             raise CheckpointError(f"tensor {name} contains NaN or infinity")
 
 
-def parameter_count(weights: Weights) -> int:
-    """Number of trainable scalars; statistics, biases per type and one-hot inputs are not."""
+def is_trained(name: str) -> bool:
+    """Whether training changes this tensor: no statistics, biases per type, one-hot inputs."""
     fixed = ("mean", "stddev", "_avg", "_inv_std", "case_embd", "out_bias", "bias_atom_e")
-    return sum(array.size for name, array in weights.items() if not name.endswith(fixed))
+    return not name.endswith(fixed)
+
+
+def parameter_count(weights: Weights) -> int:
+    """Number of trainable scalars."""
+    return sum(array.size for name, array in weights.items() if is_trained(name))
 
 
 def _some(names: Iterable[str], limit: int = 3) -> str:

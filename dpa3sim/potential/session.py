@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpa3sim.graph.blocks import BlockGraph, Layout, make_layout, sum_incoming
+from dpa3sim.graph.blocks import BlockGraph, Layout, forces_and_virials, make_layout
 from dpa3sim.graph.edges import MIN_DISTANCE, EdgeRules
 from dpa3sim.graph.lists import Counters, ListCache
 from dpa3sim.graph.resident import STATISTICS, Arrangement, Measured, ResidentGraph
@@ -258,14 +258,8 @@ class Session:
 
     def _model(self, graph: BlockGraph, policy: MemoryPolicy) -> Tensor:
         energies, gradient = self._evaluator.evaluate(graph, policy)
-        forces = sum_incoming(gradient, graph).neg_()
-        virials = gradient.new_empty((graph.n_atoms, 3, 3))
-        for block in graph.layout.blocks:
-            slots = (block.count, block.k_room, 3)
-            g, d = gradient[block.edges].view(slots), graph.vectors[block.edges].view(slots)
-            forces[block.rows] += g.sum(dim=1)
-            virials[block.rows] = g.mT @ d
-        totals = self.graph.sum_structures(virials.flatten(1)).neg_()
+        forces, virials = forces_and_virials(gradient, graph)
+        totals = self.graph.sum_structures(virials.flatten(1))
         to_atoms = self.graph.to_atoms
         return torch.cat([to_atoms(energies), to_atoms(forces).flatten(), totals.flatten()])
 

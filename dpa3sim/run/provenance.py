@@ -23,17 +23,24 @@ def session(potential: Potential, command: Sequence[str]) -> dict[str, Any]:
     """Facts about one run of a command, JSON-ready."""
     deviation = potential.matmul_deviation
     return {
+        **process_facts(command),
+        "device": str(potential.device),
+        "kernels": potential.kernels,
+        "matmul": potential.matmul,
+        "matmul_deviation": deviation and asdict(deviation),
+        "model": model_facts(potential.model),
+    }
+
+
+def process_facts(command: Sequence[str]) -> dict[str, Any]:
+    """Facts about this process, JSON-ready: when, what, and with which versions."""
+    return {
         "started": timestamp(),
         "command": list(command),
         "dpa3sim": dpa3sim.__version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
-        "device": str(potential.device),
-        "kernels": potential.kernels,
-        "matmul": potential.matmul,
-        "matmul_deviation": deviation and asdict(deviation),
-        "model": model_facts(potential.model),
     }
 
 

@@ -15,7 +15,12 @@ SCRIPTS = sorted(EXAMPLES.glob("*.py"))
 STRUCTURES = [p for p in sorted(EXAMPLES.iterdir()) if p.suffix not in (".py", ".md", "")]
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "script",
+    # Thousands of steps take minutes.
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name == "md_copper.py")) for p in SCRIPTS],
+    ids=lambda p: p.name,
+)
 def test_script_prints_what_it_says(script, tmp_path):
     done = subprocess.run(
         [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=True

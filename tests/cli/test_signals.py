@@ -680,6 +680,7 @@ def moments(total, count):
     return [round(total * (k + 0.5) / count) for k in range(count)]
 
 
+@pytest.mark.slow
 def test_six_moments(structures):
     calls, _ = length(MD, "--steps", "5")
     for k, number in enumerate(moments(calls, 6)):

@@ -32,6 +32,7 @@ from dpa3sim.kernels import libraries as native
 from dpa3sim.kernels import triton as triton_kernels
 from dpa3sim.kernels.api import Matmul
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
+from dpa3sim.kernels.gradients import relative_difference
 from dpa3sim.kernels.probes import probe
 from dpa3sim.model.activations import ActivationKernel
 from dpa3sim.model.config import ACTIVATIONS, Activation
@@ -40,6 +41,7 @@ from dpa3sim.model.weights import weight_shapes
 from dpa3sim.run import provenance
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+META = torch.device("meta")
 INTERPRET = {} if DEVICE.type == "cuda" else {"TRITON_INTERPRET": "1"}
 with pytest.MonkeyPatch.context() as patch:
     # Triton decides when the programs are defined.
@@ -66,6 +68,8 @@ SMOOTHED = [f"smoothed {NAMES[i]}" for i in (1, 2, 4)]
 # Edges and angle-edges of centres: full and partial tiles, one edge, no angles.
 RAGGED = (21, 5, 1, 7), (18, 4, 1, 0)
 NO_ANGLES = (6, 1), (0, 0)
+# The same with a centre without edges; and more other edges than a tile of angles holds.
+SPARSE, DENSE = ((19, 3, 2, 0), (9, 3, 0, 0)), ((34, 2), (33, 0))
 EPSILON = {"tf32": 2.0**-11, "bf16": 2.0**-8}
 
 
@@ -108,12 +112,42 @@ def random_graph(network, counts, together=False, device=DEVICE):
     return probe(network.config, len(edges), edges, angle_edges, together, device)
 
 
+def record_launches(monkeypatch):
+    """A list to which launches are added instead of being made, on the meta device."""
+    launched = []
+
+    def record(program, grid, device, **arguments):
+        assert all(isinstance(size, int) for size in grid)
+        assert device == META
+        tensors = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
+        assert {x.device for x in tensors} == {META}
+        fixed = {k: x for k, x in arguments.items() if not isinstance(x, torch.Tensor)}
+        launched.append((program, grid, fixed))
+
+    monkeypatch.setattr(triton_kernels, "launch", record)
+    return launched
+
+
 def gradients(network, graph, matmul=None, policy=None):
     return Evaluator(network, False, None, matmul).evaluate(graph, policy or MemoryPolicy())
 
 
 def error(found, expected):
     return float((found[1] - expected[1]).abs().max() / expected[1].abs().max())
+
+
+def weight_sums(network, graph, matmul=None):
+    """With different factors of the energies of the centres."""
+    evaluator = Evaluator(network, False, None, matmul)
+    sums = evaluator.weight_sums(graph)
+    seed = torch.linspace(-1, 2, graph.n_atoms, dtype=torch.float64, device=network.device)
+    evaluator.add_weight_gradients(graph, seed, MemoryPolicy(), sums)
+    return evaluator, sums
+
+
+def weight_gradients(network, graph, matmul=None):
+    evaluator, sums = weight_sums(network, graph, matmul)
+    return evaluator.named_gradients(graph, sums)
 
 
 @pytest.mark.parametrize("name", NAMES + SMOOTHED)
@@ -126,6 +160,41 @@ def test_layers_equal_tensor_operations(name, counts):
     assert expected[1].abs().max() > 1e-7
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("models/dynamic", SPARSE),
+        ("models/dynamic", NO_ANGLES),
+        ("variants/ema", SPARSE),
+        ("variants/ema", NO_ANGLES),
+        ("variants/noangle", SPARSE),
+        ("variants/e_a", SPARSE),
+        ("smoothed variants/res_incr", DENSE),
+    ],
+)
+def test_weight_gradients_equal_tensor_operations(name, counts, monkeypatch):
+    monkeypatch.setattr(triton_kernels, "WEIGHT_PARTS", 2)  # each of several jobs
+    network = network_of(load(name), torch.float64)
+    graph = random_graph(network, counts)
+    expected, found = weight_gradients(network, graph), weight_gradients(network, graph, "full")
+    assert set(found) == set(expected)
+    for weight, gradient in expected.items():
+        atol = 1e-12 * float(gradient.abs().max())
+        torch.testing.assert_close(found[weight], gradient, rtol=0, atol=atol, msg=weight)
+
+
+def test_weight_gradients_in_float32():
+    """They round as those of tensor operations do, and the same way each time."""
+    low, high = (network_of(load("models/dynamic"), t) for t in (torch.float32, torch.float64))
+    graph = random_graph(low, ((6, 2), (4, 1)))
+    exact = weight_gradients(high, graph)
+    found, again = (weight_gradients(low, graph, "full") for _ in range(2))
+    torch_error = relative_difference(weight_gradients(low, graph), exact)
+    assert 0 < relative_difference(found, exact) < 2 * torch_error
+    for name, gradient in found.items():
+        assert torch.equal(again[name], gradient), name
 
 
 @pytest.mark.parametrize("policy", [MemoryPolicy("preactivations"), MemoryPolicy(every=2)], ids=str)
@@ -225,20 +294,9 @@ def test_the_same_graph_gives_the_same_bits():
 
 def test_nothing_is_asked_of_the_device(monkeypatch):
     """On the meta device, where there is nothing to ask: launches follow from the layout."""
-    meta = torch.device("meta")
-    network = network_of(load("models/dynamic"), torch.float32, device=meta)
-    graph = random_graph(network, RAGGED, device=meta)
-    launched = []
-
-    def record(program, grid, device, **arguments):
-        assert all(isinstance(size, int) for size in grid)
-        assert device == meta
-        tensors = [x for x in arguments.values() if isinstance(x, torch.Tensor)]
-        assert {x.device for x in tensors} == {meta}
-        fixed = {k: x for k, x in arguments.items() if not isinstance(x, torch.Tensor)}
-        launched.append((program, grid, fixed))
-
-    monkeypatch.setattr(triton_kernels, "launch", record)
+    network = network_of(load("models/dynamic"), torch.float32, device=META)
+    graph = random_graph(network, RAGGED, device=META)
+    launched = record_launches(monkeypatch)
     with NoHostAccess():
         energies, gradient = gradients(network, graph, "full")
     once = list(launched)
@@ -248,8 +306,35 @@ def test_nothing_is_asked_of_the_device(monkeypatch):
     assert gradient.shape == (34, 3)
     # As many for one block as for four.
     launched.clear()
-    gradients(network, random_graph(network, ((9, 9), (4, 4)), True, meta), "full")
+    gradients(network, random_graph(network, ((9, 9), (4, 4)), True, META), "full")
     assert len(launched) == len(once)
+
+
+@pytest.mark.parametrize("name", ["models/dynamic", "models/static_linear"])
+def test_weight_gradients_ask_nothing_of_the_device(name, monkeypatch):
+    network = network_of(load(name), torch.float32, device=META)
+    graph = random_graph(network, RAGGED, device=META)
+    launched = record_launches(monkeypatch)
+    with NoHostAccess():
+        weight_sums(network, graph, "full")
+    once = list(launched)
+    weight_sums(network, graph, "full")
+    assert launched == once + once
+
+
+def test_weight_gradients_need_no_numbers_per_angle_but_the_angles(monkeypatch):
+    network = network_of(load("models/dynamic"), torch.float32, device=META)
+    graph = random_graph(network, ([120] * 50, [120] * 50), True, META)
+    largest = 0
+
+    def measure(program, grid, device, **arguments):
+        nonlocal largest
+        sizes = [x.numel() for x in arguments.values() if isinstance(x, torch.Tensor)]
+        largest = max(largest, *sizes)
+
+    monkeypatch.setattr(triton_kernels, "launch", measure)
+    weight_sums(network, graph, "full")
+    assert largest == graph.layout.n_angles * network.config.descriptor.a_dim
 
 
 @pytest.mark.parametrize("name", [NAMES[0], SMOOTHED[0]])
@@ -435,6 +520,8 @@ def test_programs_compile_for_gpus_that_are_not_here(model, arithmetic, capabili
     found = json.loads(done.stdout)
     names = {x["program"] for x in found}
     assert len(names) == 14
+    of_weights = {x["program"] for x in found if x["weights"]}
+    assert ("angles_backward" in of_weights) == (matmul == "full")
     wasteful = [x for x in found if x["stack"] > SPILLED or x["shared"] > SHARED]
     assert not wasteful
     multiplied = {x["program"] for x in found if x["products"]}

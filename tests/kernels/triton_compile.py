@@ -2,7 +2,8 @@
 
 ``python triton_compile.py MODEL DTYPE MATMUL CAPABILITY [first]``: not a test, but what
 test_triton.py runs in a process of its own, as Triton either interprets or compiles. Prints a JSON
-list. With ``first``, every program only as a layer that updates everything needs it.
+list. With ``first``, every program only as a layer that updates everything needs it, and few of
+those that make gradients of weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ TYPES = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
 
 
 def launches(model: str, dtype: torch.dtype, matmul: str) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Programs and arguments of all different launches of an evaluation."""
+    """Programs and arguments of all different launches of an evaluation.
+
+    Those of weight gradients, for which products do not round, are included.
+    """
     config = load_model(None).config
     n_dim, e_dim = MODELS[model]
     sizes = {"nlayers": 3, "n_dim": n_dim, "e_dim": e_dim}
@@ -51,7 +55,12 @@ def launches(model: str, dtype: torch.dtype, matmul: str) -> dict[str, tuple[Any
         network = Network(used, weights, device, dtype)
         for angle_edges in (10, 30):  # both sizes of tiles
             graph = probe(used, 4, 60, angle_edges, True, device)
-            Evaluator(network, False, None, matmul).evaluate(graph, MemoryPolicy())
+            evaluator = Evaluator(network, False, None, matmul)
+            evaluator.evaluate(graph, MemoryPolicy())
+            if matmul == "full":
+                seed = torch.ones(graph.n_atoms, dtype=torch.float64, device=device)
+                sums = evaluator.weight_sums(graph)
+                evaluator.add_weight_gradients(graph, seed, MemoryPolicy(), sums)
     return found
 
 
@@ -80,6 +89,7 @@ def compile_for(program: Any, arguments: dict[str, Any], capability: int) -> dic
     )
     return {
         "program": program.fn.__name__,
+        "weights": bool(arguments.get("WEIGHTS")),
         "shared": compiled.metadata.shared,
         "products": len(re.findall(r"mma\.sync|wgmma\.mma", compiled.asm["ptx"])),
         **resources(compiled.asm["cubin"]),
@@ -100,13 +110,15 @@ def resources(cubin: bytes) -> dict[str, int]:
 
 
 def richest(found: list[tuple[Any, dict[str, Any]]]) -> list[tuple[Any, dict[str, Any]]]:
-    """Of each program the launch with most arguments."""
-    by_name: dict[str, tuple[Any, dict[str, Any]]] = {}
+    """Of each program the launch with most arguments; with weight gradients the largest only."""
+    chosen: dict[tuple[str, bool], tuple[Any, dict[str, Any]]] = {}
     for program, arguments in sorted(
         found, key=lambda x: sum(v is not None for v in x[1].values())
     ):
-        by_name[program.fn.__name__] = program, arguments
-    return list(by_name.values())
+        name, weights = program.fn.__name__, bool(arguments.get("WEIGHTS"))
+        if not weights or name == "angles_backward":
+            chosen[name, weights] = program, arguments
+    return list(chosen.values())
 
 
 if __name__ == "__main__":

@@ -487,6 +487,7 @@ def test_structures_that_do_not_fit_are_refused(atoms, options, message):
 # -- memory ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps(tmp_path, monkeypatch):
     """Five times the steps, frames and rows, in the same memory, analysis included."""
     monkeypatch.setattr("dpa3sim.protocols.dynamics.statistics.CURVE_POINTS", 50)

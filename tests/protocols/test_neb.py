@@ -220,6 +220,7 @@ def test_order_of_elements_without_matching():
         neb.check(initial, initial[[1, 0]], Settings(match=False))
 
 
+@pytest.mark.slow
 def test_copper_with_the_embedded_model(embedded64):
     """One image suffices for a symmetric saddle point."""
     ends = hop("Cu", 3, cubic=False, a=3.625)

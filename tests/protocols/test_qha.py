@@ -160,6 +160,7 @@ def test_volumes_are_kept_and_shapes_relaxed(embedded64):
         assert result.energy == pytest.approx(energy, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_nothing_is_extrapolated(embedded64):
     settings = qha.Settings(largest=0.025, t_step=50.0, **SMALL)
     data = qha.run(COPPER, embedded64, settings).to_dict()

@@ -41,6 +41,7 @@ SUBCOMMANDS = {
     "gruneisen": "mode Grüneisen parameters",
     "qha": "thermal expansion",
     "pimd": "path integrals",
+    "train": "training",
 }
 EXAMPLES = """\
 dpa3sim plan phonon POSCAR --supercell 20A   # evaluations, atoms, memory and time
@@ -63,10 +64,12 @@ def run(args: argparse.Namespace) -> int:
     raise InputError(f"plan needs a command, one of {', '.join(SUBCOMMANDS)}")
 
 
-def subcommand(name: str) -> PlannedCommand:
+def subcommand(name: str) -> PlannedCommand | PlannedTraining:
     """The replacement for the module of a command."""
     module = import_module(f"dpa3sim.cli.commands.{name}")
     examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
+    if name == "train":
+        return PlannedTraining(examples)
     return PlannedCommand(module.COMMAND, examples)
 
 
@@ -88,6 +91,40 @@ class PlannedCommand:
         if self.command.screen(resolved) is not None:
             return _plan_screening(self.command, args, resolved)
         return self.command.each(args, resolved, _plan)
+
+
+@dataclass(frozen=True)
+class PlannedTraining:
+    """A training of which only a few steps are made."""
+
+    EXAMPLES: str
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command; those for its output have no effect."""
+        from dpa3sim.cli.commands import train
+
+        parser.description = __doc__
+        train.configure(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Make a few steps and say how long all of them take."""
+        from dpa3sim.cli.commands import train
+        from dpa3sim.run.training import estimate
+
+        terminal = Terminal(args.quiet or args.json)
+        prepared, _, _ = train.prepare(args)
+        found = estimate(prepared.recipe)
+        terminal.say(
+            f"{found['steps']} steps of {found['step_s']:.3g} s and {found['validations']} "
+            f"validations of {estimated(found['validation_s'])}: {estimated(found['total_s'])}"
+        )
+        terminal.say(
+            f"memory: {found['memory_GiB']:.2g} GiB, libraries included; measured in a few steps "
+            f"on {found['device']}"
+        )
+        if args.json:
+            print(json.dumps(found, indent=2))
+        return 0
 
 
 def _plan(job: Job) -> tuple[dict[str, Any], int]:

@@ -110,6 +110,22 @@ template <class T> struct Layer {
     T *d_own_edge, *d_own_angle;
     int64_t d_own_stride;
     T *incoming_projection, *incoming_node;  // (n_edges, message + e), (n_edges, n); or null
+    // Gradients with respect to the weights instead of the geometry, or null: see Places. Centres
+    // are divided into n_parts, each with its own sums, whatever the number of threads.
+    int64_t n_parts;
+    double *part_sums;    // (n_parts, size)
+    double *weight_sums;  // (size,), added to
+};
+
+// total += left transposed times right.
+template <class T> struct Outer {
+    int64_t rows, left_columns, right_columns;
+    const T *left;
+    int64_t left_stride;
+    const T *right;
+    int64_t right_stride;
+    double *total;
+    int64_t total_stride;
 };
 
 namespace {
@@ -243,6 +259,12 @@ template <class T, class F> inline void each_tile(int64_t rows, int64_t columns,
     for (; c < columns; c += W) each_row_tile<T, 1>(rows, c, f);
 }
 
+// How many elements of vector v of a tile at `column` exist.
+template <class T> inline int count(int64_t columns, int64_t column, int v) {
+    int64_t left = columns - column - v * width<T>;
+    return left >= width<T> ? width<T> : left > 0 ? int(left) : 0;
+}
+
 template <class T, int R, int V> struct Tile {
     Vec<T> x[R][V];
 
@@ -277,12 +299,67 @@ template <class T, int R, int V> struct Tile {
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) x[r][v] = sum[r][v];
     }
+
+    // x += the transpose of R columns of `left` (depth rows) times the columns at `right`, of which
+    // there may be fewer than the tile has.
+    template <bool WHOLE>
+    void multiply_transposed(const T *left, int64_t left_stride, int64_t depth, const T *right,
+                             int64_t right_stride, int64_t columns) {
+        Vec<T> sum[R][V];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) sum[r][v] = x[r][v];
+        for (int64_t d = 0; d < depth; ++d) {
+            Vec<T> b[V];
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) {
+                const T *p = right + d * right_stride + v * width<T>;
+                b[v] = WHOLE ? load(p) : load(p, count<T>(columns, 0, v));
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) {
+                Vec<T> s = splat(left[r + d * left_stride]);
+#pragma GCC unroll 8
+                for (int v = 0; v < V; ++v) sum[r][v] += s * b[v];
+            }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < V; ++v) x[r][v] = sum[r][v];
+    }
 };
 
-// How many elements of vector v of a tile at `column` exist.
-template <class T> inline int count(int64_t columns, int64_t column, int v) {
-    int64_t left = columns - column - v * width<T>;
-    return left >= width<T> ? width<T> : left > 0 ? int(left) : 0;
+// The first `n` elements of a vector, added to sums in double precision.
+template <class T> inline void add_to(double *sums, Vec<T> x, int n) {
+    if (n >= width<T>)
+        for (int i = 0; i < width<T>; ++i) sums[i] += x[i];
+    else
+        for (int i = 0; i < n; ++i) sums[i] += x[i];
+}
+
+// total (left_columns, right_columns) += left transposed times right, both (rows, columns).
+template <class T>
+inline void add_outer(int64_t rows, const T *left, int64_t left_stride, int64_t left_columns,
+                      const T *right, int64_t right_stride, int64_t right_columns, double *total,
+                      int64_t total_stride) {
+    each_tile<T>(left_columns, right_columns, [&](auto R_, auto V_, int64_t r, int64_t c) {
+        constexpr int R = decltype(R_)::value;
+        constexpr int V = decltype(V_)::value;
+        Tile<T, R, V> tile;
+        tile.zero();
+        if (c + V * width<T> <= right_columns)
+            tile.template multiply_transposed<true>(left + r, left_stride, rows, right + c,
+                                                    right_stride, right_columns - c);
+        else
+            tile.template multiply_transposed<false>(left + r, left_stride, rows, right + c,
+                                                     right_stride, right_columns - c);
+        for (int i = 0; i < R; ++i)
+            for (int v = 0; v < V; ++v)
+                add_to<T>(total + (r + i) * total_stride + c + v * width<T>, tile.x[i][v],
+                          count<T>(right_columns, c, v));
+    });
 }
 
 // Scratch memory of a thread, grown as needed, aligned enough for unaligned vectors.
@@ -316,6 +393,27 @@ template <class T> struct Scratch {
     constexpr int V = decltype(V_)::value;      \
     Tile<T, R, V> tile
 
+// Where in the sums the gradient of each weight begins: all are row-major, one after the other.
+struct Places {
+    int64_t edge_columns, angle_columns;  // of the maps of edges, of angles
+    int64_t edge = 0, angle, angle_edge, edge_angle, edge_angle_bias, rho_self, rho_angle,
+            rho_update, size;
+
+    template <class T> explicit Places(const Layer<T> &l)
+        : edge_columns(l.message + (l.edges ? l.e : 0)),
+          angle_columns(l.angles ? l.e + (l.angle_self ? l.a : 0) : 0) {
+        const int64_t a = l.angles ? l.a : 0, e = l.angles ? l.e : 0;
+        angle = edge + l.e * edge_columns;                         // (e, columns)
+        angle_edge = angle + a * angle_columns;                    // (a, columns)
+        edge_angle = angle_edge + l.angle_input * 2 * angle_columns;  // other, then receiver
+        edge_angle_bias = edge_angle + e * e;
+        rho_self = edge_angle_bias + e;
+        rho_angle = rho_self + l.e;
+        rho_update = rho_angle + l.e;
+        size = rho_update + a;
+    }
+};
+
 template <class T, class A> struct Centre {
     const Layer<T> &l;
     const A act;
@@ -327,13 +425,16 @@ template <class T, class A> struct Centre {
     // Projections of the angle-edges, (m, width): of the edge k, and of the edge q with the centre.
     T *other_message = nullptr, *other_update = nullptr;
     T *receiver_message = nullptr, *receiver_update = nullptr;
+    // With sums the backward pass differentiates with respect to weights instead of the geometry.
+    const Places places;
+    double *const sums;
 
-    Centre(const Layer<T> &layer, int64_t row_, Scratch<T> &scratch_)
+    Centre(const Layer<T> &layer, int64_t row_, Scratch<T> &scratch_, double *sums_ = nullptr)
         : l(layer), act(layer), scratch(scratch_), row(row_), k(layer.k[row_]), m(layer.m[row_]),
           edge(layer.edge + layer.edge_start[row_] * layer.e),
           angle(part(layer.angle, layer.angle_start[row_] * layer.a)),
           neighbour(layer.neighbour + layer.edge_start[row_]), pe(padded(layer.e)),
-          pa(padded(layer.a)), pi(padded(layer.angle_input)) {}
+          pa(padded(layer.a)), pi(padded(layer.angle_input)), places(layer), sums(sums_) {}
 
     // Nothing, not even an offset, of an array that is not there.
     template <class P> static P *part(P *array, int64_t start) {
@@ -667,6 +768,7 @@ template <class T, class A> struct Centre {
         }
         messages_backward(d_pre, d_stride);
         if (l.edges) update_edges_backward(d_target, d_pre, d_stride);
+        add_edge_maps(d_pre, d_stride, 0, places.edge_columns);
         edge_inputs_backward(d_target, d_pre, d_stride, true, l.edges, d_edge);
         symmetrise_backward(d_edge);
         if (l.angles) {
@@ -687,6 +789,7 @@ template <class T, class A> struct Centre {
         const T *between = edge;
         edge = target;
         messages_backward(d_pre, d_stride);
+        add_edge_maps(d_pre, d_stride, 0, l.message);
         edge_inputs_backward(d_target, d_pre, d_stride, true, false, d_edge);
         symmetrise_backward(d_edge);
         unpack(d_edge, d_target);
@@ -702,8 +805,16 @@ template <class T, class A> struct Centre {
         unpack(d_edge, d_target);
         edge = old_edge;
         update_edges_backward(d_target, d_pre, d_stride);
+        add_edge_maps(d_pre, d_stride, l.message, l.e);
         edge_inputs_backward(d_target, d_pre, d_stride, false, true, d_edge);
         unpack(d_edge, d_target);
+    }
+
+    // The weights of edge maps, of their columns from `start` on, by the edges that they read now.
+    void add_edge_maps(const T *d_pre, int64_t d_stride, int64_t start, int64_t columns) const {
+        if (sums)
+            add_outer<T>(k, edge, l.e, l.e, d_pre + start, d_stride, columns,
+                         sums + places.edge + start, places.edge_columns);
     }
 
     void unpack(const T *d_edge, T *d_target) const {
@@ -750,7 +861,7 @@ template <class T, class A> struct Centre {
         const T *weight = l.message_weight + l.edge_start[row];
         T *d_own = l.d_own_edge + row * l.d_own_stride;
         std::memset(d_own, 0, (l.message + (l.edges ? l.e : 0)) * sizeof(T));
-        T *d_weight = scratch.zeros(k, PAD);  // a vector for each edge
+        T *d_weight = sums ? nullptr : scratch.zeros(k, PAD);  // a vector for each edge
         each_tile<T>(k, l.message, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             edge_pre(tile, r, c, 0, l.message, l.edge_message);
@@ -761,14 +872,17 @@ template <class T, class A> struct Centre {
                 for (int i = 0; i < R; ++i) {
                     Vec<T> slope;
                     act.value_and_slope(tile.x[i][v], slope);
-                    T *d = d_weight + (r + i) * PAD;
-                    store(d, load(d) + tile.x[i][v] * d_out);
+                    if (!sums) {
+                        T *d = d_weight + (r + i) * PAD;
+                        store(d, load(d) + tile.x[i][v] * d_out);
+                    }
                     tile.x[i][v] = weight[r + i] * d_out * slope;
                     store(d_pre + (r + i) * d_stride + at, tile.x[i][v], n);
                 }
             }
             add_rows(tile, d_own, l.message, c);
         });
+        if (sums) return;
         T *out = l.d_message_weight + l.edge_start[row];
         for (int64_t r = 0; r < k; ++r) out[r] += sum<T>(load(d_weight + r * PAD));
     }
@@ -781,13 +895,15 @@ template <class T, class A> struct Centre {
             for (int v = 0; v < V; ++v) {
                 int n = count<T>(l.e, c, v);
                 int64_t at = c + v * width<T>;
-                Vec<T> rho = load(l.rho_self + at, n);
+                Vec<T> rho = load(l.rho_self + at, n), d_rho{};
                 for (int i = 0; i < R; ++i) {
-                    Vec<T> slope;
+                    Vec<T> slope, d_out = load(d_target + (r + i) * l.e + at, n);
                     act.value_and_slope(tile.x[i][v], slope);
-                    tile.x[i][v] = rho * load(d_target + (r + i) * l.e + at, n) * slope;
+                    if (sums) d_rho += tile.x[i][v] * d_out;
+                    tile.x[i][v] = rho * d_out * slope;
                     store(d_pre + (r + i) * d_stride + l.message + at, tile.x[i][v], n);
                 }
+                if (sums) add_to<T>(sums + places.rho_self + at, d_rho, n);
             }
             add_rows(tile, d_own, l.e, c);
         });
@@ -795,7 +911,7 @@ template <class T, class A> struct Centre {
 
     void symmetrise_backward(T *d_edge) const {
         const T *h = l.symmetrise + 3 * l.edge_start[row];
-        T *d_h = l.d_symmetrise + 3 * l.edge_start[row];
+        T *d_h = sums ? nullptr : l.d_symmetrise + 3 * l.edge_start[row];
         const int64_t stride = l.e + l.n;
         const T *psi = l.psi + row * 3 * stride;
         const T *d_sym = l.d_symmetrised + row * l.axis * stride;
@@ -811,7 +927,7 @@ template <class T, class A> struct Centre {
                 Vec<T> own = load(x + c, n), d = load(d_edge + r * pe + c);
                 for (int j = 0; j < 3; ++j) {
                     Vec<T> p = load(d_psi + j * stride + c, n);
-                    s[j] += own * p;
+                    if (!sums) s[j] += own * p;
                     d += h[3 * r + j] * p;
                 }
                 store(d_edge + r * pe + c, d);
@@ -822,12 +938,12 @@ template <class T, class A> struct Centre {
                 Vec<T> theirs = load(x + c, n), d{};
                 for (int j = 0; j < 3; ++j) {
                     Vec<T> p = load(d_psi + j * stride + l.e + c, n);
-                    s[j] += theirs * p;
+                    if (!sums) s[j] += theirs * p;
                     d += h[3 * r + j] * p;
                 }
                 if (out) store(out + r * l.n + c, d, n);
             }
-            for (int j = 0; j < 3; ++j) d_h[3 * r + j] += sum<T>(s[j]);
+            for (int j = 0; j < 3 && !sums; ++j) d_h[3 * r + j] += sum<T>(s[j]);
         }
     }
 
@@ -849,7 +965,7 @@ template <class T, class A> struct Centre {
             const T *other = l.other + l.edge_start[row];
             for (int64_t r = 0; r < k; ++r)
                 for (int64_t c = 0; c < l.e; ++c) d_edge[r * pe + c] += other[r] * d.input[r * pe + c];
-            if (l.d_other) other_backward(d.input);
+            if (!sums && l.d_other) other_backward(d.input);
         }
         T *d_own = l.d_own_angle + row * l.d_own_stride;
         std::memset(d_own, 0, (l.e + (l.angle_self ? l.a : 0)) * sizeof(T));
@@ -865,6 +981,16 @@ template <class T, class A> struct Centre {
             d.pre_u = scratch.take(m, l.a);
         }
         for (int64_t q = 0; q < m; ++q) receive(q, d);
+        if (sums) {
+            double *out = sums + places.angle_edge;
+            const int64_t columns = places.angle_columns;
+            add_angle_edges(d.other_m, pe, l.e, out);
+            add_angle_edges(d.receiver_m, pe, l.e, out + columns);
+            if (l.angle_self) {
+                add_angle_edges(d.other_u, pa, l.a, out + l.e);
+                add_angle_edges(d.receiver_u, pa, l.a, out + columns + l.e);
+            }
+        }
         for (int64_t q = 0; q < m; ++q) {
             for (int64_t c = 0; c < l.e; ++c) d_own[c] += d.receiver_m[q * pe + c];
             if (l.angle_self)
@@ -886,6 +1012,12 @@ template <class T, class A> struct Centre {
                     store(p, load(p, n) + tile.x[i][v], n);
                 }
         });
+    }
+
+    // The weights of a map of angle-edges, from the gradients of the projections (m, columns).
+    void add_angle_edges(const T *d, int64_t d_stride, int64_t columns, double *out) const {
+        add_outer<T>(m, edge, l.e, l.angle_input, d, d_stride, columns, out,
+                     2 * places.angle_columns);
     }
 
     // The factor of the edge itself in R.
@@ -911,15 +1043,27 @@ template <class T, class A> struct Centre {
             for (int v = 0; v < V; ++v) {
                 int n = count<T>(l.e, c, v);
                 int64_t at = c + v * width<T>;
-                Vec<T> rho = load(l.rho_angle + at, n);
+                Vec<T> rho = load(l.rho_angle + at, n), d_rho{}, d_bias{};
                 for (int i = 0; i < R; ++i) {
-                    Vec<T> slope;
+                    Vec<T> slope, d_out = load(d_target + (r + i) * l.e + at, n);
                     act.value_and_slope(tile.x[i][v], slope);
-                    store(d_u2 + (r + i) * pe + at,
-                          rho * load(d_target + (r + i) * l.e + at, n) * slope);
+                    Vec<T> d_x = rho * d_out * slope;
+                    store(d_u2 + (r + i) * pe + at, d_x);
+                    if (sums) {
+                        d_rho += tile.x[i][v] * d_out;
+                        d_bias += d_x;
+                    }
+                }
+                if (sums) {
+                    add_to<T>(sums + places.rho_angle + at, d_rho, n);
+                    add_to<T>(sums + places.edge_angle_bias + at, d_bias, n);
                 }
             }
         });
+        if (sums) {
+            add_outer<T>(reach, input, pe, l.e, d_u2, pe, l.e, sums + places.edge_angle, l.e);
+            add_constant_edges(reach, d_target);
+        }
         each_tile<T>(reach, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             tile.zero();
@@ -931,12 +1075,25 @@ template <class T, class A> struct Centre {
         return d_input;
     }
 
+    // The edges from `reach` on, which all have the same u2, made of the bias alone.
+    void add_constant_edges(int64_t reach, const T *d_target) const {
+        for (int64_t c = 0; c < l.e && reach < k; c += width<T>) {
+            int n = count<T>(l.e, c, 0);
+            Vec<T> total{}, slope, u2 = load(l.edge_angle_bias + c, n);
+            for (int64_t r = reach; r < k; ++r) total += load(d_target + r * l.e + c, n);
+            act.value_and_slope(u2, slope);
+            add_to<T>(sums + places.rho_angle + c, u2 * total, n);
+            add_to<T>(sums + places.edge_angle_bias + c,
+                      load(l.rho_angle + c, n) * total * slope, n);
+        }
+    }
+
     void angle_messages_backward(int64_t q, const AngleGradients &gradients) const {
         const T *d_reduced = gradients.input + q * pe;
         T *d_pre = gradients.pre_m, *d_other = gradients.other_m, *d_weight = gradients.weight;
         T *d_receiver = gradients.receiver_m + q * pe;
         const T *weight = l.angle_weight + l.angle_start[row] + q * m;
-        std::memset(d_weight, 0, m * PAD * sizeof(T));
+        if (!sums) std::memset(d_weight, 0, m * PAD * sizeof(T));
         each_tile<T>(m, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             angle_pre(tile, q, r, c, l.e, receiver_message, other_message, l.angle_message);
@@ -948,8 +1105,10 @@ template <class T, class A> struct Centre {
                 for (int i = 0; i < R; ++i) {
                     Vec<T> slope;
                     act.value_and_slope(tile.x[i][v], slope);
-                    T *d = d_weight + (r + i) * PAD;
-                    store(d, load(d) + tile.x[i][v] * d_out);
+                    if (!sums) {
+                        T *d = d_weight + (r + i) * PAD;
+                        store(d, load(d) + tile.x[i][v] * d_out);
+                    }
                     Vec<T> d_x = weight[r + i] * d_out * slope;
                     T *p = d_other + (r + i) * pe + at;
                     store(p, load(p) + d_x);
@@ -959,8 +1118,19 @@ template <class T, class A> struct Centre {
                 store(d_receiver + at, total);
             }
         });
+        if (sums) {
+            add_angles(q, d_pre, pe, l.e, 0);
+            return;
+        }
         T *out = l.d_angle_weight + l.angle_start[row] + q * m;
         for (int64_t r = 0; r < m; ++r) out[r] += sum<T>(load(d_weight + r * PAD));
+    }
+
+    // The weights of an angle map, of its columns from `start` on, by the angles of q.
+    void add_angles(int64_t q, const T *d_pre, int64_t d_stride, int64_t columns,
+                    int64_t start) const {
+        add_outer<T>(m, angle + q * m * l.a, l.a, l.a, d_pre, d_stride, columns,
+                     sums + places.angle + start, places.angle_columns);
     }
 
     void angle_updates_backward(int64_t q, const AngleGradients &gradients) const {
@@ -973,20 +1143,23 @@ template <class T, class A> struct Centre {
             for (int v = 0; v < V; ++v) {
                 int n = count<T>(l.a, c, v);
                 int64_t at = c + v * width<T>;
-                Vec<T> rho = load(l.rho_update + at, n);
+                Vec<T> rho = load(l.rho_update + at, n), d_rho{};
                 Vec<T> total = load(d_receiver + at);
                 for (int i = 0; i < R; ++i) {
-                    Vec<T> slope;
+                    Vec<T> slope, d_out = load(d_target + (r + i) * l.a + at, n);
                     act.value_and_slope(tile.x[i][v], slope);
-                    Vec<T> d_x = rho * load(d_target + (r + i) * l.a + at, n) * slope;
+                    if (sums) d_rho += tile.x[i][v] * d_out;
+                    Vec<T> d_x = rho * d_out * slope;
                     T *p = d_other + (r + i) * pa + at;
                     store(p, load(p) + d_x);
                     store(d_pre + (r + i) * pa + at, d_x);
                     total += d_x;
                 }
                 store(d_receiver + at, total);
+                if (sums) add_to<T>(sums + places.rho_update + at, d_rho, n);
             }
         });
+        if (sums) add_angles(q, d_pre, pa, l.a, l.e);
     }
 
     // The angles of the receiver q: what came through the maps that count, and the residual.
@@ -1027,11 +1200,53 @@ template <class T, class A, bool FORWARD> void all_centres(const Layer<T> &l) {
     }
 }
 
+// All centres of the backward pass that sums gradients with respect to weights, part by part.
+template <class T, class A> void all_parts(const Layer<T> &l) {
+    const Places places(l);
+    // Parts of equal work: an edge counts as six angles.
+    std::vector<int64_t> ends(l.n_parts + 1, 0);
+    double work = 0, done = 0;
+    auto of = [&](int64_t row) { return double(l.m[row] * l.m[row] + 6 * l.k[row] + 1); };
+    for (int64_t row = 0; row < l.n_rows; ++row) work += of(row);
+    for (int64_t row = 0, part = 0; row < l.n_rows; ++row) {
+        done += of(row);
+        while (part < l.n_parts && done >= work * (part + 1) / l.n_parts) ends[++part] = row + 1;
+    }
+    ends[l.n_parts] = l.n_rows;
+#pragma omp parallel
+    {
+        static thread_local Scratch<T> scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t part = 0; part < l.n_parts; ++part) {
+            double *sums = l.part_sums + part * places.size;
+            std::memset(sums, 0, places.size * sizeof(double));
+            for (int64_t row = ends[part]; row < ends[part + 1]; ++row) {
+                scratch.begin(Centre<T, A>::scratch_size(l, l.k[row], l.m[row]));
+                Centre<T, A>(l, row, scratch, sums).backward();
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < places.size; ++i) {
+            double total = 0;
+            for (int64_t part = 0; part < l.n_parts; ++part)
+                total += l.part_sums[part * places.size + i];
+            l.weight_sums[i] += total;
+        }
+    }
+}
+
+template <class T, class A, bool FORWARD> void all(const Layer<T> &l) {
+    if (FORWARD || !l.weight_sums)
+        all_centres<T, A, FORWARD>(l);
+    else
+        all_parts<T, A>(l);
+}
+
 template <class T, bool FORWARD> void run(const Layer<T> *l) {
     if (l->activation == SILUT)
-        all_centres<T, Silut<T>, FORWARD>(*l);
+        all<T, Silut<T>, FORWARD>(*l);
     else
-        all_centres<T, General<T>, FORWARD>(*l);
+        all<T, General<T>, FORWARD>(*l);
 }
 
 // -- nodes ------------------------------------------------------------------------------------------
@@ -1066,6 +1281,23 @@ template <class T> void product(const Product<T> &l) {
 }
 
 #undef TILE_SIZES
+
+template <class T> void outer(const Outer<T> &l) {
+    // Parts are tiles of the result; each adds up all rows, some at a time lest float32 rounds.
+    constexpr int64_t WIDE = TILE_VECTORS * width<T>, HIGH = 2 * TILE_ROWS, ROWS = 64;
+    const int64_t across = (l.right_columns + WIDE - 1) / WIDE;
+    const int64_t down = (l.left_columns + HIGH - 1) / HIGH;
+#pragma omp parallel for schedule(static)
+    for (int64_t part = 0; part < across * down; ++part) {
+        const int64_t column = part / down * WIDE, first = part % down * HIGH;
+        for (int64_t row = 0; row < l.rows; row += ROWS)
+            add_outer<T>(std::min(ROWS, l.rows - row), l.left + row * l.left_stride + first,
+                         l.left_stride, std::min(HIGH, l.left_columns - first),
+                         l.right + row * l.right_stride + column, l.right_stride,
+                         std::min(WIDE, l.right_columns - column),
+                         l.total + first * l.total_stride + column, l.total_stride);
+    }
+}
 
 template <class T, class A> void update_nodes(const Nodes<T> &l) {
     const A act(l);
@@ -1141,12 +1373,12 @@ template <class T> void nodes(const Nodes<T> *l, bool forward) {
 }  // namespace
 
 extern "C" {
-int64_t dpa3_abi() { return 4; }
+int64_t dpa3_abi() { return 5; }
 // The caller compares these with its own layout of the arguments.
 int64_t dpa3_size(int64_t which) {
     const int64_t sizes[] = {sizeof(Layer<double>), sizeof(Product<double>), sizeof(Nodes<double>),
-                             sizeof(Incoming<double>)};
-    return which < 4 ? sizes[which] : 0;
+                             sizeof(Incoming<double>), sizeof(Outer<double>)};
+    return which < 5 ? sizes[which] : 0;
 }
 
 void dpa3_forward_f32(const Layer<float> *layer) { run<float, true>(layer); }
@@ -1161,4 +1393,6 @@ void dpa3_nodes_backward_f32(const Nodes<float> *l) { nodes(l, false); }
 void dpa3_nodes_backward_f64(const Nodes<double> *l) { nodes(l, false); }
 void dpa3_incoming_f32(const Incoming<float> *l) { incoming(*l); }
 void dpa3_incoming_f64(const Incoming<double> *l) { incoming(*l); }
+void dpa3_outer_f32(const Outer<float> *l) { outer(*l); }
+void dpa3_outer_f64(const Outer<double> *l) { outer(*l); }
 }

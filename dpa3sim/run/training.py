@@ -1,0 +1,435 @@
+"""A training in its run directory: begun, continued, or found done."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+
+import dpa3sim
+from dpa3sim.checkpoints import SUFFIX, ModelFile, write_native, write_training
+from dpa3sim.common.durations import elapsed
+from dpa3sim.common.errors import (
+    DONE,
+    INTERRUPTED,
+    NOT_CONVERGED,
+    CheckpointError,
+    Dpa3simError,
+    InputError,
+)
+from dpa3sim.common.files import atomic_write
+from dpa3sim.model.config import ModelConfig
+from dpa3sim.protocols.base import Event, Progress, silent
+from dpa3sim.run import directory as rundir
+from dpa3sim.run.directory import RunDirectory
+from dpa3sim.run.job import JobOptions
+from dpa3sim.run.provenance import process_facts
+from dpa3sim.run.reporter import LINE_SECONDS, Reporter
+from dpa3sim.train.prepare import Prepared
+from dpa3sim.train.ranks import run as run_on_ranks
+from dpa3sim.train.recipe import Recipe
+from dpa3sim.train.recording import Models, Row, State
+from dpa3sim.train.settings import SINGLE
+from dpa3sim.train.team import Team
+from dpa3sim.train.trainer import STOPPED, Outcome, Trainer
+
+NAME = "train"
+STATE, CURVE = f"state{SUFFIX}", "lcurve.csv"
+# Options that continue a training instead of making another one.
+EXTENDING = (
+    *("steps", "epochs", "max_hours", "patience"),
+    *("report_every", "save_every", "validate_every", "device", "ranks"),
+)
+_METADATA, _VERSION = "dpa3sim_training", 1
+# Steps from which the time of all is estimated.
+_TRIAL_STEPS = 3
+
+
+class FolderRecorder:
+    """Keeps what a training produces in a run directory.
+
+    Args:
+        folder: the directory. config: of the model. name: of the model.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, name: str) -> None:
+        self._folder, self._config, self._name = folder, config, name
+
+    def load(self) -> State | None:
+        """See :class:`~dpa3sim.train.recording.Recorder`, like the other methods.
+
+        Raises:
+            InputError: the state is damaged.
+        """
+        path = self._folder / STATE
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                content = json.loads(file.metadata()[_METADATA])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if content["version"] != _VERSION:
+                raise ValueError(f"version {content['version']}")
+            return State(content["step"], content["facts"], tensors)
+        except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{path}: damaged state ({error}); --force starts again") from None
+
+    def save(self, state: State) -> None:
+        """Save a state in place of the last one, which stays whole if this is interrupted."""
+        content = {"version": _VERSION, "step": state.step, "facts": state.facts}
+        tensors = {name: x.detach().cpu().contiguous() for name, x in state.tensors.items()}
+        data = to_safetensors(tensors, metadata={_METADATA: json.dumps(content)})
+        atomic_write(self._folder / STATE, data)
+
+    def curve(self, rows: Sequence[Row]) -> None:
+        """Write the learning curve; what was not measured at a step is empty."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        for row in rows:
+            values = (row.get(name) for name in columns)
+            writer.writerow(["" if x is None else f"{x:.10g}" for x in values])
+        atomic_write(self._folder / CURVE, text.getvalue())
+
+    def models(self, kind: str, weights: Models) -> None:
+        """Write one file for each task."""
+        for task, arrays in weights.items():
+            write_native(self._model(task, arrays), self._folder / model_file(kind, task))
+
+    def models_for_deepmd(self, kind: str, tasks: Sequence[str]) -> str | None:
+        """Write all tasks to one ``.pt``; the reason if deepmd-kit has no such model."""
+        from dpa3sim.checkpoints import read_model
+
+        found = {task: read_model(self._folder / model_file(kind, task)) for task in tasks}
+        one = found[SINGLE] if list(found) == [SINGLE] else found
+        try:
+            write_training(one, self._folder / f"{kind}.pt")
+        except CheckpointError as error:
+            return str(error)
+        return None
+
+    def graphs(self, name: str) -> Path | None:
+        """Edges are kept here as long as the training is not done."""
+        return self._folder / f"edges.{name}"
+
+    def clean(self) -> None:
+        """Remove what only a continuation needs, but for the state."""
+        for path in self._folder.glob("edges.*"):
+            path.unlink()
+
+    def _model(self, task: str, arrays: dict[str, np.ndarray]) -> ModelFile:
+        return ModelFile(
+            self._config,
+            arrays,
+            self._name,
+            Path(model_file("best", task)),
+            "native",
+            "",
+            head=None if task == SINGLE else task,
+            origin={"trained_with": f"dpa3sim {dpa3sim.__version__}"},
+        )
+
+
+def model_file(kind: str, task: str) -> str:
+    """Name of the file of a model: ``best.safetensors``, or with the task."""
+    return f"{kind}{SUFFIX}" if task == SINGLE else f"{kind}.{task}{SUFFIX}"
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What each process does; only the first one reports and is asked to stop."""
+
+    recipe: Recipe
+    folder: Path
+    name: str
+    began: float
+    progress: Progress = silent
+    stop: Callable[[], bool] = never
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Work, (self.recipe, self.folder, self.name, self.began)
+
+    def __call__(self, team: Team) -> Outcome:
+        recorder = FolderRecorder(self.folder, self.recipe.config, self.name)
+        return Trainer(self.recipe, recorder, team, self.progress, self.stop, self.began).run()
+
+
+class TrainingRun:
+    """One training.
+
+    Args:
+        prepared: what to do.
+        settings: the options, for ``config.resolved.yaml``.
+        path: the run directory.
+        options: how to run. reporter: receives progress and results in words.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        settings: Mapping[str, Any],
+        path: Path,
+        options: JobOptions,
+        reporter: Reporter,
+    ) -> None:
+        self.recipe, self._prepared = prepared.recipe, prepared
+        self._settings, self._path = settings, path
+        self._options, self._reporter = options, reporter
+        self._said = 0.0
+
+    def execute(self) -> dict[str, Any]:
+        """Train, continue, or find done; returns the content of ``result.json``.
+
+        Raises:
+            InputError: the directory cannot be used; nothing was written then.
+        """
+        summary = self._summary()
+        identity = rundir.fingerprint({k: v for k, v in summary.items() if k not in EXTENDING})
+        with RunDirectory(
+            self._path, identity, summary, force=self._options.force
+        ) as self._directory:
+            done = self._directory.result
+            if done is not None and self._is_done(done):
+                return done
+            return self._execute(summary)
+
+    @staticmethod
+    def exit_code(result: Mapping[str, Any]) -> int:
+        """Exit code of a training that has a result."""
+        if result["converged"]:
+            return DONE
+        return INTERRUPTED if result["reasons"] == [STOPPED] else NOT_CONVERGED
+
+    def _execute(self, summary: Mapping[str, Any]) -> dict[str, Any]:
+        directory, code = self._directory, INTERRUPTED
+        directory.write_provenance(
+            process_facts(self._options.command_line) | {"device": str(self.recipe.device)}, summary
+        )
+        try:
+            directory.write_config(self._settings)
+            for line in self._introduction():
+                self._say(line)
+            stopped: list[bool] = []
+            with self._reporter.shown(), self._reporter.stopping(lambda: stopped.append(True)):
+                work = _Work(
+                    self.recipe,
+                    directory.path,
+                    directory.path.stem,
+                    self._options.began,
+                    self._follow,
+                    lambda: bool(stopped),
+                )
+                outcome = run_on_ranks(self.recipe.train.ranks, work, self.recipe.device)
+            result = self._finish(outcome)
+            code = self.exit_code(result)
+            return result
+        except KeyboardInterrupt:
+            with suppress(OSError, SystemExit):
+                self._say(f"interrupted; the same command continues (state in {directory.path})")
+            raise
+        except Dpa3simError as error:
+            code = error.exit_code
+            with suppress(OSError):
+                directory.log(f"failed: {error}")
+            raise
+        finally:
+            directory.end_session(code)
+
+    def _introduction(self) -> list[str]:
+        """What is going to be trained on what."""
+        recipe, found = self.recipe, []
+        for reason in self._prepared.ignored:
+            found.append(f"ignored: {reason}")
+        for bad in self._prepared.rejected:
+            found.append(f"left out: {bad}")
+        for task in recipe.tasks:
+            name = "" if task.name == SINGLE else f"{task.name}: "
+            held = 0 if task.validation is None else len(task.validation)
+            labels = [
+                f"{kind} in {int(has.sum())}"
+                for kind, has in (
+                    ("energies", task.training.has_energy),
+                    ("forces", task.training.has_forces),
+                    ("virials", task.training.has_virial),
+                )
+            ]
+            found.append(
+                f"{name}{len(task.training)} training frames ({', '.join(labels)}), "
+                f"{held} to validate with"
+            )
+        d = recipe.config.descriptor
+        found.append(
+            f"model: {' '.join(recipe.config.type_map[:12])}"
+            f"{' ...' if recipe.config.ntypes > 12 else ''}; {d.nlayers} layers of "
+            f"{d.n_dim}/{d.e_dim}/{d.a_dim}, {d.precision}, on {recipe.device}"
+        )
+        return found
+
+    def _summary(self) -> dict[str, Any]:
+        """Everything that decides the result, readable."""
+        recipe = self.recipe
+        data = {
+            task.name: [
+                task.training.sha256,
+                None if task.validation is None else task.validation.sha256,
+            ]
+            for task in recipe.tasks
+        }
+        losses = {task.name: asdict(task.loss) for task in recipe.tasks}
+        return {
+            "protocol": NAME,
+            "data_sha256": data,
+            "model": recipe.config.to_dict(),
+            "initial": dict(recipe.initial),
+            "frozen": list(recipe.frozen),
+            "loss": losses,
+            "batches": {task.name: repr((task.batch, task.by_system)) for task in recipe.tasks},
+            **asdict(recipe.schedule),
+            **asdict(recipe.optimizer),
+            **asdict(recipe.train),
+        }
+
+    def _is_done(self, stored: Mapping[str, Any]) -> bool:
+        """Whether a stored result leaves nothing to do; then report it."""
+        try:
+            train = self.recipe.train
+            wanted = stored["total_steps"] if train.epochs is not None else train.steps
+            early = stored["stopped_early"] or stored["steps"] >= wanted
+            if not (stored["converged"] and early):
+                return False
+            lines = self._lines(stored)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{self._directory.path / rundir.RESULT}: damaged "
+                f"({type(error).__name__}: {error}); --force starts again"
+            ) from None
+        for line in (*lines, f"already done in {self._directory.path}"):
+            self._say(line)
+        return True
+
+    def _finish(self, outcome: Outcome) -> dict[str, Any]:
+        """Write the result and what belongs to it."""
+        folder, recipe = self._directory.path, self.recipe
+        recorder = FolderRecorder(folder, recipe.config, folder.stem)
+        warnings = list(outcome.warnings)
+        if outcome.finished:
+            reason = recorder.models_for_deepmd("best", recipe.names)
+            if reason is not None:
+                warnings.append(f"no file for deepmd-kit: {reason}")
+            recorder.clean()
+        if self._options.plots and outcome.rows:
+            from dpa3sim.report.plots.training import plot_learning_curve
+
+            plot_learning_curve(folder, outcome.rows, folder.stem)
+        content = {
+            "protocol": NAME,
+            "converged": outcome.finished,
+            "reasons": [outcome.reason],
+            "warnings": warnings,
+            "steps": outcome.steps,
+            "total_steps": outcome.total_steps,
+            "stopped_early": outcome.finished and outcome.steps < outcome.total_steps,
+            "best_step": outcome.best_step,
+            "validation": {task: dict(values) for task, values in outcome.validation.items()},
+            "gradient_relative_error": outcome.gradient_error,
+            "gradient_check": outcome.gradient_check,
+            "session_s": outcome.seconds,
+            "session_frames": outcome.frames,
+            "rejected_frames": [str(bad) for bad in self._prepared.rejected],
+            "ignored_options": list(self._prepared.ignored),
+            "directory": str(folder),
+        }
+        self._directory.write_result(content, final=outcome.finished)
+        stored = self._directory.result
+        assert stored is not None
+        for line in self._lines(stored):
+            self._say(line)
+        for warning in warnings:
+            self._say(f"warning: {warning}")
+        more = "" if outcome.finished else "; the same command continues"
+        self._say(f"results in {folder}{more}")
+        return stored
+
+    def _lines(self, stored: Mapping[str, Any]) -> list[str]:
+        """The result in a few lines."""
+        state = "done" if stored["converged"] else "NOT done"
+        found = [
+            f"{state}: {'; '.join(stored['reasons'])}, {stored['session_frames']} frames in "
+            f"{elapsed(stored['session_s'])}"
+        ]
+        for task, values in stored["validation"].items():
+            name = "" if task == SINGLE else f" of {task}"
+            found.append(f"best model{name}: step {stored['best_step']}, on the validation frames")
+            found += [f"  {name:<16}{text}" for name, text in _errors(values)]
+        return found
+
+    def _say(self, message: str) -> None:
+        self._directory.log(message)
+        self._reporter.say(message)
+
+    def _follow(self, event: Event) -> None:
+        """Show an event; report or log a line now and then."""
+        self._reporter.show(event.message)
+        now = time.monotonic()
+        if event.stage == NAME and now - self._said < LINE_SECONDS and event.done < event.total:
+            return
+        self._said = now
+        if self._reporter.terminal and event.stage == NAME:
+            self._directory.log(event.message)
+        else:
+            self._say(event.message)
+
+
+def estimate(recipe: Recipe) -> dict[str, Any]:
+    """Time and memory of a training on one process, from a few of its steps; JSON-ready."""
+    trial = replace(recipe.train, epochs=None, steps=_TRIAL_STEPS, patience=None, max_hours=None)
+    trial = replace(trial, validate_every=_TRIAL_STEPS + 1, report_every=_TRIAL_STEPS + 1)
+    total = Trainer(recipe).steps
+    without = tuple(replace(task, validation=None) for task in recipe.tasks)
+    outcome = Trainer(replace(recipe, train=trial, tasks=without)).run()
+    step = outcome.seconds / _TRIAL_STEPS
+    per_frame = step / max(outcome.frames / _TRIAL_STEPS, 1)
+    held = sum(len(task.validation) for task in recipe.tasks if task.validation is not None)
+    validations = math.ceil(total / recipe.train.validate_every) if held else 0
+    # A frame is evaluated once; a step takes as much as four evaluations of its frames.
+    validation = held * per_frame / 4
+    return {
+        "command": NAME,
+        "steps": total,
+        "step_s": step,
+        "validations": validations,
+        "validation_s": validation,
+        "total_s": total * step + validations * validation,
+        "memory_GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "device": str(recipe.device),
+    }
+
+
+def _errors(values: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Root mean square and mean absolute errors for people."""
+    units = {"energy_per_atom_eV": "meV/atom", "forces_eV_per_A": "meV/Å"}
+    units |= {"virial_per_atom_eV": "meV/atom"}
+    found = []
+    for key, unit in units.items():
+        if f"rmse_{key}" in values:
+            rmse, mae = (1e3 * values[f"{kind}_{key}"] for kind in ("rmse", "mae"))
+            found.append((key.partition("_")[0], f"RMSE {rmse:.4g}, MAE {mae:.4g} {unit}"))
+    return found

@@ -1,0 +1,86 @@
+"""What a training does: the model, its tasks with their frames, and all options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpa3sim.graph.edges import EdgeRules
+from dpa3sim.model.config import ModelConfig
+from dpa3sim.model.weights import Weights
+from dpa3sim.train.data.frames import Frames
+from dpa3sim.train.sampling import BatchRule, BySystem, Group
+from dpa3sim.train.schedule import ScheduleSettings
+from dpa3sim.train.settings import LossSettings, OptimizerSettings, TrainSettings
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one head of a model learns.
+
+    Attributes:
+        name: :data:`SINGLE` for a model without heads.
+        training: the frames.
+        validation: None if there are none.
+        loss: its loss.
+        batch: how many frames make a batch, for each group if several.
+        systems: the frames of each system, where ``by_system`` draws systems.
+        by_system: how systems are drawn; None draws frames.
+    """
+
+    name: str
+    training: Frames
+    validation: Frames | None
+    loss: LossSettings
+    batch: BatchRule | Sequence[BatchRule]
+    systems: Sequence[np.ndarray] | None = None
+    by_system: BySystem | None = None
+
+    @property
+    def groups(self) -> list[Group]:
+        """The frames as the sampler takes them."""
+        sizes = self.training.sizes
+        systems = self.systems or [np.arange(len(sizes))]
+        return [Group(frames, sizes[frames]) for frames in systems]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training.
+
+    Attributes:
+        config: the model, its case vector included.
+        tasks: what is learnt.
+        train, schedule, optimizer: the options.
+        initial: options of :func:`dpa3sim.model.initial.initial_weights` beside the seed.
+        start: weights to start from by task, instead of random ones and fitted biases.
+        frozen: beginnings of names of weights that are not trained, such as ``descriptor.``.
+        fixed_bias: energies of elements, eV, that are not fitted, by task and symbol.
+        device: where to compute.
+    """
+
+    config: ModelConfig
+    tasks: tuple[Task, ...]
+    train: TrainSettings
+    schedule: ScheduleSettings
+    optimizer: OptimizerSettings
+    initial: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Weights] | None = None
+    frozen: tuple[str, ...] = ()
+    fixed_bias: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the tasks."""
+        return [task.name for task in self.tasks]
+
+    @property
+    def rules(self) -> EdgeRules:
+        """Which neighbours are edges: as deepmd-kit selects them."""
+        d = self.config.descriptor
+        return EdgeRules(d.e_rcut, d.a_rcut, d.e_sel, d.a_sel, self.config.excluded_pairs, "deepmd")

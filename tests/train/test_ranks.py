@@ -1,0 +1,482 @@
+"""Several processes train like one, and end together.
+
+A hang must fail: every team runs in a thread with a time limit, or in a process with one.
+"""
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from tests_support import ENVIRONMENT, TESTS
+from training_support import SMALL, labelled, recipe, water
+
+from dpa3sim.common.errors import InputError, OutOfMemoryError
+from dpa3sim.train import ranks
+from dpa3sim.train.recording import MemoryRecorder
+from dpa3sim.train.team import RankLostError
+from dpa3sim.train.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def within(seconds, call, *args):
+    """What a call returns or raises, in a thread of its own."""
+    future = Future()
+
+    def do():
+        try:
+            future.set_result(call(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=do, daemon=True).start()
+    return future.result(seconds)
+
+
+def team(size, work, *args, seconds=60):
+    """What the work of several processes returns or raises."""
+    try:
+        return within(seconds, ranks.run, size, partial(work, *args), CPU)
+    finally:
+        assert not multiprocessing.active_children()
+
+
+# -- sums ----------------------------------------------------------------------------------------
+
+
+def sums(team):
+    """The sum over the ranks as each of them has it, and whether they agree about flags."""
+    rows, exact = [], []
+    for size in (1, 3, 1000, 100_003):
+        random = torch.Generator().manual_seed(100 * team.rank + size)
+        own = torch.randn(size, dtype=torch.float64, generator=random).exp()
+        rows.append(team.sum(own))
+        exact.append(sum(team.sum(own if team.rank == r else 0 * own) for r in range(team.size)))
+    here = torch.zeros(team.size, sum(map(len, rows)), dtype=torch.float64)
+    here[team.rank] = torch.cat(rows)
+    flags = [team.any(team.rank == r) for r in range(team.size)]
+    return team.sum(here), torch.cat(exact), (*flags, team.any(False))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+def test_all_ranks_have_the_same_sum(size):
+    found, exact, flags = team(size, sums)
+    for row in found:
+        assert torch.equal(row, found[0])
+    torch.testing.assert_close(found[0], exact, rtol=1e-14, atol=0)
+    assert flags == (True,) * size + (False,)
+
+
+# -- trainings -----------------------------------------------------------------------------------
+
+
+class FileRecorder(MemoryRecorder):
+    """States in a file that all ranks read."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def load(self):
+        return torch.load(self.path, weights_only=False) if self.path.exists() else None
+
+    def save(self, state):
+        super().save(state)
+        torch.save(self.state, self.path)
+
+
+class At:
+    """Says to stop at a step."""
+
+    def __init__(self, step):
+        self.left = step
+
+    def __call__(self):
+        self.left -= 1
+        return self.left == 0
+
+
+def train(recipes, team):
+    """Train several models; the state of each."""
+    found = []
+    for given in recipes:
+        recorder = MemoryRecorder()
+        Trainer(given, recorder, team).run()
+        found.append(recorder.state)
+    return found
+
+
+def train_in_parts(given, folder, team):
+    """Train without and with a stop; the state of both."""
+    whole, parts = FileRecorder(folder / "whole"), FileRecorder(folder / "parts")
+    Trainer(given, whole, team).run()
+    stop = At(7) if team.rank == team.size - 1 else At(-1)
+    assert Trainer(given, parts, team, stop=stop).run().steps == 7
+    team.any(False)  # the state is written
+    assert Trainer(given, parts, team).run().finished
+    return whole.state, parts.state
+
+
+def of_all_sizes(seed, lone=False):
+    """Frames of three sizes, without forces in a third of them, without virials in another."""
+    atoms = [x for n in (1, 2, 3) for x in water(4, seed + n, n)]
+    if lone:
+        atoms = [Atoms("H"), *atoms]
+    frames = labelled(atoms)
+    forces, virials = frames.forces.copy(), frames.virials.copy()
+    forces[frames.starts[4] : frames.starts[8]] = np.nan
+    virials[8:] = np.nan
+    return replace(frames, forces=forces, virials=virials)
+
+
+def several(batch_size):
+    """Trainings of mixed frames, of single steps and of two tasks, with a size of batches."""
+    options = {"batch_size": batch_size, "report_every": 2, "gradient": "exact"}
+    mixed = recipe(of_all_sizes(1), of_all_sizes(11), steps=4, **options)
+    lone = recipe(of_all_sizes(1, lone=True), None, steps=1, energy_bias="labels", **options)
+    first = mixed.tasks[0]
+    tasks = (replace(first, name="one"), replace(first, name="two", training=of_all_sizes(5)))
+    coded = replace(mixed, tasks=tasks, config=SMALL.config(("H", "O"), encoding=2))
+    own = replace(mixed, tasks=tasks, train=replace(mixed.train, separate_fitting=True))
+    return [mixed, lone, coded, own]
+
+
+def assert_same_training(a, b):
+    """Trained weights, moments (sums of gradients) and losses agree to 1e-6."""
+    assert a.tensors.keys() == b.tensors.keys()
+    for name, tensor in a.tensors.items():
+        error = (tensor - b.tensors[name]).double().norm()
+        assert error <= 1e-6 * tensor.double().norm(), name
+    for x, y in zip(a.facts["rows"], b.facts["rows"], strict=True):
+        assert y == pytest.approx(x, rel=1e-6)
+    assert a.facts["samplers"] == b.facts["samplers"]
+
+
+# With 3 ranks, the last batch of 12 or 13 frames by 5 is not enough for all.
+@pytest.mark.parametrize(("size", "one", "each"), [(2, "4", "2"), (3, "3", "1")])
+def test_ranks_train_like_one_process_with_larger_batches(size, one, each):
+    alone = train(several(one), ranks.Alone())
+    together = team(size, train, several(each))
+    for a, b in zip(alone, together, strict=True):
+        assert_same_training(a, b)
+
+
+@pytest.mark.parametrize("gradient", ["difference", "exact"])
+def test_a_continued_training_of_two_ranks_has_the_same_bits(tmp_path, gradient):
+    given = recipe(of_all_sizes(1), of_all_sizes(11), steps=12, ema_decay=0.9, gradient=gradient)
+    whole, parts = team(2, train_in_parts, given, tmp_path)
+    assert whole.step == parts.step == 12
+    assert whole.facts == parts.facts
+    assert whole.tensors.keys() == parts.tensors.keys()
+    for name, tensor in whole.tensors.items():
+        assert torch.equal(tensor, parts.tensors[name]), name
+
+
+# -- ends ----------------------------------------------------------------------------------------
+
+
+def end_alone(how, meanwhile, team):
+    """The last rank ends; the others compute, or wait for it in a sum."""
+    team.any(False)
+    if team.rank == team.size - 1:
+        how()
+    while meanwhile == "computing":
+        time.sleep(0.01)
+    team.any(False)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize("meanwhile", ["computing", "summing"])
+@pytest.mark.parametrize(
+    ("size", "how", "error", "text"),
+    [
+        (3, kill, RankLostError, "rank 2 ended unexpectedly .killed by signal 9.*same command"),
+        (2, partial(fail, InputError("no frames")), InputError, "^no frames$"),
+        (2, partial(fail, ZeroDivisionError("x")), RankLostError, "rank 1 failed: ZeroDiv.*: x"),
+        (2, partial(fail, MemoryError()), OutOfMemoryError, "rank 1 failed: MemoryError"),
+    ],
+    ids=["killed", "input", "bug", "memory"],
+)
+def test_the_end_of_a_rank_is_one_error(size, how, error, text, meanwhile):
+    with pytest.raises(error, match=text):
+        team(size, end_alone, how, meanwhile, seconds=30)
+    assert not torch.distributed.is_initialized()
+
+
+def raise_in_first(error, team):
+    """Rank 0 raises while the others wait for it."""
+    if team.rank == 0:
+        raise error
+    team.any(False)
+
+
+def test_an_error_of_the_first_rank_ends_the_others():
+    with pytest.raises(InputError, match="no room"):
+        team(3, raise_in_first, InputError("no room"), seconds=30)
+
+
+class Deadly:
+    """Kills the process that receives it."""
+
+    def __reduce__(self):
+        return kill, ()
+
+    def __call__(self, team):
+        return team.any(False)
+
+
+def test_a_child_that_ends_before_it_has_begun():
+    with pytest.raises(RankLostError, match="rank 1 ended unexpectedly"):
+        within(30, ranks.run, 2, Deadly(), CPU)
+
+
+def threads(team):
+    count = torch.zeros(team.size, dtype=torch.float64)
+    count[team.rank] = torch.get_num_threads()
+    return team.sum(count).tolist()
+
+
+def test_threads_are_divided():
+    before = torch.get_num_threads()
+    assert team(2, threads) == [max(1, before // 2)] * 2
+    assert torch.get_num_threads() == before
+
+
+# -- other processes -----------------------------------------------------------------------------
+
+
+def environment(folder, **more):
+    """For programs that import this module, with their temporary files in a folder."""
+    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(TESTS), str(TESTS / "train")])
+    return ENVIRONMENT | {"PYTHONPATH": path, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"} | more
+
+
+def wait_until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_over(group):
+    """Whether a group of processes has none left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+received = set()
+
+
+class Wait:
+    """Work until rank 0 has received both signals."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, team):
+        (self.folder / f"at_work{team.rank}").touch()
+        while not team.any(len(received) == 2):
+            time.sleep(0.01)
+        return team.size
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A program of two ranks, the leader of its own group of processes."""
+    places = tmp_path / "tmp"
+    places.mkdir()
+    code = (
+        "import signal, test_ranks as t; from pathlib import Path\n"
+        "for s in (signal.SIGINT, signal.SIGTERM):\n"
+        "    signal.signal(s, lambda number, frame: t.received.add(number))\n"
+        f"Path({str(tmp_path)!r}, 'begun').touch()\n"
+        f"print(t.ranks.run(2, t.Wait(Path({str(tmp_path)!r})), t.CPU))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment(places),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            if not is_over(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_all_end_with_the_first_rank(program, tmp_path):
+    wait_until((tmp_path / "at_work1").exists, 30)
+    program.kill()
+    program.wait()
+    wait_until(lambda: is_over(program.pid))
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert program.stdout.read() == ""
+
+
+@pytest.mark.parametrize("when", ["begun", "at_work1"])
+def test_only_the_first_rank_receives_signals(program, tmp_path, when):
+    wait_until((tmp_path / when).exists, 30)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.killpg(program.pid, number)
+    output, _ = program.communicate(timeout=30)
+    assert (program.returncode, output) == (0, "2\n")
+    wait_until(lambda: is_over(program.pid))
+
+
+# -- launchers -----------------------------------------------------------------------------------
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "0"}
+SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+
+
+@pytest.fixture
+def variables(monkeypatch):
+    """Sets variables of launchers, and no others."""
+    for name in (*TORCHRUN, *SRUN, "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NODELIST"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda values: [monkeypatch.setenv(name, value) for name, value in values.items()]
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ({}, None),
+        (TORCHRUN, (1, 4, 0)),
+        (SRUN, (3, 4, 1)),
+        (SRUN | TORCHRUN, (1, 4, 0)),
+        (SRUN | TORCHRUN | {"WORLD_SIZE": "1"}, None),
+        # A shell within a job.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, None),
+    ],
+)
+def test_the_place_within_a_launcher(variables, values, place):
+    variables(values)
+    assert ranks.place() == place
+    assert ranks.external() == (place is not None)
+
+
+@pytest.mark.parametrize(
+    ("values", "number", "device", "text"),
+    [
+        (TORCHRUN | {"RANK": "x"}, 1, "cpu", "variable RANK = 'x' is not a number"),
+        (TORCHRUN, 2, "cpu", "option ranks = 2, but the launcher started 4"),
+        (TORCHRUN, 1, "cpu", "set MASTER_ADDR and MASTER_PORT"),
+        (TORCHRUN, 1, "cuda:1", "option device = cuda:1 is for one rank"),
+        (TORCHRUN, 1, "meta", "option device = meta is for one rank"),
+        ({}, 99, "cuda", "option ranks = 99: there are"),
+    ],
+)
+def test_options_that_do_not_fit(variables, values, number, device, text):
+    variables(values)
+    with pytest.raises(InputError, match=text):
+        ranks.run(number, sums, torch.device(device))
+
+
+def test_the_first_machine():
+    found = {"a": "a", "a,b": "a", "node[07-09,12],gpu1": "node07", "n[3,5]-ib": "n3-ib"}
+    assert {hosts: ranks.first_host(hosts) for hosts in found} == found
+    with pytest.raises(InputError, match="SLURM_STEP_NODELIST"):
+        ranks.first_host("")
+
+
+def launched(folder, what):
+    """Work of a launched rank: trains, or ends as it should not."""
+    if what == "train":
+        state = ranks.run(1, partial(train, several("2")[:1]), CPU)[0]
+        if ranks.place().rank == 0:
+            torch.save(state, folder / "state")
+    else:
+        how = {"kill": kill, "fail": partial(fail, InputError("no frames"))}[what]
+        try:
+            ranks.run(1, partial(end_alone, how, "summing"), CPU)
+        except (RankLostError, InputError) as error:
+            print(f"rank {ranks.place().rank}: {error}", flush=True)
+            sys.exit(error.exit_code)
+
+
+def script(folder, what):
+    path = folder / "script.py"
+    path.write_text(
+        "from pathlib import Path\nfrom test_ranks import launched\n"
+        f"launched(Path({str(folder)!r}), {what!r})\n"
+    )
+    return str(path)
+
+
+def torchrun(folder, what):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return subprocess.run(
+        [*command, script(folder, what)],
+        env=environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def test_torchrun(tmp_path):
+    done = torchrun(tmp_path, "train")
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "state", weights_only=False)
+    assert_same_training(train(several("4")[:1], ranks.Alone())[0], found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "text"), [("kill", "rank 0: .*same command"), ("fail", "rank 0: no frames")]
+)
+def test_failures_within_torchrun(tmp_path, what, text):
+    done = torchrun(tmp_path, what)
+    assert done.returncode != 0
+    lines = [line for line in done.stdout.splitlines() if line.startswith("rank ")]
+    assert len(lines) == 1
+    assert re.match(text, lines[0])
+
+
+def test_srun(tmp_path):
+    """Without srun: processes with its variables."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0"}
+    job |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost"}
+    path = script(tmp_path, "fail")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, path],
+            env=environment(tmp_path, **job, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert outputs == ["rank 0: no frames\n", ""]
+    assert [process.returncode for process in processes] == [2, 2]
