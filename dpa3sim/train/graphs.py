@@ -141,8 +141,8 @@ def _mapped(file: Any, n_edges: int) -> np.ndarray:
 
 
 def _counts(path: Path) -> Path:
-    return path.with_suffix(".counts.npy")
+    return path.with_name(f"{path.name}.counts.npy")
 
 
 def _facts(path: Path) -> Path:
-    return path.with_suffix(".json")
+    return path.with_name(f"{path.name}.json")

@@ -1,14 +1,13 @@
 """Starts the processes of a training, or joins those of torchrun and srun, and ends them together.
 
 On one machine, rank 0 is the calling process, with its signals and its terminal; the other ranks
-are its children. They meet in a private folder and exchange data on the loopback interface: there
-is no port to compete for, and nothing listens to the network. A failure ends all of them within
-seconds:
+are its children. They exchange data on the loopback interface, by ports that the system chooses, so
+that nothing listens to the network. A failure ends all of them within seconds:
 
 - A child is killed: a thread of rank 0 sees that, kills the other children and raises
   :class:`RankLostError` in the work of rank 0, whatever it is doing.
-- A child raises an error: it leaves the error in the folder and ends. The same follows, and rank 0
-  raises the error of the child instead.
+- A child raises an error: it leaves the error in the store in which the ranks meet, and ends. The
+  same follows, and rank 0 raises the error of the child instead.
 - Rank 0 raises an error: it kills its children.
 - Rank 0 is killed: a thread of each child sees that and ends the child.
 - SIGINT and SIGTERM are blocked in the children. Rank 0 decides what they mean.
@@ -43,7 +42,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import FileStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.rendezvous import rendezvous
 
@@ -72,9 +71,9 @@ _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
-# Files in the private folder, and keys in the store.
-_WORK, _STORE = "work", "store"
+# Keys in the store in which ranks meet.
 _READY, _FAILURE = "ready", "failure"
+_HERE = "127.0.0.1"
 _CONTINUES = "the same command continues from the last saved state"
 
 
@@ -142,15 +141,15 @@ def _lead(ranks: int, work: Callable[[Team], T], device: torch.device) -> T:
     if device.type == "cuda" and ranks > torch.cuda.device_count():
         raise InputError(f"option ranks = {ranks}: there are {torch.cuda.device_count()} GPUs")
     _select(device, me)
-    with _meeting(work) as folder, _threads(ranks):
-        store = FileStore(str(folder / _STORE), ranks)
+    with _on_file(work) as file, _on_loopback(), _threads(ranks):
+        store = _local_store()
         watch = _Watch(device)
         try:
             try:
-                watch.start(folder, ranks)
+                watch.start(ranks, file, store.port)
                 while not store.check([f"{_READY}{rank}" for rank in range(1, ranks)]):
                     time.sleep(0.02)
-                (folder / _WORK).unlink()
+                file.unlink()
                 _connect(store, me, device, _CONNECT)
                 result = work(Together())
                 finished = True
@@ -160,29 +159,49 @@ def _lead(ranks: int, work: Callable[[Team], T], device: torch.device) -> T:
         except RankLostError as error:
             raise watch.reason(store) or error from None
         finally:
-            _disconnect()
-            watch.end(_END if finished else 0.0)
+            try:
+                _disconnect()
+            finally:
+                watch.end(_END if finished else 0.0)
 
 
 @contextmanager
-def _meeting(work: object) -> Iterator[Path]:
-    """A private folder with the work, from which and on loopback the children begin."""
+def _on_file(work: object) -> Iterator[Path]:
+    """The work in a private file, which all children read at once, however large it is."""
+    with tempfile.TemporaryDirectory(prefix="dpa3sim-") as folder:
+        path = Path(folder) / "work"
+        with open(path, "wb") as file:
+            pickle.dump(work, file, pickle.HIGHEST_PROTOCOL)
+        yield path
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let gloo use only the network within this machine, here and in the children."""
     variable = "GLOO_SOCKET_IFNAME"
     before = os.environ.get(variable)
-    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), before)
-    with tempfile.TemporaryDirectory(prefix="dpa3sim-") as name:
-        # A file, so that all children read it at once, however large it is.
-        with open(Path(name) / _WORK, "wb") as file:
-            pickle.dump(work, file, pickle.HIGHEST_PROTOCOL)
-        try:
-            if loopback is not None:
-                os.environ[variable] = loopback
-            yield Path(name)
-        finally:
-            if before is None:
-                os.environ.pop(variable, None)
-            else:
-                os.environ[variable] = before
+    try:
+        for _, name in socket.if_nameindex():
+            if name.startswith("lo"):
+                os.environ[variable] = name
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+
+
+def _local_store() -> TCPStore:
+    """Where rank 0 and its children meet, at a free port of this machine."""
+    with socket.create_server((_HERE, 0)) as server:
+        port = server.getsockname()[1]
+        # The store takes the socket, so that nobody else can take the port in between.
+        return TCPStore(
+            *(_HERE, port, None, True),
+            wait_for_workers=False,
+            master_listen_fd=server.detach(),
+        )
 
 
 @contextmanager
@@ -212,16 +231,18 @@ class _Watch:
         self._decided = threading.Event()
         self._lost: str | None = None
 
-    def start(self, folder: Path, ranks: int) -> None:
-        """Start the children."""
+    def start(self, ranks: int, work: Path, port: int) -> None:
+        """Start the children, for the work in a file; they meet at a port."""
         resource_tracker.ensure_running()  # a start would do it, and unblock the signals
         # Children inherit what is blocked, and so are safe from their first instruction on.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
             for rank in range(1, ranks):
-                arguments = (Place(rank, ranks, rank), folder, self._device)
+                me = Place(rank, ranks, rank)
                 child = multiprocessing.get_context("spawn").Process(
-                    target=_child, args=(*arguments, torch.get_num_threads()), daemon=True
+                    target=_child,
+                    args=(me, work, port, self._device, torch.get_num_threads()),
+                    daemon=True,
                 )
                 child.start()
                 self._children.append(child)
@@ -248,9 +269,11 @@ class _Watch:
         """Kill the children that do not end by themselves within some seconds."""
         if not self._children:
             return
-        self._thread.join(patience)
-        for child in self._children:
-            child.kill()
+        try:
+            self._thread.join(patience)
+        finally:
+            for child in self._children:
+                child.kill()
         self._thread.join()
 
     def _watch(self) -> None:
@@ -296,14 +319,15 @@ def _ended(rank: int, code: int | None) -> str:
     return f"rank {rank} ended unexpectedly ({how})"
 
 
-def _child(me: Place, folder: Path, device: torch.device, threads: int) -> None:
+def _child(me: Place, file: Path, port: int, device: torch.device, threads: int) -> None:
     """The program of a child."""
-    threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(file.parent,), daemon=True).start()
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")  # rank 0 gives the same ones
-    store = FileStore(str(folder / _STORE), me.size)
+    store = TCPStore(_HERE, port, is_master=False)
     with _telling(me, store):
-        work = pickle.loads((folder / _WORK).read_bytes())
+        with open(file, "rb") as opened:
+            work = pickle.load(opened)
         _select(device, me)
         store.set(f"{_READY}{me.rank}", "")
         _connect(store, me, device, _CONNECT)

@@ -489,13 +489,7 @@ class Trainer:
         since = self._since
         both = self._team.sum(torch.cat([since.loss.view(1), since.measures.flatten()]))
         loss = float(both[0]) / max(since.steps, 1)
-        finite = all(bool(x.isfinite().all()) for x in self._weights.trained.values())
-        if not (math.isfinite(loss) and finite):
-            raise NonFiniteError(
-                f"the training diverged before step {self._done}: a loss or a weight is not "
-                "finite. Continue from the saved state with a smaller learning_rate, or look at "
-                "the data with 'dpa3sim data info'"
-            )
+        self._check_finite(loss)
         errors = Measures(both[1:].view(3, 3)).values()
         self._rows.append(
             {
@@ -509,6 +503,16 @@ class Trainer:
         self._since = _Since.begin(self._recipe.device)
         if self._team.rank == 0:
             self._recorder.curve(self._rows)
+
+    def _check_finite(self, loss: float) -> None:
+        """Raise NonFiniteError unless a loss and all weights are finite."""
+        weights = self._weights.trained.values()
+        if not (math.isfinite(loss) and all(bool(x.isfinite().all()) for x in weights)):
+            raise NonFiniteError(
+                f"the training diverged before step {self._done}: a loss or a weight is not "
+                "finite. Train with a smaller learning_rate, or look at the data with "
+                "'dpa3sim data info'"
+            )
 
     def _write(self, kind: str, trained: Mapping[str, Tensor]) -> None:
         if self._team.rank == 0:
@@ -556,7 +560,12 @@ class Trainer:
     # -- states ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Save all that is needed to continue."""
+        """Save all that is needed to continue.
+
+        Raises:
+            NonFiniteError: there is nothing to continue from.
+        """
+        self._check_finite(float(self._since.loss))
         self._saved = self._done
         if self._team.rank != 0:
             return

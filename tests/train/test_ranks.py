@@ -29,6 +29,7 @@ from dpa3sim.train.team import RankLostError
 from dpa3sim.train.trainer import Trainer
 
 CPU = torch.device("cpu")
+SLOW = pytest.mark.slow
 
 
 def within(seconds, call, *args):
@@ -45,7 +46,7 @@ def within(seconds, call, *args):
     return future.result(seconds)
 
 
-def team(size, work, *args, seconds=60):
+def team(size, work, *args, seconds=120):
     """What the work of several processes returns or raises."""
     try:
         return within(seconds, ranks.run, size, partial(work, *args), CPU)
@@ -57,7 +58,7 @@ def team(size, work, *args, seconds=60):
 
 
 def sums(team):
-    """The sum over the ranks as each of them has it, and whether they agree about flags."""
+    """Sums over the ranks as each of them has them, what the ranks say to flags, and threads."""
     rows, exact = [], []
     for size in (1, 3, 1000, 100_003):
         random = torch.Generator().manual_seed(100 * team.rank + size)
@@ -67,16 +68,20 @@ def sums(team):
     here = torch.zeros(team.size, sum(map(len, rows)), dtype=torch.float64)
     here[team.rank] = torch.cat(rows)
     flags = [team.any(team.rank == r) for r in range(team.size)]
-    return team.sum(here), torch.cat(exact), (*flags, team.any(False))
+    threads = team.sum(torch.tensor(torch.get_num_threads()))
+    return team.sum(here), torch.cat(exact), (*flags, team.any(False)), int(threads)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1, 2, 3, pytest.param(4, marks=SLOW)])
 def test_all_ranks_have_the_same_sum(size):
-    found, exact, flags = team(size, sums)
+    before = torch.get_num_threads()
+    found, exact, flags, threads = team(size, sums)
     for row in found:
         assert torch.equal(row, found[0])
     torch.testing.assert_close(found[0], exact, rtol=1e-14, atol=0)
     assert flags == (True,) * size + (False,)
+    assert threads == size * max(1, before // size)
+    assert torch.get_num_threads() == before
 
 
 # -- trainings -----------------------------------------------------------------------------------
@@ -118,20 +123,23 @@ def train(recipes, team):
     return found
 
 
-def train_in_parts(given, folder, team):
-    """Train without and with a stop; the state of both."""
-    whole, parts = FileRecorder(folder / "whole"), FileRecorder(folder / "parts")
-    Trainer(given, whole, team).run()
-    stop = At(7) if team.rank == team.size - 1 else At(-1)
-    assert Trainer(given, parts, team, stop=stop).run().steps == 7
-    team.any(False)  # the state is written
-    assert Trainer(given, parts, team).run().finished
-    return whole.state, parts.state
+def train_in_parts(recipes, folder, team):
+    """Train several models without and with a stop; the states of each."""
+    found = []
+    for number, given in enumerate(recipes):
+        whole, parts = (FileRecorder(folder / f"{name}{number}") for name in ("whole", "parts"))
+        Trainer(given, whole, team).run()
+        stop = At(7 if team.rank == team.size - 1 else 0)
+        assert Trainer(given, parts, team, stop=stop).run().steps == 7
+        team.any(False)  # rank 0 has written the state
+        assert Trainer(given, parts, team).run().finished
+        found.append((whole.state, parts.state))
+    return found
 
 
 def of_all_sizes(seed, lone=False):
-    """Frames of three sizes, without forces in a third of them, without virials in another."""
-    atoms = [x for n in (1, 2, 3) for x in water(4, seed + n, n)]
+    """10 frames of three sizes, some without forces and some without virials."""
+    atoms = [x for n in (1, 2, 3) for x in water(4, seed + n, n)][:10]
     if lone:
         atoms = [Atoms("H"), *atoms]
     frames = labelled(atoms)
@@ -164,7 +172,7 @@ def assert_same_training(a, b):
     assert a.facts["samplers"] == b.facts["samplers"]
 
 
-# With 3 ranks, the last batch of 12 or 13 frames by 5 is not enough for all.
+# The fourth batch of 10 frames by 3 has one frame, for three ranks.
 @pytest.mark.parametrize(("size", "one", "each"), [(2, "4", "2"), (3, "3", "1")])
 def test_ranks_train_like_one_process_with_larger_batches(size, one, each):
     alone = train(several(one), ranks.Alone())
@@ -173,15 +181,18 @@ def test_ranks_train_like_one_process_with_larger_batches(size, one, each):
         assert_same_training(a, b)
 
 
-@pytest.mark.parametrize("gradient", ["difference", "exact"])
-def test_a_continued_training_of_two_ranks_has_the_same_bits(tmp_path, gradient):
-    given = recipe(of_all_sizes(1), of_all_sizes(11), steps=12, ema_decay=0.9, gradient=gradient)
-    whole, parts = team(2, train_in_parts, given, tmp_path)
-    assert whole.step == parts.step == 12
-    assert whole.facts == parts.facts
-    assert whole.tensors.keys() == parts.tensors.keys()
-    for name, tensor in whole.tensors.items():
-        assert torch.equal(tensor, parts.tensors[name]), name
+def test_a_continued_training_of_two_ranks_has_the_same_bits(tmp_path):
+    options = {"steps": 12, "ema_decay": 0.9}
+    recipes = [
+        recipe(of_all_sizes(1), of_all_sizes(11), gradient=kind, **options)
+        for kind in ("difference", "exact")
+    ]
+    for whole, parts in team(2, train_in_parts, recipes, tmp_path):
+        assert whole.step == parts.step == 12
+        assert whole.facts == parts.facts
+        assert whole.tensors.keys() == parts.tensors.keys()
+        for name, tensor in whole.tensors.items():
+            assert torch.equal(tensor, parts.tensors[name]), name
 
 
 # -- ends ----------------------------------------------------------------------------------------
@@ -205,20 +216,20 @@ def fail(error):
     raise error
 
 
-@pytest.mark.parametrize("meanwhile", ["computing", "summing"])
 @pytest.mark.parametrize(
-    ("size", "how", "error", "text"),
+    ("size", "how", "meanwhile", "error", "text"),
     [
-        (3, kill, RankLostError, "rank 2 ended unexpectedly .killed by signal 9.*same command"),
-        (2, partial(fail, InputError("no frames")), InputError, "^no frames$"),
-        (2, partial(fail, ZeroDivisionError("x")), RankLostError, "rank 1 failed: ZeroDiv.*: x"),
-        (2, partial(fail, MemoryError()), OutOfMemoryError, "rank 1 failed: MemoryError"),
+        (3, kill, "computing", RankLostError, "rank 2 ended .*by signal 9.*same command"),
+        (3, kill, "summing", RankLostError, "rank 2 ended .*by signal 9.*same command"),
+        (2, partial(fail, InputError("no room")), "summing", InputError, "^no room$"),
+        (2, partial(fail, ZeroDivisionError("x")), "computing", RankLostError, "1 failed: Zero.*x"),
+        (2, partial(fail, MemoryError("x")), "computing", OutOfMemoryError, "1 failed: Mem.*x"),
     ],
-    ids=["killed", "input", "bug", "memory"],
+    ids=["killed1", "killed2", "input", "bug", "memory"],
 )
-def test_the_end_of_a_rank_is_one_error(size, how, error, text, meanwhile):
+def test_the_end_of_a_rank_is_one_error(size, how, meanwhile, error, text):
     with pytest.raises(error, match=text):
-        team(size, end_alone, how, meanwhile, seconds=30)
+        team(size, end_alone, how, meanwhile, seconds=60)
     assert not torch.distributed.is_initialized()
 
 
@@ -231,7 +242,7 @@ def raise_in_first(error, team):
 
 def test_an_error_of_the_first_rank_ends_the_others():
     with pytest.raises(InputError, match="no room"):
-        team(3, raise_in_first, InputError("no room"), seconds=30)
+        team(2, raise_in_first, InputError("no room"), seconds=60)
 
 
 class Deadly:
@@ -246,19 +257,7 @@ class Deadly:
 
 def test_a_child_that_ends_before_it_has_begun():
     with pytest.raises(RankLostError, match="rank 1 ended unexpectedly"):
-        within(30, ranks.run, 2, Deadly(), CPU)
-
-
-def threads(team):
-    count = torch.zeros(team.size, dtype=torch.float64)
-    count[team.rank] = torch.get_num_threads()
-    return team.sum(count).tolist()
-
-
-def test_threads_are_divided():
-    before = torch.get_num_threads()
-    assert team(2, threads) == [max(1, before // 2)] * 2
-    assert torch.get_num_threads() == before
+        within(60, ranks.run, 2, Deadly(), CPU)
 
 
 # -- other processes -----------------------------------------------------------------------------
@@ -329,21 +328,24 @@ def program(tmp_path):
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def test_all_end_with_the_first_rank(program, tmp_path):
-    wait_until((tmp_path / "at_work1").exists, 30)
+@pytest.mark.parametrize("when", [pytest.param("begun", marks=SLOW), "at_work1"])
+def test_all_end_with_the_first_rank(program, tmp_path, when):
+    wait_until((tmp_path / when).exists, 60)
+    time.sleep(0.5)  # its child has started, and notices the end after its imports
     program.kill()
     program.wait()
-    wait_until(lambda: is_over(program.pid))
-    assert list((tmp_path / "tmp").iterdir()) == []
-    assert program.stdout.read() == ""
+    wait_until(lambda: is_over(program.pid), 10 if when == "at_work1" else 60)
+    if when == "at_work1":
+        assert list((tmp_path / "tmp").iterdir()) == []
+        assert program.stdout.read() == ""
 
 
-@pytest.mark.parametrize("when", ["begun", "at_work1"])
+@pytest.mark.parametrize("when", ["begun", pytest.param("at_work1", marks=SLOW)])
 def test_only_the_first_rank_receives_signals(program, tmp_path, when):
-    wait_until((tmp_path / when).exists, 30)
+    wait_until((tmp_path / when).exists, 60)
     for number in (signal.SIGINT, signal.SIGTERM):
         os.killpg(program.pid, number)
-    output, _ = program.communicate(timeout=30)
+    output, _ = program.communicate(timeout=60)
     assert (program.returncode, output) == (0, "2\n")
     wait_until(lambda: is_over(program.pid))
 
@@ -439,6 +441,7 @@ def torchrun(folder, what):
     )
 
 
+@SLOW
 def test_torchrun(tmp_path):
     done = torchrun(tmp_path, "train")
     assert done.returncode == 0, done.stderr
@@ -446,7 +449,7 @@ def test_torchrun(tmp_path):
     assert_same_training(train(several("4")[:1], ranks.Alone())[0], found)
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize(
     ("what", "text"), [("kill", "rank 0: .*same command"), ("fail", "rank 0: no frames")]
 )
