@@ -3,16 +3,13 @@
     python benchmarks/training.py --peer ~/deepmd-env/bin/python
     python benchmarks/training.py --peer ~/deepmd-env/bin/python --model small --curve 200
 
-Both train the same model on the same frames of water, one in each step, with the same options;
-each run is a process of its own, and the two take turns. The data are deepmd-kit's
-``examples/water/data``, in the folder DPA3SIM_WATER or ``../shared/data/water``.
+Both train the same model on the same frames of water with the same input file; each run is a
+process of its own, and the two take turns. The data are deepmd-kit's ``examples/water/data``, in
+the folder DPA3SIM_WATER or ``../shared/data/water``.
 
-So that both take the same frames in the same order, dpa3sim's order is drawn first, and deepmd-kit
-gets a system with the frames in this order; in its process, torch's random sampler is replaced by
-one that keeps it. Nothing else of deepmd-kit is changed. dpa3sim starts from deepmd-kit's first
-checkpoint, its energy bias included. With ``--curve``, dpa3sim evaluates the checkpoints of both on
-held-out frames; the errors that both report for the frame of each step show whether the frames are
-indeed the same.
+dpa3sim starts from deepmd-kit's first checkpoint, its energy bias included. Times are those of
+batches of one frame. With ``--curve``, every batch has all of four frames, so that the batches of
+both are the same in any order, and dpa3sim evaluates the models of both on other frames.
 """
 
 from __future__ import annotations
@@ -26,7 +23,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +30,14 @@ import numpy as np
 from peers import ROOT, machine, with_threads, write_report
 
 WATER = Path(os.environ.get("DPA3SIM_WATER", ROOT.parent / "shared" / "data" / "water"))
-TRAINING, VALIDATION = ("data_0", "data_1", "data_2"), "data_3"
+TRAINING, VALIDATION = ("data_0", "data_1", "data_2"), ("data_3",)
 LABELS = ("coord", "box", "energy", "force")
 OURS, THEIRS = "dpa3sim", "deepmd-kit"
-HELD_OUT = 16  # frames
+BATCH, HELD_OUT = 4, 16  # frames
 SEED = 1
 FIRST = "model.ckpt-0.pt"
+_VERSION = re.compile(r"DeePMD version: +(\S+)")
 _WALL_TIME = re.compile(r"total wall time = ([\d.]+) s")
-_VERSIONS = re.compile(r"^versions: (.+)$", re.MULTILINE)
 # The recipe of deepmd-kit's examples/water/dpa3, and a model for quick learning curves.
 MODELS: dict[str, dict[str, Any]] = {
     "recipe": {
@@ -49,12 +45,14 @@ MODELS: dict[str, dict[str, Any]] = {
         | {"e_rcut": 6.0, "e_rcut_smth": 5.3, "e_sel": 120}
         | {"a_rcut": 4.0, "a_rcut_smth": 3.5, "a_sel": 30},
         "neuron": [240, 240, 240],
+        "start_lr": 1e-3,
     },
     "small": {
         "repflow": {"n_dim": 32, "e_dim": 16, "a_dim": 8, "nlayers": 3}
         | {"e_rcut": 4.5, "e_rcut_smth": 4.0, "e_sel": 60}
         | {"a_rcut": 3.5, "a_rcut_smth": 3.0, "a_sel": 30},
         "neuron": [48, 48, 48],
+        "start_lr": 5e-3,
     },
 }
 REPFLOW = {
@@ -73,22 +71,24 @@ REPFLOW = {
 }
 
 
-def training_input(model: str, systems: str, steps: int, save_every: int) -> dict[str, Any]:
+def training_input(
+    model: str, system: str, batch: int, steps: int, save_every: int
+) -> dict[str, Any]:
     """An input of deepmd-kit."""
     layers = {"activation_function": "silut:10.0", "precision": "float32", "seed": SEED}
-    repflow = MODELS[model]["repflow"] | REPFLOW
+    repflow, rate = MODELS[model]["repflow"] | REPFLOW, MODELS[model]["start_lr"]
     return {
         "model": {
             "type_map": ["O", "H"],
             "descriptor": {"type": "dpa3", "repflow": repflow} | layers,
             "fitting_net": {"neuron": MODELS[model]["neuron"], "resnet_dt": True} | layers,
         },
-        "learning_rate": {"type": "exp", "start_lr": 1e-3, "stop_lr": 3e-5, "decay_steps": 5000},
+        "learning_rate": {"type": "exp", "start_lr": rate, "stop_lr": 0.03 * rate},
         "optimizer": {"type": "AdamW", "weight_decay": 0.001},
         "loss": {"type": "ener", "start_pref_e": 0.2, "limit_pref_e": 20}
         | {"start_pref_f": 100, "limit_pref_f": 60, "start_pref_v": 0.02, "limit_pref_v": 1},
         "training": {
-            "training_data": {"systems": [systems], "batch_size": 1},
+            "training_data": {"systems": [system], "batch_size": batch},
             "numb_steps": steps,
             "gradient_max_norm": 5.0,
             "seed": SEED,
@@ -119,57 +119,32 @@ def write_system(folder: Path, arrays: dict[str, np.ndarray], rows: np.ndarray) 
     for label, array in arrays.items():
         np.save(folder / "set.000" / f"{label}.npy", array[rows])
     for name in ("type.raw", "type_map.raw"):
-        (folder / name).write_text((WATER / VALIDATION / name).read_text())
+        (folder / name).write_text((WATER / TRAINING[0] / name).read_text())
 
 
 def prepare(folder: Path, model: str, steps: int, every: int) -> None:
     """Write the frames and inputs of both sides.
 
-    The input ``first.json`` has no steps and gives the first checkpoint. The frames of the peer
-    are in the order in which dpa3sim draws them.
+    The input ``first.json`` has no steps and gives the first checkpoint.
 
     Args:
         folder: where to. model: one of :data:`MODELS`.
-        steps: of the training. every: steps between validations; 0 for none.
+        steps: of the training.
+        every: steps between validations; 0 for none, and for batches of one frame.
     """
-    from dpa3sim.train.sampling import BatchRule, BySystem, Group, Sampler
-    from dpa3sim.train.settings import SINGLE
-
-    arrays = read_water(*TRAINING)
-    n = len(arrays["energy"])
-    group = Group(np.arange(n), np.full(n, arrays["coord"].shape[1] // 3))
-    sampler = Sampler([group], BatchRule.parse("1"), SEED, name=SINGLE, by_system=BySystem())
-    order = np.concatenate([sampler.draw() for _ in range(steps)])
-    write_system(folder / "frames", arrays, np.arange(n))
-    write_system(folder / "drawn", arrays, order)
-    held_out = read_water(VALIDATION)
-    rows = np.linspace(0, len(held_out["energy"]) - 1, HELD_OUT).astype(int)
-    write_system(folder / "held_out", held_out, rows)
-    for name, system, number in (
-        ("first", "drawn", 0),
-        (THEIRS, "drawn", steps),
-        (OURS, "frames", steps),
-    ):
-        given = training_input(model, str(folder / system), number, every or steps)
+    for name, systems, number in (("frames", TRAINING, BATCH), ("held_out", VALIDATION, HELD_OUT)):
+        arrays = read_water(*systems)
+        rows = np.linspace(0, len(arrays["energy"]) - 1, number).astype(int)
+        write_system(folder / name, arrays, rows)
+    for name, number in (("first", 0), (THEIRS, steps), (OURS, steps)):
+        batch, save_every = (BATCH, every) if every else (1, steps)
+        given = training_input(model, str(folder / "frames"), batch, number, save_every)
         if name == OURS and every:
             given["training"]["validation_data"] = {"systems": [str(folder / "held_out")]}
         (folder / f"{name}.json").write_text(json.dumps(given))
 
 
 # -- the sides -----------------------------------------------------------------------------------
-
-
-def train_theirs(given: str) -> None:
-    """In the environment of deepmd-kit: ``dp --pt train``, with frames in their order."""
-    import torch
-    from deepmd.main import main as dp
-
-    def in_order(sampler: Any) -> Any:
-        return iter(range(len(sampler.data_source)))
-
-    torch.utils.data.RandomSampler.__iter__ = in_order
-    print(f"versions: deepmd-kit {version('deepmd-kit')}, torch {torch.__version__}")
-    dp(["--pt", "train", "--skip-neighbor-stat", given])
 
 
 def train_ours(folder: Path, every: int) -> None:
@@ -192,7 +167,7 @@ def train_ours(folder: Path, every: int) -> None:
             ends.append(time.perf_counter())
 
     given = {"device": "cpu"} | ({"validate_every": every} if every else {})
-    recipe = from_deepmd(folder / f"{OURS}.json", DataSettings(), given).recipe
+    recipe = from_deepmd(folder / f"{OURS}.json", DataSettings(outlier_sigma=0), given).recipe
     first = read_model(folder / FIRST)
     outcome = Trainer(replace(recipe, start={SINGLE: first.weights}), progress=follow).run()
     print(
@@ -214,7 +189,7 @@ class Run:
     Attributes:
         seconds: of each step but the first. peak: largest resident memory, bytes.
         versions: what it ran with.
-        errors: rmse of the forces of each step's frame before the step, eV/Å.
+        errors: rmse of the forces of each step's batch before the step, eV/Å.
         held_out: rmse of the forces of held-out frames by step, of dpa3sim; empty for its peer.
     """
 
@@ -241,13 +216,14 @@ def run_process(arguments: list[str], folder: Path, threads: int) -> tuple[str, 
 
 def run_theirs(python: str, folder: Path, threads: int, name: str = THEIRS) -> Run:
     """Train with deepmd-kit, with the input of this name."""
-    arguments = [python, __file__, "--worker", THEIRS, f"{name}.json"]
+    dp = str(Path(python).with_name("dp"))
+    arguments = [dp, "--pt", "train", "--skip-neighbor-stat", f"{name}.json"]
     text, peak = run_process(arguments, folder, threads)
     curve = np.loadtxt(folder / "lcurve.out", ndmin=2) if name == THEIRS else np.empty((0, 4))
     return Run(
         seconds=[float(x) for x in _WALL_TIME.findall(text)][1:],
         peak=peak,
-        versions=_VERSIONS.findall(text)[0],
+        versions=_VERSION.findall(text)[0],
         errors=curve[:, 3].tolist(),  # step, rmse, rmse_e, rmse_f, ...
         held_out={},
     )
@@ -255,7 +231,7 @@ def run_theirs(python: str, folder: Path, threads: int, name: str = THEIRS) -> R
 
 def run_ours(folder: Path, threads: int, every: int = 0) -> Run:
     """Train with dpa3sim."""
-    arguments = [sys.executable, __file__, "--worker", OURS, str(folder), str(every)]
+    arguments = [sys.executable, __file__, "--worker", str(folder), str(every)]
     text, peak = run_process(arguments, folder, threads)
     found = json.loads(text.splitlines()[-1])
     rows, key = found["rows"], "validation_rmse_forces_eV_per_A"
@@ -287,8 +263,8 @@ def compare_speed(args: argparse.Namespace, folder: Path) -> str:
     peaks = [max(run.peak for run in side) / 2**20 for side in (theirs, ours)]
     return (
         f"{machine()}, {args.threads} threads; {OURS} with {ours[0].versions}, against "
-        f"{theirs[0].versions}; {args.rounds} rounds in turn of {args.steps} steps, the first of "
-        "which is not counted.\n\n"
+        f"{THEIRS} {theirs[0].versions}; {args.rounds} rounds in turn of {args.steps} "
+        "steps, the first of which is not counted.\n\n"
         f"| model {args.model}, water of 192 atoms | {THEIRS} | {OURS} | ratio |\n"
         "|---|---|---|---|\n"
         f"| seconds a step, median | {seconds[0]:.2f} | {seconds[1]:.2f} "
@@ -303,10 +279,8 @@ def compare_curves(args: argparse.Namespace, folder: Path) -> str:
     prepare(folder, args.model, args.curve, every)
     run_theirs(args.peer, folder, args.threads, "first")
     start = held_out_error(folder, folder / FIRST)
-    theirs, ours = (
-        run_theirs(args.peer, folder, args.threads),
-        run_ours(folder, args.threads, every),
-    )
+    theirs = run_theirs(args.peer, folder, args.threads)
+    ours = run_ours(folder, args.threads, every)
     lines = [
         f"| step, model {args.model} | {THEIRS}, rmse of forces eV/Å | {OURS} | difference |",
         "|---|---|---|---|",
@@ -317,7 +291,7 @@ def compare_curves(args: argparse.Namespace, folder: Path) -> str:
         lines.append(f"| {step} | {other:.5f} | {mine:.5f} | {100 * (mine / other - 1):+.2f} % |")
     same = np.abs(np.array(ours.errors) / theirs.errors - 1)
     lines.append(
-        f"\nThe errors of forces that both report for the frame of each step, in three digits by "
+        f"\nThe errors of forces that both report for the batch of each step, in three digits by "
         f"{THEIRS}, differ by at most {100 * same[:20].max():.2f} % in the first 20 steps and by "
         f"{100 * same.max():.2f} % in all."
     )
@@ -330,7 +304,7 @@ def held_out_error(folder: Path, model: Path) -> float:
     from dpa3sim.train.data.reading import read_frames
     from dpa3sim.train.data.settings import DataSettings
 
-    frames, _ = read_frames([folder / "held_out"], DataSettings(), ("O", "H"))
+    frames, _ = read_frames([folder / "held_out"], DataSettings(outlier_sigma=0), ("O", "H"))
     found = Potential(model).evaluate([frame.system for frame in frames])
     forces = np.concatenate([x.forces for x in found])
     return float(np.sqrt(np.mean((forces - frames.forces) ** 2)))
@@ -339,7 +313,7 @@ def held_out_error(folder: Path, model: Path) -> float:
 def main() -> None:
     """Compare and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--peer", help="Python of an environment with deepmd-kit 3.1.3")
     parser.add_argument("--model", choices=MODELS, default="recipe")
     parser.add_argument("--steps", type=int, default=5, help="of each run, 2 at least")
@@ -351,11 +325,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file whose marked part the table replaces")
     args = parser.parse_args()
     if args.worker:
-        side, *arguments = args.worker
-        if side == OURS:
-            train_ours(Path(arguments[0]), int(arguments[1]))
-        else:
-            train_theirs(arguments[0])
+        folder, every = args.worker
+        train_ours(Path(folder), int(every))
         return
     if not args.peer:
         parser.error("--peer is needed: the Python of an environment with deepmd-kit")

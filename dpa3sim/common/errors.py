@@ -10,9 +10,9 @@ EXIT_CODES = {
     DONE: "done",
     BAD_INPUT: "bad usage or input; nothing was computed",
     NOT_CONVERGED: "the calculation, or a part of it, did not converge",
-    UNPHYSICAL: "a result is not finite, or is unphysical",
+    UNPHYSICAL: "a result is not finite, or is unphysical; a training diverged",
     SOME_FAILED: "some of several structures failed; the results of the others are there",
-    CONNECTION_LOST: "the connection to i-PI was lost",
+    CONNECTION_LOST: "the connection to i-PI was lost, or to another process of a training",
     INTERRUPTED: "interrupted; the state is saved",
 }
 """What the exit codes mean; they are the same for all commands."""

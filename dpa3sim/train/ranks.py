@@ -182,7 +182,7 @@ def _on_loopback() -> Iterator[None]:
     before = os.environ.get(variable)
     try:
         for _, name in socket.if_nameindex():
-            if name.startswith("lo"):
+            if name in ("lo", "lo0"):  # on Linux, on macOS
                 os.environ[variable] = name
         yield
     finally:

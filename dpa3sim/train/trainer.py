@@ -72,7 +72,7 @@ class _Best:
 
 @dataclass
 class _Since:
-    """Sums over the steps since the last row of the learning curve, on the device."""
+    """Sums over the steps since the last row of the learning curve, and over all ranks."""
 
     loss: Tensor
     measures: Tensor
@@ -378,12 +378,16 @@ class Trainer:
         rate, gradients = self._schedule(self._done), {}
         batch = self._batch(self._stores[task], rows.tolist()) if len(rows) else None
         scale = self._scale(batch)
+        here = torch.zeros(10, dtype=torch.float64, device=self._recipe.device)
         if batch is not None:
             loss, measures, found = self._method(batch, self._loss(task, scale))
             found = {n: x for n, x in found.items() if not _begins(n, self._recipe.frozen)}
             gradients = self._weights.gradients(task, found)
-            self._since.loss += loss
-            self._since.measures += measures.sums
+            here = torch.cat([loss.view(1), measures.sums.flatten()])
+        # Summed in every step, so that the sums do not depend on when a state was saved.
+        everywhere = self._team.sum(here)
+        self._since.loss += everywhere[0]
+        self._since.measures += everywhere[1:].view(3, 3)
         names, trained = self._reachable[task], self._weights.trained
         gradients = sum_gradients(self._team, gradients, names, trained)
         clip_(gradients, self._recipe.train.gradient_max_norm or math.inf)
@@ -487,10 +491,9 @@ class Trainer:
             NonFiniteError: a loss or a weight since the last row is not finite.
         """
         since = self._since
-        both = self._team.sum(torch.cat([since.loss.view(1), since.measures.flatten()]))
-        loss = float(both[0]) / max(since.steps, 1)
+        loss = float(since.loss) / max(since.steps, 1)
         self._check_finite(loss)
-        errors = Measures(both[1:].view(3, 3)).values()
+        errors = Measures(since.measures).values()
         self._rows.append(
             {
                 "step": float(self._done),
@@ -613,13 +616,9 @@ class Trainer:
         self._done = self._saved = state.step
         self._rows = [dict(row) for row in facts["rows"]]
         self._best = _Best(**facts["best"]) if facts["best"] else _Best()
-        first = self._team.rank == 0  # the others add nothing to what all ranks summed
         device = self._recipe.device
-        self._since = _Since.begin(device)
+        self._since = _Since(since["loss"].to(device), since["measures"].to(device))
         self._since.steps = facts["steps_since_row"]
-        if first:
-            self._since.loss += since["loss"].to(device)
-            self._since.measures += since["measures"].to(device)
         self._difference.scale = facts["scale"]
         self._error, self._check = facts["gradient_error"], facts["gradient_check"]
         self._recorder.curve(self._rows)

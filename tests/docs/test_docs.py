@@ -110,7 +110,7 @@ def test_commands_and_flags_in_the_text_exist(page):
             known = {*PARSERS[command].flags()}
         elif not span.startswith("--"):
             continue
-        for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span):
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", span):
             assert flag in known, f"{page}:{line}: {span} has no {flag}"
 
 

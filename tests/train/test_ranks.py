@@ -19,14 +19,22 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ranks_work import (
+    Deadly,
+    end_alone,
+    fail,
+    kill,
+    raise_in_first,
+    sums,
+    train,
+    train_in_parts,
+)
 from tests_support import ENVIRONMENT, TESTS
 from training_support import SMALL, labelled, recipe, water
 
 from dpa3sim.common.errors import InputError, OutOfMemoryError
 from dpa3sim.train import ranks
-from dpa3sim.train.recording import MemoryRecorder
 from dpa3sim.train.team import RankLostError
-from dpa3sim.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 SLOW = pytest.mark.slow
@@ -57,21 +65,6 @@ def team(size, work, *args, seconds=120):
 # -- sums ----------------------------------------------------------------------------------------
 
 
-def sums(team):
-    """Sums over the ranks as each of them has them, what the ranks say to flags, and threads."""
-    rows, exact = [], []
-    for size in (1, 3, 1000, 100_003):
-        random = torch.Generator().manual_seed(100 * team.rank + size)
-        own = torch.randn(size, dtype=torch.float64, generator=random).exp()
-        rows.append(team.sum(own))
-        exact.append(sum(team.sum(own if team.rank == r else 0 * own) for r in range(team.size)))
-    here = torch.zeros(team.size, sum(map(len, rows)), dtype=torch.float64)
-    here[team.rank] = torch.cat(rows)
-    flags = [team.any(team.rank == r) for r in range(team.size)]
-    threads = team.sum(torch.tensor(torch.get_num_threads()))
-    return team.sum(here), torch.cat(exact), (*flags, team.any(False)), int(threads)
-
-
 @pytest.mark.parametrize("size", [1, 2, 3, pytest.param(4, marks=SLOW)])
 def test_all_ranks_have_the_same_sum(size):
     before = torch.get_num_threads()
@@ -85,56 +78,6 @@ def test_all_ranks_have_the_same_sum(size):
 
 
 # -- trainings -----------------------------------------------------------------------------------
-
-
-class FileRecorder(MemoryRecorder):
-    """States in a file that all ranks read."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    def load(self):
-        return torch.load(self.path, weights_only=False) if self.path.exists() else None
-
-    def save(self, state):
-        super().save(state)
-        torch.save(self.state, self.path)
-
-
-class At:
-    """Says to stop at a step."""
-
-    def __init__(self, step):
-        self.left = step
-
-    def __call__(self):
-        self.left -= 1
-        return self.left == 0
-
-
-def train(recipes, team):
-    """Train several models; the state of each."""
-    found = []
-    for given in recipes:
-        recorder = MemoryRecorder()
-        Trainer(given, recorder, team).run()
-        found.append(recorder.state)
-    return found
-
-
-def train_in_parts(recipes, folder, team):
-    """Train several models without and with a stop; the states of each."""
-    found = []
-    for number, given in enumerate(recipes):
-        whole, parts = (FileRecorder(folder / f"{name}{number}") for name in ("whole", "parts"))
-        Trainer(given, whole, team).run()
-        stop = At(7 if team.rank == team.size - 1 else 0)
-        assert Trainer(given, parts, team, stop=stop).run().steps == 7
-        team.any(False)  # rank 0 has written the state
-        assert Trainer(given, parts, team).run().finished
-        found.append((whole.state, parts.state))
-    return found
 
 
 def of_all_sizes(seed, lone=False):
@@ -198,24 +141,6 @@ def test_a_continued_training_of_two_ranks_has_the_same_bits(tmp_path):
 # -- ends ----------------------------------------------------------------------------------------
 
 
-def end_alone(how, meanwhile, team):
-    """The last rank ends; the others compute, or wait for it in a sum."""
-    team.any(False)
-    if team.rank == team.size - 1:
-        how()
-    while meanwhile == "computing":
-        time.sleep(0.01)
-    team.any(False)
-
-
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail(error):
-    raise error
-
-
 @pytest.mark.parametrize(
     ("size", "how", "meanwhile", "error", "text"),
     [
@@ -233,26 +158,9 @@ def test_the_end_of_a_rank_is_one_error(size, how, meanwhile, error, text):
     assert not torch.distributed.is_initialized()
 
 
-def raise_in_first(error, team):
-    """Rank 0 raises while the others wait for it."""
-    if team.rank == 0:
-        raise error
-    team.any(False)
-
-
 def test_an_error_of_the_first_rank_ends_the_others():
     with pytest.raises(InputError, match="no room"):
         team(2, raise_in_first, InputError("no room"), seconds=60)
-
-
-class Deadly:
-    """Kills the process that receives it."""
-
-    def __reduce__(self):
-        return kill, ()
-
-    def __call__(self, team):
-        return team.any(False)
 
 
 def test_a_child_that_ends_before_it_has_begun():
