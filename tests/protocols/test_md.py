@@ -275,6 +275,7 @@ def test_ramp_goes_on_where_it_was(copper):
     assert recorder.state.facts["ramp"] == 20
 
 
+@pytest.mark.slow
 def test_barostat_finds_the_pressure(copper):
     """Weak coupling brings a strained crystal to the pressure asked for."""
     copper.set_cell(copper.cell[:] * 1.01, scale_atoms=True)
