@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import shlex
 import types
 import typing
 import unicodedata
@@ -75,7 +76,8 @@ def options(settings: Any) -> dict[str, tuple[type, OptionInfo]]:
 def validate(settings: Any) -> None:
     """Check every option of a frozen dataclass from its ``__post_init__``.
 
-    Choices are matched in any case and get their canonical spelling.
+    Choices are matched in any case and get their canonical spelling. A number, or a list of words
+    and numbers, becomes the text that an option takes: config files may say ``batch_size: 4``.
 
     Raises:
         InputError: a value is not allowed.
@@ -84,6 +86,9 @@ def validate(settings: Any) -> None:
         value = getattr(settings, name)
         if value is None:
             continue
+        if kind is str and not isinstance(value, str):
+            value = _as_text(value)
+            object.__setattr__(settings, name, value)
         if info.choices and isinstance(value, str):
             spelling = {choice.lower(): choice for choice in info.choices}
             value = spelling.get(value.lower(), value)
@@ -105,6 +110,14 @@ def validate(settings: Any) -> None:
             raise InputError(f"option {name} = {value} must be finite")
         if info.minimum is not None and isinstance(value, (int, float)) and value < info.minimum:
             raise InputError(f"option {name} = {value!r} must be at least {info.minimum:g}")
+
+
+def _as_text(value: Any) -> Any:
+    """The text of a number or of a list of words and numbers; other values are as they are."""
+    words = value if isinstance(value, (list, tuple)) else [value]
+    if words and all(isinstance(x, (str, int)) and not isinstance(x, bool) for x in words):
+        return shlex.join(map(str, words))
+    return value
 
 
 def _is_control(character: str) -> bool:

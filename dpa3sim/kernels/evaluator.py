@@ -16,7 +16,7 @@ from dpa3sim.kernels.algebra import Algebra, CompiledAlgebra, TensorAlgebra
 from dpa3sim.kernels.api import Exchange, Features, GraphData, Kernel, LayerTape, Matmul
 from dpa3sim.kernels.compiled import CompiledKernel
 from dpa3sim.kernels.fitting import FittingKernel
-from dpa3sim.kernels.geometry import GeometryKernel
+from dpa3sim.kernels.geometry import GeometryKernel, GeometryTape
 from dpa3sim.kernels.gradients import LayerSums, WeightSums, through
 from dpa3sim.kernels.layer import Layer, LayerWeights
 from dpa3sim.kernels.tensor import ParallelTensorKernel, SequentialTensorKernel
@@ -51,10 +51,12 @@ class _Course:
         self,
         layers: Sequence[Layer],
         data: GraphData,
+        geometry: GeometryTape,
         policy: MemoryPolicy,
         exchange: Exchange | None,
     ) -> None:
-        self._layers, self._data = layers, data
+        self.data, self.geometry = data, geometry
+        self._layers = layers
         self._policy, self._exchange = policy, exchange
         self._tapes: list[LayerTape] = []
         self._inputs: list[Features] = []
@@ -68,7 +70,7 @@ class _Course:
             # Features that are not kept alternate between two places.
             kept = (index + 1) % every == 0
             tape = LayerTape(keep, f"after {index}" if kept else f"passing {index % 2}")
-            features = layer.forward(self._data, features, tape)
+            features = layer.forward(self.data, features, tape)
             if kept or layer is self._layers[-1]:  # others are run, and taped, once more
                 self._tapes.append(tape)
             if layer is not self._layers[-1]:
@@ -86,12 +88,12 @@ class _Course:
             segment, again = [self._inputs.pop()], []
             for index, layer in enumerate(layers[:-1]):
                 again.append(LayerTape(False, f"again {index}"))
-                features = layer.forward(self._data, segment[-1], again[-1])
+                features = layer.forward(self.data, segment[-1], again[-1])
                 segment.append(self._exchanged(features))
             again.append(self._tapes.pop())
             for index, layer in reversed(list(enumerate(layers, start=first))):
                 sums = None if weights is None else weights[index]
-                grad = layer.backward(self._data, segment.pop(), grad, again.pop(), sums)
+                grad = layer.backward(self.data, segment.pop(), grad, again.pop(), sums)
                 if self._exchange is not None and layer is not self._layers[0]:
                     grad = grad._replace(node=self._exchange.backward(grad.node))
         return grad
@@ -128,7 +130,6 @@ class Evaluator:
     ) -> None:
         config = network.config
         self._network, self._config, self._sparse = network, config, sparse
-        self._library = library
         self.itemsize = network.dtype.itemsize
         self.workspace = Workspace(network.device, network.dtype)
         self._activation = ActivationKernel(config.descriptor.activation, sparse)
@@ -149,6 +150,9 @@ class Evaluator:
             )
             for number in range(config.descriptor.nlayers)
         ]
+        self._algebra64: Algebra = TensorAlgebra()
+        if library is not None:
+            self._algebra64 = CompiledAlgebra(library, torch.float64)
         self.refresh()
 
     @torch.no_grad()
@@ -160,9 +164,6 @@ class Evaluator:
         for layer in self._layers:
             layer.kernel.refresh(weights)
         self._fitting = FittingKernel(config, weights, self._sparse)
-        self._algebra64: Algebra = TensorAlgebra()
-        if self._library is not None:
-            self._algebra64 = CompiledAlgebra(self._library, torch.float64)
         self._bias = weights["fitting_net.bias_atom_e"][:, 0], weights["out_bias"][0, :, 0]
 
     @torch.no_grad()
@@ -176,12 +177,7 @@ class Evaluator:
             policy: what to keep for the backward pass.
             exchange: fetches features of nodes that are no centres, where there are such.
         """
-        weighting, edge, angle, geometry_tape = self._geometry.forward(graph)
-        data = GraphData(graph, weighting, weighting.zeros_like())
-        node, types = self._network.node_start(graph, self._type_rows)
-        course = _Course(self._layers, data, policy, exchange)
-        last = course.forward(Features(node, edge, angle))
-        del node, edge, angle
+        course, last, types = self._forward(graph, policy, exchange)
         inputs, included = self._fitting_inputs(graph, last.node, types)
         output, tape = self._fitting.forward(inputs)
         energies = self._energies(graph, output, inputs, included)
@@ -190,7 +186,7 @@ class Evaluator:
         del last
         grad = course.backward(d_last)
         vectors = self._geometry.backward(
-            graph, geometry_tape, data.d_weighting, grad.edge, grad.angle
+            graph, course.geometry, course.data.d_weighting, grad.edge, grad.angle
         )
         self.workspace.end()
         return energies, vectors
@@ -207,12 +203,7 @@ class Evaluator:
             policy: what to keep for the backward pass.
             sums: from :meth:`weight_sums`.
         """
-        weighting, edge, angle, geometry_tape = self._geometry.forward(graph)
-        data = GraphData(graph, weighting, weighting.zeros_like())
-        node, types = self._network.node_start(graph, self._type_rows)
-        course = _Course(self._layers, data, policy, None)
-        last = course.forward(Features(node, edge, angle))
-        del node, edge, angle
+        course, last, types = self._forward(graph, policy)
         inputs, included = self._fitting_inputs(graph, last.node, types)
         seed = seed * included
         if self._config.fitting.subtract_vacuum:
@@ -226,7 +217,7 @@ class Evaluator:
         # The angles reach no energy where no layer reads them.
         d_angle = grad.angle if self._layers[0].plan.angles else None
         algebra = self._layers[0].kernel.algebra
-        self._geometry.add_weights(graph, geometry_tape, grad.edge, d_angle, algebra, sums.named)
+        self._geometry.add_weights(graph, course.geometry, grad.edge, d_angle, algebra, sums.named)
         d_types = self._activation.backward_(grad.node, types).to(torch.float64)
         if self._config.descriptor.concat_output_tebd:
             n = types.shape[1]
@@ -275,6 +266,16 @@ class Evaluator:
                 merged = LayerWeights(config.descriptor, layer.plan, leaves, number)
                 pairs += found.pairs(merged)
             return through(pairs, leaves) | dict(sums.named)
+
+    def _forward(
+        self, graph: BlockGraph, policy: MemoryPolicy, exchange: Exchange | None = None
+    ) -> tuple[_Course, Features, Tensor]:
+        """Run all layers: the course to go back, the last features, and the types' rows."""
+        weighting, edge, angle, geometry = self._geometry.forward(graph)
+        data = GraphData(graph, weighting, weighting.zeros_like())
+        node, types = self._network.node_start(graph, self._type_rows)
+        course = _Course(self._layers, data, geometry, policy, exchange)
+        return course, course.forward(Features(node, edge, angle)), types
 
     def _fitting_inputs(
         self, graph: BlockGraph, node: Tensor, rows: Tensor

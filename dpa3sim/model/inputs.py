@@ -1,4 +1,4 @@
-"""The types and extra inputs of a system, as a model takes them."""
+"""The edges, types and extra inputs of a system, as a model takes them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ import numpy as np
 
 from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import InputError
+from dpa3sim.graph.edges import EdgeRules, Truncation
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import CHARGE_ROWS, SPIN_ROWS
 from dpa3sim.structures.system import System
 
 CHARGE_RANGE = (-CHARGE_ROWS // 2, CHARGE_ROWS // 2 - 1)
 SPIN_RANGE = (0, SPIN_ROWS - 1)
+
+
+def edge_rules(config: ModelConfig, truncate: Truncation = "deepmd") -> EdgeRules:
+    """Which neighbours are edges of a model; by default as deepmd-kit selects them."""
+    descriptor = config.descriptor
+    return EdgeRules(
+        e_rcut=descriptor.e_rcut,
+        a_rcut=descriptor.a_rcut,
+        e_sel=descriptor.e_sel,
+        a_sel=descriptor.a_sel,
+        excluded_pairs=config.excluded_pairs,
+        truncate=truncate,
+    )
 
 
 def with_inputs(system: System, config: ModelConfig) -> System:

@@ -16,11 +16,11 @@ from dpa3sim.checkpoints import ModelFile
 from dpa3sim.checkpoints.reference import references
 from dpa3sim.checkpoints.registry import load_model, reference
 from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError, NonFiniteError
-from dpa3sim.graph.edges import EdgeRules, Edges, Truncation, find_edges
+from dpa3sim.graph.edges import Edges, Truncation, find_edges
 from dpa3sim.graph.lists import Counters
 from dpa3sim.graph.reference import GraphBatch, make_batch
 from dpa3sim.kernels.api import Matmul
-from dpa3sim.model.inputs import with_inputs
+from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
 from dpa3sim.potential.batches import BatchEvaluator
 from dpa3sim.potential.evaluation import Evaluation, raise_first
@@ -115,19 +115,12 @@ class Potential:
         self.model = model if isinstance(model, ModelFile) else load_model(model, head)
         if smooth_cutoff is not None:
             self.model = self.model.smoothed(smooth_cutoff)
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         config = self.model.config
         self.dtype: Dtype = config.descriptor.precision if dtype == "auto" else dtype
         self.truncate: Truncation = truncate
         self.counters = Counters()
-        self.rules = EdgeRules(
-            e_rcut=config.descriptor.e_rcut,
-            a_rcut=config.descriptor.a_rcut,
-            e_sel=config.descriptor.e_sel,
-            a_sel=config.descriptor.a_sel,
-            excluded_pairs=config.excluded_pairs,
-            truncate=truncate,
-        )
+        self.rules = edge_rules(config, truncate)
         self.network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
@@ -404,7 +397,12 @@ class Potential:
         return tuple(messages)
 
 
-def _resolve_device(device: str | torch.device) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of a name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        InputError: it cannot be used.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpa3sim.common.errors import InputError
+from dpa3sim.common.errors import INTERRUPTED, Dpa3simError, InputError
 from dpa3sim.common.files import atomic_write, is_part, lock_folder, usual_recursion
 
 RESULT = "result.json"
@@ -53,6 +54,13 @@ _SHARES = {
     "_per_cell": "/cell",
     "_per_formula_unit": "/formula unit",
 }
+
+
+@dataclass
+class Session:
+    """How a session ends: the exit code of the command."""
+
+    exit_code: int = INTERRUPTED
 
 
 class RunDirectory:
@@ -176,10 +184,29 @@ class RunDirectory:
             known["sessions"][-1] |= facts
             atomic_write(self.path / PROVENANCE, to_json(known))
 
-    def end_session(self, exit_code: int) -> None:
-        """Note when and how this session ended; of no use where that cannot be written."""
-        with suppress(OSError):
-            self.note(ended=timestamp(), exit_code=exit_code)
+    @contextmanager
+    def session(self, say: Callable[[str], object]) -> Iterator[Session]:
+        """Note when and how the block ended: with the code that it sets, or with its error's.
+
+        Args:
+            say: reports a line.
+        """
+        found = Session()
+        try:
+            yield found
+        except KeyboardInterrupt:
+            # Whoever reads us, and rich makes an exit of that, may be gone by the same Ctrl-C.
+            with suppress(OSError, SystemExit):
+                say(f"interrupted; the same command continues (state in {self.path})")
+            raise
+        except Dpa3simError as error:
+            found.exit_code = error.exit_code
+            with suppress(OSError):
+                self.log(f"failed: {error}")
+            raise
+        finally:
+            with suppress(OSError):
+                self.note(ended=timestamp(), exit_code=found.exit_code)
 
     def log(self, message: str) -> None:
         """Append a line to the log."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.common.errors import (
     DONE,
-    INTERRUPTED,
     NOT_CONVERGED,
     SOME_FAILED,
     Dpa3simError,
@@ -250,28 +249,15 @@ class Job:
         directory = self.directory
         started = session(self.potential, self.options.command_line)
         directory.write_provenance(started, self.summary)
-        code = INTERRUPTED
-        try:
+        with directory.session(self.say) as ending:
             directory.write_config(config(self.potential, self.settings))
             for line in introduction(self.read(), str(directory.path)):
                 self.say(line)
             with self.reporter.shown():
                 result = self.compute()
             stored = self._finish(result)
-            code = self.exit_code(stored)
+            ending.exit_code = self.exit_code(stored)
             return stored
-        except KeyboardInterrupt:
-            # Whoever reads us, and rich makes an exit of that, may be gone by the same Ctrl-C.
-            with suppress(OSError, SystemExit):
-                self.say(f"interrupted; the same command continues (state in {directory.path})")
-            raise
-        except Dpa3simError as error:
-            code = error.exit_code
-            with suppress(OSError):
-                directory.log(f"failed: {error}")
-            raise
-        finally:
-            directory.end_session(code)
 
     def _is_done(self, stored: dict[str, Any]) -> bool:
         """Whether a stored result leaves nothing to do; then report it.

@@ -9,7 +9,6 @@ import math
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from dpa3sim.common.errors import (
     INTERRUPTED,
     NOT_CONVERGED,
     CheckpointError,
-    Dpa3simError,
     InputError,
 )
 from dpa3sim.common.files import atomic_write
@@ -38,6 +36,7 @@ from dpa3sim.run.job import JobOptions
 from dpa3sim.run.provenance import process_facts
 from dpa3sim.run.reporter import LINE_SECONDS, Reporter
 from dpa3sim.train.prepare import Prepared
+from dpa3sim.train.ranks import place
 from dpa3sim.train.ranks import run as run_on_ranks
 from dpa3sim.train.recipe import Recipe
 from dpa3sim.train.recording import Models, Row, State
@@ -61,11 +60,11 @@ class FolderRecorder:
     """Keeps what a training produces in a run directory.
 
     Args:
-        folder: the directory. config: of the model. name: of the model.
+        folder: the directory, which gives the model its name. config: of the model.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig, name: str) -> None:
-        self._folder, self._config, self._name = folder, config, name
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self._folder, self._config = folder, config
 
     def load(self) -> State | None:
         """See :class:`~dpa3sim.train.recording.Recorder`, like the other methods.
@@ -134,7 +133,7 @@ class FolderRecorder:
         return ModelFile(
             self._config,
             arrays,
-            self._name,
+            self._folder.stem,
             Path(model_file("best", task)),
             "native",
             "",
@@ -155,20 +154,22 @@ def never() -> bool:
 
 @dataclass(frozen=True)
 class _Work:
-    """What each process does; only the first one reports and is asked to stop."""
+    """What each process does; only the first one reports, and knows whether all is done already."""
 
     recipe: Recipe
     folder: Path
-    name: str
     began: float
     progress: Progress = silent
     stop: Callable[[], bool] = never
+    done: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Work, (self.recipe, self.folder, self.name, self.began)
+        return _Work, (self.recipe, self.folder, self.began)
 
-    def __call__(self, team: Team) -> Outcome:
-        recorder = FolderRecorder(self.folder, self.recipe.config, self.name)
+    def __call__(self, team: Team) -> Outcome | None:
+        if team.any(self.done):
+            return None
+        recorder = FolderRecorder(self.folder, self.recipe.config)
         return Trainer(self.recipe, recorder, team, self.progress, self.stop, self.began).run()
 
 
@@ -198,6 +199,8 @@ class TrainingRun:
     def execute(self) -> dict[str, Any]:
         """Train, continue, or find done; returns the content of ``result.json``.
 
+        The first process of torchrun or srun calls this, the others call :meth:`follow`.
+
         Raises:
             InputError: the directory cannot be used; nothing was written then.
         """
@@ -208,50 +211,47 @@ class TrainingRun:
         ) as self._directory:
             done = self._directory.result
             if done is not None and self._is_done(done):
+                if place() is not None:
+                    self._train(done=True)
                 return done
             return self._execute(summary)
+
+    def follow(self) -> int:
+        """Train as one of several processes of torchrun or srun, but not the first one.
+
+        Returns:
+            The exit code.
+        """
+        outcome = self._train()
+        return DONE if outcome is None else _exit_code(outcome.finished, outcome.reason)
 
     @staticmethod
     def exit_code(result: Mapping[str, Any]) -> int:
         """Exit code of a training that has a result."""
-        if result["converged"]:
-            return DONE
-        return INTERRUPTED if result["reasons"] == [STOPPED] else NOT_CONVERGED
+        return _exit_code(result["converged"], *result["reasons"])
 
     def _execute(self, summary: Mapping[str, Any]) -> dict[str, Any]:
-        directory, code = self._directory, INTERRUPTED
+        directory = self._directory
         directory.write_provenance(
             process_facts(self._options.command_line) | {"device": str(self.recipe.device)}, summary
         )
-        try:
+        with directory.session(self._say) as ending:
             directory.write_config(self._settings)
             for line in self._introduction():
                 self._say(line)
-            stopped: list[bool] = []
-            with self._reporter.shown(), self._reporter.stopping(lambda: stopped.append(True)):
-                work = _Work(
-                    self.recipe,
-                    directory.path,
-                    directory.path.stem,
-                    self._options.began,
-                    self._follow,
-                    lambda: bool(stopped),
-                )
-                outcome = run_on_ranks(self.recipe.train.ranks, work, self.recipe.device)
+            outcome = self._train(self._follow)
+            assert outcome is not None
             result = self._finish(outcome)
-            code = self.exit_code(result)
+            ending.exit_code = self.exit_code(result)
             return result
-        except KeyboardInterrupt:
-            with suppress(OSError, SystemExit):
-                self._say(f"interrupted; the same command continues (state in {directory.path})")
-            raise
-        except Dpa3simError as error:
-            code = error.exit_code
-            with suppress(OSError):
-                directory.log(f"failed: {error}")
-            raise
-        finally:
-            directory.end_session(code)
+
+    def _train(self, progress: Progress = silent, done: bool = False) -> Outcome | None:
+        """What all processes do; None if the first one says that it is done."""
+        stopped: list[bool] = []
+        with self._reporter.shown(), self._reporter.stopping(lambda: stopped.append(True)):
+            began, stop = self._options.began, lambda: bool(stopped)
+            work = _Work(self.recipe, self._path, began, progress, stop, done)
+            return run_on_ranks(self.recipe.train.ranks, work, self.recipe.device)
 
     def _introduction(self) -> list[str]:
         """What is going to be trained on what."""
@@ -312,8 +312,8 @@ class TrainingRun:
         try:
             train = self.recipe.train
             wanted = stored["total_steps"] if train.epochs is not None else train.steps
-            early = stored["stopped_early"] or stored["steps"] >= wanted
-            if not (stored["converged"] and early):
+            enough = stored["stopped_early"] or stored["steps"] >= wanted
+            if not (stored["converged"] and enough):
                 return False
             lines = self._lines(stored)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -328,7 +328,7 @@ class TrainingRun:
     def _finish(self, outcome: Outcome) -> dict[str, Any]:
         """Write the result and what belongs to it."""
         folder, recipe = self._directory.path, self.recipe
-        recorder = FolderRecorder(folder, recipe.config, folder.stem)
+        recorder = FolderRecorder(folder, recipe.config)
         warnings = list(outcome.warnings)
         if outcome.finished:
             reason = recorder.models_for_deepmd("best", recipe.names)
@@ -402,7 +402,7 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
     """Time and memory of a training on one process, from a few of its steps; JSON-ready."""
     trial = replace(recipe.train, epochs=None, steps=_TRIAL_STEPS, patience=None, max_hours=None)
     trial = replace(trial, validate_every=_TRIAL_STEPS + 1, report_every=_TRIAL_STEPS + 1)
-    total = Trainer(recipe).steps
+    total = recipe.steps(recipe.samplers())
     without = tuple(replace(task, validation=None) for task in recipe.tasks)
     outcome = Trainer(replace(recipe, train=trial, tasks=without)).run()
     step = outcome.seconds / _TRIAL_STEPS
@@ -421,6 +421,12 @@ def estimate(recipe: Recipe) -> dict[str, Any]:
         "memory_GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "device": str(recipe.device),
     }
+
+
+def _exit_code(finished: bool, reason: str) -> int:
+    if finished:
+        return DONE
+    return INTERRUPTED if reason == STOPPED else NOT_CONVERGED
 
 
 def _errors(values: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -7,14 +7,13 @@ import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.common import settings as options_of
 from dpa3sim.common.durations import elapsed, estimated
-from dpa3sim.common.errors import INTERRUPTED, Dpa3simError, Dpa3simWarning, InputError
+from dpa3sim.common.errors import Dpa3simWarning, InputError
 from dpa3sim.common.option_files import read_options
 from dpa3sim.common.settings import option, validate
 from dpa3sim.potential.settings import ModelSettings
@@ -183,8 +182,7 @@ class Screening:
 
     def run(self) -> int:
         """Compute what waits; returns the exit code of the command."""
-        code = INTERRUPTED
-        try:
+        with self.directory.session(self.say) as ending:
             counts = self.database.counts()
             known = sum(counts.values()) - counts[WAITING]
             self.say(
@@ -195,17 +193,8 @@ class Screening:
             with self.reporter.shown(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", Dpa3simWarning)  # they stand in the results
                 self._compute(counts[WAITING])
-            code = self._end()
-        except KeyboardInterrupt:
-            with suppress(OSError, SystemExit):  # as in `Job`
-                self.say(f"interrupted; the same command continues (state in {self.folder})")
-            raise
-        except Dpa3simError as error:
-            code = error.exit_code
-            raise
-        finally:
-            self.directory.end_session(code)
-        return code
+            ending.exit_code = self._end()
+        return ending.exit_code
 
     def close(self) -> None:
         """Let other processes into the folder."""

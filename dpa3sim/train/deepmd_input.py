@@ -64,6 +64,9 @@ _IN_TRAINING = {
     "zero_stage": "affects the memory of deepmd-kit only",
     "enable_compile": "affects the speed of deepmd-kit only",
 }
+_IN_VALIDATION = dict.fromkeys(
+    ("numb_btch", "numb_batch"), "all validation frames are evaluated each time"
+)
 
 
 @dataclass(frozen=True)
@@ -666,13 +669,13 @@ def _reporting(training: _Section) -> dict[str, Any]:
     """What is left of the training section beside seed and data."""
     training.ignore(_IN_TRAINING)
     training.neutral("mixed_precision", None)
+    training.neutral("change_bias_after_training", False)
     average, decay = training.flag("enable_ema", False), training.real("ema_decay", 0.999)
     return {
         "gradient_max_norm": training.number("gradient_max_norm") or None,
         "ema_decay": decay if average else None,
         "report_every": training.count("disp_freq", 1000, positive=True),
         "save_every": training.count("save_freq", 1000, positive=True),
-        "change_bias_after": training.flag("change_bias_after_training", False),
     }
 
 
@@ -724,21 +727,18 @@ def _data(
     data, batches = {}, {}
     for head, section in sections.items():
         found = _systems(section.section("training_data"), folder)
-        validation, number = None, 1
+        validation = None
         values = section.value("validation_data", None)
         if values is not None:
             part = section.other(values, section.at("validation_data"))
-            number = part.count("numb_btch", 1, ["numb_batch"], positive=True)
+            part.ignore(_IN_VALIDATION)
             validation = _systems(part, folder)
         if multitask:
             section.ignore({"stat_file": _IN_TRAINING["stat_file"]})
             section.finish()
         data[head] = DataOptions(found, validation)
         size = found.batch_size
-        batches[head] = {
-            "batch_size": list(size) if isinstance(size, tuple) else size,
-            "validation_batches": number,
-        }
+        batches[head] = {"batch_size": list(size) if isinstance(size, tuple) else size}
     return data, batches
 
 

@@ -97,13 +97,10 @@ class Gradient(NamedTuple):
 
 
 class GradientMethod(Protocol):
-    """Makes the gradient of a batch."""
+    """Makes the gradient of a batch, with the weights that were last refreshed."""
 
     def __call__(self, batch: Batch, loss: LossFunction) -> Gradient:
         """Evaluate the batch, and differentiate its loss."""
-
-    def refresh(self) -> None:
-        """Take the weights of the network as they are now."""
 
 
 class DifferenceGradient:
@@ -127,10 +124,6 @@ class DifferenceGradient:
         self._evaluator, self._policy = evaluator, policy
         self._step = RMS_STEP[network.dtype]
         self.scale = 1.0
-
-    def refresh(self) -> None:
-        """See :class:`GradientMethod`."""
-        self._evaluator.refresh()
 
     def predict(self, batch: Batch) -> Predictions:
         """Energies, forces and virials, in the order of the rows."""
@@ -197,9 +190,6 @@ class ExactGradient:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-
-    def refresh(self) -> None:
-        """See :class:`GradientMethod`: nothing to do."""
 
     def __call__(self, batch: Batch, loss: LossFunction) -> Gradient:
         """See :class:`GradientMethod`."""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.settings import replace_checked
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.inputs import with_inputs
+from dpa3sim.potential.potential import resolve_device
 from dpa3sim.train.data.frames import Frames, Rejected
 from dpa3sim.train.data.reading import read_frames
 from dpa3sim.train.data.settings import DataSettings
@@ -95,7 +95,7 @@ def from_options(options: Options) -> Prepared:
         schedule=options.schedule,
         optimizer=options.optimizer,
         initial={name: getattr(options.architecture, name) for name in names},
-        device=device_of(train.device),
+        device=resolve_device(train.device),
     )
     return Prepared(recipe, tuple(rejected))
 
@@ -142,26 +142,9 @@ def from_deepmd(path: Path, data: DataSettings, given: Mapping[str, Any]) -> Pre
             name: _fixed_bias(config, (options | found.overrides[name])["preset_out_bias"])
             for name in found.models
         },
-        device=device_of(train.device),
+        device=resolve_device(train.device),
     )
     return Prepared(recipe, tuple(rejected), found.ignored)
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        InputError: it cannot be used.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used: {reason}") from None
-    return device
 
 
 def _split(frames: Frames, share: float, seed: int) -> tuple[Frames, Frames]:
@@ -207,7 +190,8 @@ def _train_options(options: Mapping[str, Any], found: DeepmdInput) -> dict[str, 
         "separate_fitting": len(found.models) > 1 and not fitting.dim_case_embd,
         "task_weights": " ".join(f"{k}={v!r}" for k, v in weights.items()) if weights else "",
     }
-    return {k: v for k, v in translated.items() if v is not None or k in ("gradient_max_norm",)}
+    # No limit of gradients is a value; other options that the file lacks keep our defaults.
+    return {k: v for k, v in translated.items() if v is not None or k == "gradient_max_norm"}
 
 
 def _deepmd_task(

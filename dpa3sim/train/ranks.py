@@ -61,9 +61,9 @@ T = TypeVar("T")
 
 # How long ranks wait for each other to connect; a launcher may start them at different times.
 _CONNECT, _CONNECT_LAUNCHED = timedelta(minutes=1), timedelta(minutes=10)
-# How long an exchange waits. The end of a rank is noticed without it, and ranks may be far apart:
-# rank 0 finds the edges of all frames on the disk, the others search for them.
-_EXCHANGE = timedelta(hours=6)
+# How long ranks wait until all are prepared. The end of a rank is noticed without it, and ranks may
+# be far apart: rank 0 finds the edges of all frames on the disk, the others search for them.
+_PREPARATION = timedelta(hours=6)
 # How long children may take, s, to end after their work, and after the connection to one is lost.
 _END, _FOLLOW = 5.0, 0.5
 # Variables of launchers: the rank of a process, of how many, and its number on its machine.
@@ -100,11 +100,6 @@ def place() -> Place | None:
             found = Place(*map(_number, names))
             return found if found.size > 1 else None
     return None
-
-
-def external() -> bool:
-    """Whether torchrun or srun started this process as one of several."""
-    return place() is not None
 
 
 def run(ranks: int, work: Callable[[Team], T], device: torch.device) -> T:
@@ -434,7 +429,7 @@ def _connect(store: Store, me: Place, device: torch.device, patience: timedelta)
         )
     except RuntimeError as error:
         raise RankLostError(f"rank {me.rank} does not find the others: {error}") from error
-    c10d._set_pg_timeout(_EXCHANGE)
+    c10d._set_pg_timeout(_PREPARATION)
 
 
 def _disconnect() -> None:

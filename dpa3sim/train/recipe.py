@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 
 from dpa3sim.graph.edges import EdgeRules
 from dpa3sim.model.config import ModelConfig
+from dpa3sim.model.inputs import edge_rules
 from dpa3sim.model.weights import Weights
 from dpa3sim.train.data.frames import Frames
-from dpa3sim.train.sampling import BatchRule, BySystem, Group
+from dpa3sim.train.sampling import BatchRule, BySystem, Group, Sampler
 from dpa3sim.train.schedule import ScheduleSettings
 from dpa3sim.train.settings import LossSettings, OptimizerSettings, TrainSettings
 
@@ -79,8 +81,29 @@ class Recipe:
         """The names of the tasks."""
         return [task.name for task in self.tasks]
 
+    def samplers(self, rank: int = 0, ranks: int = 1) -> dict[str, Sampler]:
+        """What draws the batches of each task, for one of several processes."""
+        return {
+            task.name: Sampler(
+                task.groups,
+                task.batch,
+                self.train.seed,
+                name=task.name,
+                rank=rank,
+                ranks=ranks,
+                by_system=task.by_system,
+            )
+            for task in self.tasks
+        }
+
+    def steps(self, samplers: Mapping[str, Sampler]) -> int:
+        """How many steps there are to do, with the epochs of these samplers."""
+        if self.train.epochs is None:
+            return self.train.steps
+        longest = max(sampler.epoch for sampler in samplers.values())
+        return max(1, math.ceil(self.train.epochs * longest))
+
     @property
     def rules(self) -> EdgeRules:
         """Which neighbours are edges: as deepmd-kit selects them."""
-        d = self.config.descriptor
-        return EdgeRules(d.e_rcut, d.a_rcut, d.e_sel, d.a_sel, self.config.excluded_pairs, "deepmd")
+        return edge_rules(self.config)

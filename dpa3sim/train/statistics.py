@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dpa3sim.common.errors import InputError
-from dpa3sim.graph.edges import EdgeRules, Truncation, find_edges
+from dpa3sim.graph.edges import find_edges
 from dpa3sim.model.config import ModelConfig
+from dpa3sim.model.inputs import edge_rules
 from dpa3sim.model.weights import REPFLOWS
 from dpa3sim.structures.system import System
 
@@ -41,7 +42,7 @@ def descriptor_statistics(config: ModelConfig, systems: Iterable[System]) -> dic
     Raises:
         InputError: a structure cannot be computed.
     """
-    ntypes, rules = config.ntypes, _rules(config, "deepmd")
+    ntypes, rules = config.ntypes, edge_rules(config)
     atoms = np.zeros(ntypes)
     sums, squares = np.zeros((ntypes, 4)), np.zeros((ntypes, 4))
     for system in systems:
@@ -84,7 +85,7 @@ def maximum_counts(config: ModelConfig, systems: Iterable[System]) -> dict[str, 
     Returns:
         ``e_sel``: within ``e_rcut``; ``a_sel``: within ``a_rcut``.
     """
-    rules = _rules(config, "none")
+    rules = replace(edge_rules(config, "none"), excluded_pairs=frozenset())
     most = dict.fromkeys(_SELECTIONS, 0)
     for system in systems:
         edges = find_edges(system.positions, system.cell, system.pbc, system.types, rules)
@@ -132,15 +133,3 @@ def selection_factor(name: str, text: str) -> float:
             f"{name} = {text!r} must be a number, 'auto', or 'auto:1.1' with 1 or more"
         )
     return factor
-
-
-def _rules(config: ModelConfig, truncate: Truncation) -> EdgeRules:
-    descriptor = config.descriptor
-    return EdgeRules(
-        e_rcut=descriptor.e_rcut,
-        a_rcut=descriptor.a_rcut,
-        e_sel=descriptor.e_sel,
-        a_sel=descriptor.a_sel,
-        excluded_pairs=config.excluded_pairs if truncate == "deepmd" else frozenset(),
-        truncate=truncate,
-    )

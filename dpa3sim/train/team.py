@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
-from dpa3sim.common.errors import ConnectionLostError
+from dpa3sim.common.errors import ConnectionLostError, InputError
+
+# How long an exchange waits for the slowest rank, as long as a step or a validation may take.
+_STEP = timedelta(minutes=30)
 
 
 class RankLostError(ConnectionLostError):
@@ -16,7 +21,7 @@ class RankLostError(ConnectionLostError):
 
 
 class Team(Protocol):
-    """Sums over the ranks.
+    """Sums over the ranks, and what they agree on.
 
     Attributes:
         rank, size: which process this is, and of how many.
@@ -31,6 +36,15 @@ class Team(Protocol):
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
 
+    def meet(self, state: int) -> None:
+        """Wait until all ranks are prepared; they must have the same state.
+
+        From then on, they wait for each other only as long as a step may take.
+
+        Raises:
+            InputError: another rank has another state.
+        """
+
 
 class Alone:
     """One process."""
@@ -44,6 +58,9 @@ class Alone:
     def any(self, flag: bool) -> bool:
         """See :class:`Team`."""
         return flag
+
+    def meet(self, state: int) -> None:
+        """See :class:`Team`."""
 
 
 class Together:
@@ -73,6 +90,17 @@ class Together:
     def any(self, flag: bool) -> bool:
         """See :class:`Team`; no rank waits for its GPU."""
         return bool(self.sum(torch.tensor(int(flag))))
+
+    def meet(self, state: int) -> None:
+        """See :class:`Team`."""
+        # The same sum everywhere, so that all ranks raise the error.
+        found = self.sum(torch.tensor([state, state**2], dtype=torch.int64))
+        distributed_c10d._set_pg_timeout(_STEP)
+        if self.size * int(found[1]) != int(found[0]) ** 2:
+            raise InputError(
+                "the ranks do not find the same saved state: all machines must see the same run "
+                "directory"
+            )
 
 
 def sum_gradients(

@@ -38,7 +38,7 @@ from dpa3sim.train.loss import Labels, Loss, Measures
 from dpa3sim.train.optimizer import Average, Optimizer, clip_
 from dpa3sim.train.recipe import Recipe, Task
 from dpa3sim.train.recording import MemoryRecorder, Models, Recorder, Row, State
-from dpa3sim.train.sampling import Sampler, TaskSampler
+from dpa3sim.train.sampling import TaskSampler
 from dpa3sim.train.schedule import Schedule
 from dpa3sim.train.statistics import descriptor_statistics
 from dpa3sim.train.team import Alone, Team, sum_gradients
@@ -127,7 +127,6 @@ class Trainer:
 
     Attributes:
         steps: how many there are to do.
-        kernels: what computes.
 
     Raises:
         InputError: data that the model cannot compute, or a state of another training.
@@ -152,11 +151,8 @@ class Trainer:
             for x in recipe.tasks
             if x.validation is not None and len(x.validation)
         }
-        samplers = {task.name: self._sampler(task) for task in recipe.tasks}
-        self.steps = train.steps
-        if train.epochs is not None:
-            longest = max(sampler.epoch for sampler in samplers.values())
-            self.steps = max(1, math.ceil(train.epochs * longest))
+        samplers = recipe.samplers(self._team.rank, self._team.size)
+        self.steps = recipe.steps(samplers)
         self._samplers = TaskSampler(samplers, train.weights_of_tasks(), train.seed)
         self._schedule = Schedule(recipe.schedule, self.steps)
         rate = recipe.schedule.learning_rate
@@ -170,7 +166,6 @@ class Trainer:
         self._batcher = BatchEvaluator(
             self._network, recipe.rules, 0.0, None, f"training {config!r}", Counters()
         )
-        self.kernels = self._batcher.selection.kernels
         self._difference = DifferenceGradient(self._network, self._batcher.evaluator, self._policy)
         self._method: GradientMethod = self._difference
         if train.gradient == "exact":
@@ -193,7 +188,8 @@ class Trainer:
         """
         if not self._resume():
             self._begin()
-        self._reachable = self._find_reachable()
+        if self._team.size > 1:
+            self._reachable = self._find_reachable()
         began, first, frames, reason = time.monotonic(), self._done, 0, self._end()
         while not reason:
             frames += self._step()
@@ -215,7 +211,7 @@ class Trainer:
             gradient_check=self._check,
             rows=tuple(self._rows),
             seconds=time.monotonic() - began,
-            frames=frames,
+            frames=int(self._team.sum(torch.tensor(frames))),
             warnings=self._warnings(),
         )
 
@@ -233,17 +229,6 @@ class Trainer:
 
         path = self._recorder.graphs(f"{task}.{use}") if self._team.rank == 0 else None
         return GraphStore(frames, self._recipe.config, self._recipe.rules, path, show)
-
-    def _sampler(self, task: Task) -> Sampler:
-        return Sampler(
-            task.groups,
-            task.batch,
-            self._recipe.train.seed,
-            name=task.name,
-            rank=self._team.rank,
-            ranks=self._team.size,
-            by_system=task.by_system,
-        )
 
     def _first_weights(self) -> Mapping[str, Weights]:
         """Random weights, or those to start from, of every task."""
@@ -318,18 +303,16 @@ class Trainer:
             pairs = [(self._difference(b, loss).weights, exact(b, loss).weights) for b in batches]
             self._check = "second derivatives in float64"
         else:
-            pairs = []
-            for batch in batches[:1]:
-                self._difference.scale = 2.0
-                coarse = self._difference(batch, loss).weights
-                self._difference.scale = 1.0
-                pairs.append((coarse, self._difference(batch, loss).weights))
+            self._difference.scale = 2.0
+            coarse = self._difference(batches[0], loss).weights
+            self._difference.scale = 1.0
+            pairs = [(coarse, self._difference(batches[0], loss).weights)]
             self._check = "twice the displacement"
         self._error = max(relative_difference(*pair) for pair in pairs)
         self._say("gradient", f"gradients err by {self._error:.1e} against {self._check}")
 
     def _find_reachable(self) -> dict[str, list[str]]:
-        """The weights of each task that have a gradient."""
+        """The weights of each task that have a gradient, which ranks without a frame must know."""
         found, evaluator = {}, self._batcher.evaluator
         for name, store in self._stores.items():
             graph = self._batch(store, [0]).blocks
@@ -388,8 +371,9 @@ class Trainer:
         everywhere = self._team.sum(here)
         self._since.loss += everywhere[0]
         self._since.measures += everywhere[1:].view(3, 3)
-        names, trained = self._reachable[task], self._weights.trained
-        gradients = sum_gradients(self._team, gradients, names, trained)
+        trained = self._weights.trained
+        if self._team.size > 1:
+            gradients = sum_gradients(self._team, gradients, self._reachable[task], trained)
         clip_(gradients, self._recipe.train.gradient_max_norm or math.inf)
         if (self._done + 1) % _RESCALE_EVERY == 0 and self._method is self._difference:
             self._rescale(batch, task)
@@ -539,9 +523,11 @@ class Trainer:
         now, hours = time.monotonic(), self._recipe.train.max_hours
         step = (now - began) / (self._done - first)
         late = hours is not None and now + 2 * step > self._began + 3600 * hours
-        if self._team.any(self._stop()):
+        flags = torch.tensor([self._stop(), late], dtype=torch.int64)
+        stopped, late = (self._team.sum(flags) > 0).tolist()
+        if stopped:
             return STOPPED
-        return "max_hours is over" if self._team.any(late) else ""
+        return "max_hours is over" if late else ""
 
     def _warnings(self) -> tuple[str, ...]:
         found = []
@@ -600,9 +586,10 @@ class Trainer:
         """Continue from a saved state, if there is one.
 
         Raises:
-            InputError: it is that of another training.
+            InputError: it is that of another training, or not all ranks find the same.
         """
         state = self._recorder.load()
+        self._team.meet(0 if state is None else 1 + state.step)
         if state is None:
             return False
         for prefix, tensors in ((_WEIGHTS, self._weights.trained), (_FIXED, self._weights.fixed)):
@@ -616,8 +603,9 @@ class Trainer:
         self._done = self._saved = state.step
         self._rows = [dict(row) for row in facts["rows"]]
         self._best = _Best(**facts["best"]) if facts["best"] else _Best()
-        device = self._recipe.device
-        self._since = _Since(since["loss"].to(device), since["measures"].to(device))
+        # Copies: the sums grow, and the saved state stays as it is.
+        copied = {n: x.to(self._recipe.device, copy=True) for n, x in since.items()}
+        self._since = _Since(copied["loss"], copied["measures"])
         self._since.steps = facts["steps_since_row"]
         self._difference.scale = facts["scale"]
         self._error, self._check = facts["gradient_error"], facts["gradient_check"]

@@ -8,6 +8,7 @@ from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
 from dpa3sim.common import settings
 from dpa3sim.common.errors import InputError
 from dpa3sim.protocols.relax import Settings
+from dpa3sim.train.settings import SINGLE, ArchitectureSettings, SourceSettings, TrainSettings
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,9 @@ def test_bad_arguments(arguments, message):
         ("- 1", "'name: value'"),
         ("a: [", "not valid YAML"),
         ("fmax: [1]", "must be a number"),
-        ("cell: 5", "must be a text"),
+        ("cell: 5", "is not one of"),
+        ("cell: 5.5", "must be a text"),
+        ("cell: yes", "must be a text"),
         ("fmax: !!float ", "tags"),
         ("relax: !!bool perhaps", "tags"),
         ("!!python/object:os.system {}", "tags"),
@@ -104,6 +107,19 @@ def test_bad_config_files(tmp_path, text, message):
     config.write_text(text)
     with pytest.raises(InputError, match=message):
         parse("--config", str(config))
+
+
+def test_texts_may_be_numbers_and_lists_in_config_files(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("batch_size: 3\nneuron: [24, 16]\ndata: [a.xyz, 'b c.xyz']\n")
+    parser = Parser(prog="test")
+    classes = SourceSettings, ArchitectureSettings, TrainSettings
+    for cls in classes:
+        add_settings(parser, cls.__name__, cls)
+    add_config(parser)
+    sources, architecture, train = resolve(parser.parse_args(["--config", str(config)]), *classes)
+    assert (train.batch_size, architecture.neuron) == ("3", "24 16")
+    assert sources.by_task("data") == {SINGLE: ["a.xyz", "b c.xyz"]}
 
 
 def test_a_flag_that_may_be_repeated():

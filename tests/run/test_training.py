@@ -1,5 +1,6 @@
 """Trainings in their run directories, from the command line."""
 
+import io
 import json
 import os
 import signal
@@ -189,6 +190,23 @@ def test_ctrl_c_saves_and_the_same_command_continues(files, tmp_path):
     found = result(tmp_path / "train.train")
     assert not found["converged"]
     assert found["reasons"] == ["interrupted"]
+
+
+def test_the_command_within_torchrun(files, tmp_path):
+    """One process writes and reports; another time, all find that it is done."""
+    launcher = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), "-m"]
+    command = [sys.executable, *launcher, "dpa3sim", "train", *files, *SMALL]
+    for expected in ("all 12 steps done", "already done"):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert done.returncode == DONE, done.stderr
+        assert done.stdout.count(expected) == 1
+        assert done.stdout.count("best model") == 1
+    alone = [*files, *SMALL, "--batch-size", "4", "--out", "alone"]
+    assert main(["train", *alone]) == DONE
+    rows = [(tmp_path / x / "lcurve.csv").read_text() for x in ("train.train", "alone")]
+    both = [np.genfromtxt(io.StringIO(text), delimiter=",", names=True)["loss"] for text in rows]
+    np.testing.assert_allclose(*both, rtol=1e-3)
+    assert result()["session_frames"] == result("alone")["session_frames"]
 
 
 def kill_again_and_again(files, tmp_path, kills, steps):

@@ -162,43 +162,6 @@ def test_extra_inputs_of_different_sizes_are_refused():
         Frames.from_frames([])
 
 
-def test_saved_and_loaded(tmp_path):
-    packed = Frames.from_frames(mixed_frames(np.random.default_rng(4)))
-    path = tmp_path / "frames.npz"
-    packed.save(path)
-    assert os.listdir(tmp_path) == ["frames.npz"]
-    loaded = Frames.load(path)
-    assert loaded.sha256 == packed.sha256
-    assert [f.origin for f in loaded] == [f.origin for f in packed]
-    data = path.read_bytes()
-    for damaged in (data[: len(data) // 2], data[:200] + b"\0" * 200 + data[400:], b"", b"x" * 99):
-        path.write_bytes(damaged)
-        with pytest.raises(InputError, match="cannot be read as packed frames"):
-            Frames.load(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("starts", np.array([0, 0, 3, 8, 16, 19])),
-        ("forces", np.zeros((18, 3))),
-        ("file_of", np.full(5, 9, dtype=np.int32)),
-        ("energies", np.array([None] * 5)),
-        ("numbers", np.zeros(19)),
-        ("version", np.int64(99)),
-        ("other", np.zeros(2)),
-    ],
-)
-def test_arrays_that_do_not_fit_are_refused(name, value, tmp_path):
-    path = tmp_path / "frames.npz"
-    Frames.from_frames(mixed_frames(np.random.default_rng(5))).save(path)
-    with np.load(path) as archive:
-        content = dict(archive)
-    np.savez(path, **(content | {name: value}))
-    with pytest.raises(InputError, match="cannot be read as packed frames"):
-        Frames.load(path)
-
-
 # -- extended XYZ ---------------------------------------------------------------------------------
 
 

@@ -26,12 +26,12 @@ DEFAULTS = (
     | {"decay_steps": 5000, "decay_rate": None, "smooth": False}
     | {"decay_phase_ratio": 0.1, "decay_type": "inverse_linear"}
     | {"warmup_steps": 0, "warmup_start_factor": 0.0}
-    | {"gradient_max_norm": None, "ema_decay": None, "change_bias_after": False}
+    | {"gradient_max_norm": None, "ema_decay": None}
     | {"loss": "mse", "huber_delta": 0.01, "relative_f": None}
     | {"force_norm": False, "intensive": False}
     | {"start_pref_e": 0.02, "limit_pref_e": 1.0, "start_pref_f": 1000.0, "limit_pref_f": 1.0}
     | {"start_pref_v": 0.0, "limit_pref_v": 0.0, "start_pref_ae": 0.0, "limit_pref_ae": 0.0}
-    | {"batch_size": "auto:32", "validation_batches": 1}
+    | {"batch_size": "auto:32"}
     | {"report_every": 1000, "save_every": 1000}
 )
 
@@ -129,14 +129,13 @@ def test_recipe(folder):
     assert (training["loss"], training["huber_delta"]) == ("huber", 0.02)
     assert training["gradient_max_norm"] == 5.0
     assert training["preset_out_bias"] == [None, -13.6]
-    assert training["validation_batches"] == 3
-    assert training["change_bias_after"]
     data = found.data["Default"]
     assert (data.training.batch_size, data.training.auto_prob) == ("auto:128", "prob_uniform")
     assert data.validation.batch_size == 1
     assert [line.split(":")[0] for line in found.ignored] == [
         "training.stat_file",
         "training.disp_file",
+        "training.validation_data.numb_btch",
     ]
 
 
@@ -332,6 +331,7 @@ PREFIX = "training__training_data__"
         ({"learning_rate__decay_steps": 0}, "learning_rate.decay_steps = 0 must be above 0"),
         ({"training__disp_freq": "1"}, 'training.disp_freq = "1" must be a number'),
         ({"training__mixed_precision": {"compute_prec": "float16"}}, "training.mixed_precision"),
+        ({"training__change_bias_after_training": True}, "change_bias_after_training = true is"),
         ({PREFIX + "systems": "nowhere"}, 'systems = "nowhere" does not exist'),
         ({PREFIX + "batch_size": "mixed:4"}, 'batch_size = "mixed:4" is not supported'),
         ({PREFIX + "auto_prob": "prob_size"}, 'training_data.auto_prob = "prob_size"'),

@@ -287,7 +287,6 @@ def variables(monkeypatch):
 def test_the_place_within_a_launcher(variables, values, place):
     variables(values)
     assert ranks.place() == place
-    assert ranks.external() == (place is not None)
 
 
 @pytest.mark.parametrize(

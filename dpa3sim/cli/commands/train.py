@@ -55,13 +55,18 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, or continue."""
     from dpa3sim.run.training import TrainingRun
+    from dpa3sim.train.ranks import place
 
-    terminal = Terminal(args.quiet or args.json)
+    me = place()
+    follows = me is not None and me.rank > 0
+    terminal = Terminal(args.quiet or args.json or follows)
     prepared, settings, name = prepare(args)
     path = Path(args.out or f"{name}.train")
     job = JobOptions(args.force, not args.no_plot, args.command_line, args.began)
     with system_errors(path):
         training = TrainingRun(prepared, settings, path, job, terminal)
+        if follows:
+            return training.follow()
         result = training.execute()
     if args.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +13,6 @@ import numpy as np
 from dpa3sim.common.errors import InputError
 from dpa3sim.structures.system import System
 
-FORMAT_VERSION = 1
 # Frames are packed into arrays as soon as there are so many.
 _CHUNK = 1024
 _COUNTER = ", frame "
@@ -239,41 +235,6 @@ class Frames:
             raise InputError("there are no frames")
         return _merged([{f.name: getattr(part, f.name) for f in fields(cls)} for part in parts])
 
-    def save(self, path: Path) -> None:
-        """Write everything to one file (npz, uncompressed), completely or not at all."""
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        files = np.frombuffer(json.dumps(self.files).encode(), dtype=np.uint8)
-        content: dict[str, Any] = {"version": np.int64(FORMAT_VERSION), "files": files}
-        content |= self._arrays()
-        try:
-            with part.open("wb") as file:
-                np.savez(file, **content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: Path) -> Frames:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            InputError: the file is absent, damaged, or something else.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                content = {name: archive[name] for name in archive.files}
-            version, files = int(content.pop("version")), bytes(content.pop("files").data)
-            if version != FORMAT_VERSION:
-                raise ValueError(f"format version {version}, not {FORMAT_VERSION}")
-            frames = cls(files=tuple(map(str, json.loads(files))), **content)
-            _check(frames)
-        except Exception as error:  # numpy, zipfile and json have many errors for damaged files
-            reason = " ".join(f"{error}".split())
-            raise InputError(f"{path}: cannot be read as packed frames ({reason})") from None
-        return frames
-
 
 def _known(array: np.ndarray | None, rows: Any) -> np.ndarray | None:
     """Rows of an array, unless they are missing."""
@@ -373,22 +334,3 @@ def _stacked(name: str, parts: Sequence[np.ndarray | None], rows: np.ndarray) ->
             for part, count in zip(parts, rows, strict=True)
         ]
     )
-
-
-def _check(frames: Frames) -> None:
-    """Raise ValueError for arrays that do not belong together."""
-    starts = frames.starts
-    if starts.dtype != np.int64 or starts.ndim != 1 or starts[0] != 0:
-        raise ValueError("starts do not begin with 0")
-    if (np.diff(starts) < 1).any():
-        raise ValueError("a frame has no atoms")
-    arrays = frames._arrays()
-    shapes: Mapping[str, tuple[int | None, ...]] = _OF_FRAMES | _OF_ATOMS
-    for name in shapes.keys() & arrays.keys():
-        array, rows = arrays[name], starts[-1] if name in _OF_ATOMS else len(frames)
-        expected = (rows, *(array.shape[-1] if k is None else k for k in shapes[name]))
-        if array.shape != expected or array.dtype != _DTYPES.get(name, np.float64):
-            raise ValueError(f"{name} has the shape {array.shape} and type {array.dtype}")
-    outside = (frames.file_of < 0) | (frames.file_of >= len(frames.files))
-    if outside.any():
-        raise ValueError("file_of refers to files that are not listed")
