@@ -65,6 +65,23 @@ def real_model_path(name: str) -> Path:
     pytest.skip(f"2025-03-14-dpa3-{name}.pth not found; set {MODELS_VARIABLE} to its folder")
 
 
+# Small models with every option of the architecture, which tests find here.
+MODELS = sorted(
+    [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
+    key=lambda path: path.parent.name,
+)
+
+
+def head_of(path: Path) -> str | None:
+    """The head to take where one of :data:`MODELS` has several."""
+    return "Omat24" if path.parent.name == "multitask" else None
+
+
+def load_small(path: Path, smooth_cutoff: float | None = None) -> Potential:
+    """One of :data:`MODELS` in float64."""
+    return Potential(path, head=head_of(path), dtype="float64", smooth_cutoff=smooth_cutoff)
+
+
 def load_reference(path: Path) -> list[dict[str, Any]]:
     """The cases of a reference file."""
     data = json.loads(path.read_text())
@@ -144,6 +161,18 @@ def hydrogen_oxygen_structures() -> list[Atoms]:
     far.translate([40.0, -30.0, 25.0])
     chain = Atoms("OH", [[0, 0, 0], [1.0, 0.2, 0]], cell=[2.6, 0, 0], pbc=(True, False, False))
     return [molecule("H2O"), dense, Atoms("H"), slab, one, left_handed, far, chain]
+
+
+def structures_with_inputs() -> list[Atoms]:
+    """The same with every extra input that a small model may have."""
+    found = hydrogen_oxygen_structures()
+    for atoms in found:
+        atoms.info |= {
+            "fparam": [0.3, 0.7],
+            "aparam": np.linspace(-1, 1, len(atoms)),
+            "charge_spin": [1, 2],
+        }
+    return found
 
 
 class EMTPotential:

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests_support import DATA, assert_equal_results, hydrogen_oxygen_structures
+from tests_support import (
+    DATA,
+    MODELS,
+    assert_equal_results,
+    head_of,
+    hydrogen_oxygen_structures,
+    load_small,
+)
 
 import dpa3sim.kernels.libraries
 from dpa3sim import Potential
@@ -19,10 +26,6 @@ from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.kernels.probes import probe
 from dpa3sim.model.network import Network
 
-MODELS = sorted(
-    [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
-    key=lambda path: path.parent.name,
-)
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 BUILDS = [
     name
@@ -50,16 +53,14 @@ def assert_alike(found, expected, tolerance):
 def with_and_without_smoothing():
     for path in MODELS:
         yield pytest.param(path, None, id=path.parent.name)
-        head = "Omat24" if path.parent.name == "multitask" else None
-        if read_model(path, head).config.descriptor.has_step:
+        if read_model(path, head_of(path)).config.descriptor.has_step:
             yield pytest.param(path, 0.7, id=f"{path.parent.name} smoothed")
 
 
 @pytest.mark.parametrize(("path", "width"), with_and_without_smoothing())
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_compiled_layers_equal_tensor_operations(path, width, dtype, library):
-    head = "Omat24" if path.parent.name == "multitask" else None
-    potential = Potential(path, head=head, dtype="float64", smooth_cutoff=width)
+    potential = load_small(path, width)
     model = potential.model
     network = Network(model.config, model.weights, torch.device("cpu"), dtype)
     tensors, native = Evaluator(network, True), Evaluator(network, True, library)

@@ -7,10 +7,12 @@ import pytest
 import torch
 from tests_support import (
     DATA,
+    MODELS,
     assert_equal_results,
     autograd_results,
-    hydrogen_oxygen_structures,
+    load_small,
     session_of,
+    structures_with_inputs,
 )
 
 from dpa3sim import Potential
@@ -20,10 +22,6 @@ from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.activations import ActivationKernel, activate
 from dpa3sim.model.config import ACTIVATIONS, Activation
 
-MODELS = sorted(
-    [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
-    key=lambda path: path.parent.name,
-)
 POLICIES = [
     MemoryPolicy("preactivations"),
     MemoryPolicy("inputs"),
@@ -34,22 +32,6 @@ POLICIES = [
 ROUNDING = 1e-12
 
 
-def load(path):
-    head = "Omat24" if path.parent.name == "multitask" else None
-    return Potential(path, head=head, dtype="float64")
-
-
-def structures():
-    found = hydrogen_oxygen_structures()
-    for atoms in found:
-        atoms.info |= {
-            "fparam": [0.3, 0.7],
-            "aparam": np.linspace(-1, 1, len(atoms)),
-            "charge_spin": [1, 2],
-        }
-    return found
-
-
 def run(potential, atoms, limits, policy, on_host=True):
     """An evaluation that is told how to arrange and what to keep."""
     session, systems = session_of(potential, [atoms], limits, policy, on_host)
@@ -58,8 +40,8 @@ def run(potential, atoms, limits, policy, on_host=True):
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
 def test_layers_equal_the_network(path):
-    potential = load(path)
-    for atoms in structures():
+    potential = load_small(path)
+    for atoms in structures_with_inputs():
         result = potential.evaluate([atoms])[0]
         assert_equal_results(result, autograd_results(potential, atoms), ROUNDING)
 
@@ -68,7 +50,7 @@ def test_layers_equal_the_network(path):
 @pytest.mark.parametrize("name", ["dynamic", "static_linear", "sequential", "res_avg", "e_a"])
 @pytest.mark.parametrize("chunk", [1, 300, 10**9])
 def test_what_is_kept_and_how_it_is_cut_does_not_matter(name, policy, chunk, water):
-    potential = load(next(path for path in MODELS if path.parent.name == name))
+    potential = load_small(next(path for path in MODELS if path.parent.name == name))
     limits = BlockLimits(angles=chunk, edges=chunk, overhead=10.0)
     step = run(potential, water, limits, policy)
     expected = potential.evaluate([water])[0]
@@ -80,9 +62,9 @@ def test_what_is_kept_and_how_it_is_cut_does_not_matter(name, policy, chunk, wat
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
 def test_spare_room_does_not_matter(path):
     """The way of an accelerator: fixed shapes with a margin, both branches of the activation."""
-    potential = load(path)
+    potential = load_small(path)
     limits = BlockLimits(angles=10**6, edges=10**6, overhead=1e5, margin=0.4)
-    for atoms in structures():
+    for atoms in structures_with_inputs():
         step = run(potential, atoms, limits, POLICIES[0], on_host=False)
         expected = potential.evaluate([atoms])[0]
         np.testing.assert_allclose(step.energies, expected.energies, rtol=0, atol=ROUNDING)
@@ -113,7 +95,7 @@ def test_nodes_that_are_no_centres(name, policy, kernels, water):
     library = libraries.status().library if kernels == "compiled" else None
     if kernels == "compiled" and library is None:
         pytest.skip("the kernels are not built")
-    potential = load(next(path for path in MODELS if path.parent.name == name))
+    potential = load_small(next(path for path in MODELS if path.parent.name == name))
     limits = BlockLimits(angles=10**6, edges=10**6, overhead=10.0)
     session, systems = session_of(potential, [water], limits, policy, True)
     session.step(systems)
@@ -144,7 +126,7 @@ def test_nodes_that_are_no_centres(name, policy, kernels, water):
 
 def test_other_weights_are_taken(water):
     """After `refresh` an evaluator computes with the weights that the network has now."""
-    potential = load(DATA / "models/dynamic/model.pt")
+    potential = load_small(DATA / "models/dynamic/model.pt")
     before = potential.evaluate([water])[0]
     with torch.no_grad():
         for weight in potential.network.parameters():

@@ -1,9 +1,13 @@
 """Gradients with respect to weights against autograd through the readable network."""
 
-import numpy as np
 import pytest
 import torch
-from tests_support import DATA, hydrogen_oxygen_structures
+from tests_support import (
+    MODELS,
+    hydrogen_oxygen_structures,
+    load_small,
+    structures_with_inputs,
+)
 
 from dpa3sim import Potential
 from dpa3sim.graph.blocks import BlockLimits
@@ -14,32 +18,12 @@ from dpa3sim.kernels.gradients import relative_difference
 from dpa3sim.model.network import Network
 from dpa3sim.model.weights import is_trained
 
-MODELS = sorted(
-    [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
-    key=lambda path: path.parent.name,
-)
 LIMITS = BlockLimits(angles=500, edges=500, overhead=10.0)
 POLICIES = [
     MemoryPolicy("preactivations"),
     MemoryPolicy("inputs"),
     MemoryPolicy("inputs", every=2),
 ]
-
-
-def load(path, smooth_cutoff=None):
-    head = "Omat24" if path.parent.name == "multitask" else None
-    return Potential(path, head=head, dtype="float64", smooth_cutoff=smooth_cutoff)
-
-
-def structures():
-    found = hydrogen_oxygen_structures()
-    for atoms in found:
-        atoms.info |= {
-            "fparam": [0.3, 0.7],
-            "aparam": np.linspace(-1, 1, len(atoms)),
-            "charge_spin": [1, 2],
-        }
-    return found
 
 
 def block_graph(potential, atoms):
@@ -91,7 +75,7 @@ def library(request):
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
 def test_kernels_equal_autograd_for_every_option(path, library):
-    potential, atoms = load(path), structures()
+    potential, atoms = load_small(path), structures_with_inputs()
     graph = block_graph(potential, atoms)
     seed = torch.linspace(-1, 2, graph.n_atoms, dtype=torch.float64)
     found = by_kernels(potential, graph, seed, POLICIES[1], library)
@@ -101,8 +85,8 @@ def test_kernels_equal_autograd_for_every_option(path, library):
 @pytest.mark.parametrize("name", ["dynamic", "sequential", "e_a"])
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_what_is_kept_does_not_matter(name, policy, library):
-    potential = load(next(path for path in MODELS if path.parent.name == name))
-    atoms = structures()
+    potential = load_small(next(path for path in MODELS if path.parent.name == name))
+    atoms = structures_with_inputs()
     graph = block_graph(potential, atoms)
     seed = torch.linspace(-1, 2, graph.n_atoms, dtype=torch.float64)
     found = by_kernels(potential, graph, seed, policy, library)
@@ -110,8 +94,8 @@ def test_what_is_kept_does_not_matter(name, policy, library):
 
 
 def test_smoothed_models(library):
-    path = next(path for path in MODELS if load(path).model.config.descriptor.has_step)
-    potential, atoms = load(path, smooth_cutoff=0.3), structures()
+    path = next(path for path in MODELS if load_small(path).model.config.descriptor.has_step)
+    potential, atoms = load_small(path, smooth_cutoff=0.3), structures_with_inputs()
     assert potential.smooth_cutoff
     graph = block_graph(potential, atoms)
     seed = torch.ones(graph.n_atoms, dtype=torch.float64)
@@ -153,7 +137,7 @@ def test_threads_do_not_change_a_bit(embedded):
 def test_gradients_follow_a_change_of_the_weights(library):
     """A step along the gradient changes the energy by its square."""
     path = next(path for path in MODELS if path.parent.name == "dynamic")
-    potential, atoms = load(path), structures()
+    potential, atoms = load_small(path), structures_with_inputs()
     graph = block_graph(potential, atoms)
     network = Network(
         potential.model.config, potential.model.weights, potential.device, torch.float64

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from tests_support import DATA, assert_parity, load_reference
+from tests_support import DATA, MODELS, assert_parity, head_of, load_reference
 
 from dpa3sim import Potential, load_model
 
@@ -66,9 +66,8 @@ def test_frozen_and_training_files_hold_the_same_model():
 def test_the_variants_cover_the_options():
     """Every option of the descriptor and fitting net departs from its default somewhere."""
     seen: dict[str, set[str]] = {}
-    for path in [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")]:
-        head = "Omat24" if path.parent.name == "multitask" else None
-        config = load_model(path, head).config.to_dict()
+    for path in MODELS:
+        config = load_model(path, head_of(path)).config.to_dict()
         for part in ("descriptor", "fitting"):
             for option, value in config[part].items():
                 seen.setdefault(option, set()).add(json.dumps(value))

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
-from tests_support import DATA, hydrogen_oxygen_structures
+from tests_support import (
+    MODELS,
+    hydrogen_oxygen_structures,
+    load_small,
+)
 
 from dpa3sim import Potential
 from dpa3sim.graph.blocks import BlockLimits
@@ -16,18 +20,9 @@ from dpa3sim.train.gradient import Batch, DifferenceGradient, ExactGradient, sui
 from dpa3sim.train.loss import Labels, Loss
 from dpa3sim.train.settings import LossSettings
 
-MODELS = sorted(
-    [*(DATA / "variants").glob("*/model.pt"), *(DATA / "models").glob("*/model.pt")],
-    key=lambda path: path.parent.name,
-)
 LIMITS = BlockLimits(angles=2000, edges=2000, overhead=10.0)
 # All terms at once.
 SETTINGS = LossSettings(start_pref_e=1.0, start_pref_f=10.0, start_pref_v=1.0)
-
-
-def load(path):
-    head = "Omat24" if path.parent.name == "multitask" else None
-    return Potential(path, head=head, dtype="float64")
 
 
 def labelled(potential, atoms, without=(), seed=0, size=0.1):
@@ -73,7 +68,7 @@ def loss_of(settings=SETTINGS):
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
 def test_every_option_in_float64(path):
-    potential = load(path)
+    potential = load_small(path)
     atoms = hydrogen_oxygen_structures()
     for x in atoms:
         x.info |= {
@@ -132,7 +127,7 @@ def test_small_residuals_cost_no_accuracy(embedded64):
 
 @pytest.mark.parametrize("without", [("forces", "virial"), ("energy", "virial"), ("energy",)])
 def test_frames_without_some_labels(without, water):
-    potential = load(next(path for path in MODELS if path.parent.name == "dynamic"))
+    potential = load_small(next(path for path in MODELS if path.parent.name == "dynamic"))
     batch = labelled(potential, [water], without)
     expected = exact(potential, batch, loss_of())
     found = by_difference(potential)(batch, loss_of())
@@ -142,7 +137,7 @@ def test_frames_without_some_labels(without, water):
 
 def test_a_batch_is_the_sum_of_its_frames():
     """Steps and seeds of one frame do not depend on the other frames of the batch."""
-    potential = load(next(path for path in MODELS if path.parent.name == "dynamic"))
+    potential = load_small(next(path for path in MODELS if path.parent.name == "dynamic"))
     atoms = hydrogen_oxygen_structures()[:3]
     method, loss = by_difference(potential), loss_of()
     together = method(labelled(potential, atoms), loss)
@@ -167,7 +162,7 @@ def test_a_batch_is_the_sum_of_its_frames():
 
 
 def test_atoms_without_neighbours_have_energies_only():
-    potential = load(next(path for path in MODELS if path.parent.name == "dynamic"))
+    potential = load_small(next(path for path in MODELS if path.parent.name == "dynamic"))
     batch = labelled(potential, [molecule("H")], without=("virial",))
     found = by_difference(potential)(batch, loss_of())
     expected = exact(potential, batch, loss_of())
@@ -177,7 +172,7 @@ def test_atoms_without_neighbours_have_energies_only():
 
 
 def test_a_bad_step_is_found(water):
-    potential = load(next(path for path in MODELS if path.parent.name == "dynamic"))
+    potential = load_small(next(path for path in MODELS if path.parent.name == "dynamic"))
     method, batch = by_difference(potential), labelled(potential, [water])
     method.scale = 200.0
     for _ in range(12):
