@@ -192,6 +192,20 @@ class Evaluator:
         return energies, vectors
 
     @torch.no_grad()
+    def features(self, graph: BlockGraph, policy: MemoryPolicy) -> Tensor:
+        """What the last layer of the fitting net reads: ``(n_atoms, width)``, float64.
+
+        Energies are linear in it (docs/model.md#fitting-net). It is 0 for atoms without energy.
+        """
+        _, last, types = self._forward(graph, policy)
+        inputs, included = self._fitting_inputs(graph, last.node, types)
+        found = self._fitting.forward(inputs)[1].inputs[-1]
+        if self._config.fitting.subtract_vacuum:
+            found = found - self._fitting.forward(self._vacuum(inputs))[1].inputs[-1]
+        self.workspace.end()
+        return found * included.unsqueeze(1)
+
+    @torch.no_grad()
     def add_weight_gradients(
         self, graph: BlockGraph, seed: Tensor, policy: MemoryPolicy, sums: WeightSums
     ) -> None:

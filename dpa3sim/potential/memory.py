@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 import dpa3sim
 from dpa3sim.checkpoints.registry import cache_directory
+from dpa3sim.common.errors import OutOfMemoryError
 from dpa3sim.common.files import atomic_write
 from dpa3sim.graph.blocks import UNLIMITED, BlockGraph, BlockLimits, Layout, make_layout
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
@@ -256,6 +257,22 @@ class MemoryPlan:
         if kept <= KEEP_BYTES:
             policies.insert(0, self._fastest())
         return next((p for p in policies if self._model.estimate(layout, p) <= budget), None)
+
+    def possible_policy(self, layout: Layout, advice: str) -> MemoryPolicy:
+        """The fastest policy that fits, or the most frugal one.
+
+        Args:
+            layout: of the batch. advice: what to do if there is too little memory for any.
+
+        Raises:
+            OutOfMemoryError: there is.
+        """
+        found = self.policy(layout, False) or self.policy(layout, True)
+        if found is None:
+            raise OutOfMemoryError(
+                f"{len(layout.order)} atoms need more memory than there is; {advice}"
+            )
+        return found
 
     def _preactivations(self) -> tuple[int, int]:
         """Bytes of an angle and of an edge in a layer."""

@@ -19,6 +19,7 @@ from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError, NonF
 from dpa3sim.graph.edges import Edges, Truncation, find_edges
 from dpa3sim.graph.lists import Counters
 from dpa3sim.graph.reference import GraphBatch, make_batch
+from dpa3sim.graph.static import block_graph
 from dpa3sim.kernels.api import Matmul
 from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
@@ -330,6 +331,34 @@ class Potential:
             network = Network(self.model.config, self.model.weights, self.device, torch.float64)
         with self._lock:
             return hessian(network, batch, rows)
+
+    def features(self, structures: Sequence[AtomsLike | System]) -> list[np.ndarray]:
+        """What the last layer of the fitting net reads of every atom, ``(n, width)`` float64 each.
+
+        The energy of an atom is a linear function of it. Structures that look alike to the model
+        have alike features.
+
+        Raises:
+            InputError: a structure that cannot be computed.
+            OutOfMemoryError: one structure alone is too large.
+        """
+        found = []
+        for structure in structures:
+            system = self.system(structure)
+            graph = block_graph(
+                [system],
+                [self._edges(system)],
+                self.batcher.memory.limits(False),
+                self.model.config.descriptor.update_angle,
+                self.device,
+            )
+            policy = self.batcher.memory.possible_policy(graph.layout, "use a smaller cell")
+            with self._lock:
+                rows = self.batcher.evaluator.features(graph, policy).cpu().numpy()
+            features = np.empty_like(rows)
+            features[graph.layout.order] = rows
+            found.append(features)
+        return found
 
     def graph(self, structures: Sequence[AtomsLike | System]) -> GraphBatch:
         """The graph of a fresh search, without skin, on which :attr:`network` runs.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpa3sim.common.durations import estimated
-from dpa3sim.common.errors import InputError, NonFiniteError, OutOfMemoryError
+from dpa3sim.common.errors import InputError, NonFiniteError
 from dpa3sim.graph.blocks import BlockGraph
 from dpa3sim.graph.lists import Counters
 from dpa3sim.kernels.evaluator import MemoryPolicy
@@ -329,14 +329,8 @@ class Trainer:
         self._batcher.evaluator.refresh()
 
     def _policy(self, graph: BlockGraph) -> MemoryPolicy:
-        memory = self._batcher.memory
-        policy = memory.policy(graph.layout, False) or memory.policy(graph.layout, True)
-        if policy is None:
-            raise OutOfMemoryError(
-                f"a batch of {graph.n_atoms} atoms needs more memory than there is; use a smaller "
-                "batch_size, or leave larger frames out with batch_size=filter:N"
-            )
-        return policy
+        advice = "use a smaller batch_size, or leave larger frames out with batch_size=filter:N"
+        return self._batcher.memory.possible_policy(graph.layout, advice)
 
     def _batch(self, store: GraphStore, rows: Sequence[int]) -> Batch:
         """Frames as the gradient takes them."""
