@@ -59,6 +59,7 @@ GROUPS = {
     },
     "training": {
         "train": "train a model on structures with energies, forces and stresses",
+        "finetune": "train a model further, such as the embedded one, on your structures",
         "data": "check training data: labels, ranges, strange energies",
     },
     "models and this installation": {

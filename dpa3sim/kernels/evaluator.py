@@ -225,6 +225,9 @@ class Evaluator:
             self._fitting.add_weights(tape, -seed, self._algebra64, sums.named)
         _, tape = self._fitting.forward(inputs)
         d_input = self._fitting.add_weights(tape, seed, self._algebra64, sums.named)
+        if sums.layers is None:
+            self.workspace.end()
+            return
         d_last = self._d_last(last, d_input)
         del last
         grad = course.backward(d_last, sums.layers)
@@ -241,14 +244,23 @@ class Evaluator:
             sums.charge_spin.index_add_(0, graph.structure, d_types)
         self.workspace.end()
 
-    def weight_sums(self, graph: BlockGraph) -> WeightSums:
-        """No gradients yet, for batches like ``graph``."""
+    def weight_sums(self, graph: BlockGraph, fitting_only: bool = False) -> WeightSums:
+        """No gradients yet, for batches like ``graph``.
+
+        Args:
+            graph: the batch.
+            fitting_only: of the fitting net alone, for which no layer runs backwards.
+        """
         weights, like = self._network.weights, self._type_rows
         names = [name for name in weights if is_trained(name) and self._is_single(name)]
+        if fitting_only:
+            names = [name for name in names if name.startswith(FITTING_LAYERS)]
         charged = self._config.descriptor.add_chg_spin_ebd
         width = like.shape[1]
         return WeightSums(
-            [LayerSums.zeros(layer.kernel.weights) for layer in self._layers],
+            None
+            if fitting_only
+            else [LayerSums.zeros(layer.kernel.weights) for layer in self._layers],
             {name: torch.zeros_like(weights[name], dtype=torch.float64) for name in names},
             torch.zeros_like(like, dtype=torch.float64),
             like.new_zeros((graph.n_structures, width), dtype=torch.float64) if charged else None,
@@ -268,6 +280,8 @@ class Evaluator:
         Args:
             graph: the batch. sums: what :meth:`add_weight_gradients` made.
         """
+        if sums.layers is None:
+            return dict(sums.named)
         config, weights = self._config, self._network.weights
         leaves = {name: x.detach().to(torch.float64) for name, x in weights.items()}
         leaves = {name: x.requires_grad_() for name, x in leaves.items() if is_trained(name)}

@@ -87,7 +87,7 @@ class WeightSums:
     """Gradients with respect to all weights of a model, to be added to; float64.
 
     Attributes:
-        layers: of each layer.
+        layers: of each layer; None if only the fitting net is trained.
         named: of weights that are not merged with others, by name: those of the fitting net and
             of the embeddings of edges and angles.
         types: ``(ntypes, n_dim)`` with respect to the type table.
@@ -95,7 +95,7 @@ class WeightSums:
             None without them.
     """
 
-    layers: Sequence[LayerSums]
+    layers: Sequence[LayerSums] | None
     named: Mapping[str, Tensor]
     types: Tensor
     charge_spin: Tensor | None

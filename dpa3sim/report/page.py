@@ -60,10 +60,13 @@ HEADLINES: Mapping[str, Sequence[str]] = {
     "vacancy": ("sites.0.element", "sites.0.formation_energy_eV", "sites.0.removal_energy_eV"),
     "surface": ("surfaces.0.miller", "surfaces.0.surface_energy_J_per_m2"),
     "md": ("temperature_K", "pressure_GPa", "potential_energy_per_atom_eV", "simulated_ps"),
-    "train": tuple(
-        f"validation.Default.rmse_{key}"
-        for key in ("energy_per_atom_eV", "forces_eV_per_A", "virial_per_atom_eV")
-    ),
+    **{
+        name: tuple(
+            f"validation.Default.rmse_{key}"
+            for key in ("energy_per_atom_eV", "forces_eV_per_A", "virial_per_atom_eV")
+        )
+        for name in ("train", "finetune")
+    },
     "pimd": ("temperature_K", "kinetic_energy_per_atom_eV", "pressure_GPa", "simulated_ps"),
 }
 # The headlines show lists over temperatures at this temperature, K.

@@ -20,6 +20,7 @@ from safetensors.torch import save as to_safetensors
 import dpa3sim
 from dpa3sim.checkpoints import SUFFIX, ModelFile, write_native, write_training
 from dpa3sim.common.durations import elapsed
+from dpa3sim.common.elements import ATOMIC_NUMBERS, SYMBOLS
 from dpa3sim.common.errors import (
     DONE,
     INTERRUPTED,
@@ -28,7 +29,8 @@ from dpa3sim.common.errors import (
     InputError,
 )
 from dpa3sim.common.files import atomic_write
-from dpa3sim.model.config import ModelConfig
+from dpa3sim.model.weights import Weights
+from dpa3sim.potential import Potential
 from dpa3sim.protocols.base import Event, Progress, silent
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
@@ -44,8 +46,8 @@ from dpa3sim.train.settings import SINGLE
 from dpa3sim.train.team import Team
 from dpa3sim.train.trainer import STOPPED, Outcome, Trainer
 
-NAME = "train"
-STATE, CURVE = f"state{SUFFIX}", "lcurve.csv"
+NAME, FINETUNE = "train", "finetune"
+STATE, CURVE, ERRORS = f"state{SUFFIX}", "lcurve.csv", "errors.csv"
 # Options that continue a training instead of making another one.
 EXTENDING = (
     *("steps", "epochs", "max_hours", "patience"),
@@ -60,11 +62,14 @@ class FolderRecorder:
     """Keeps what a training produces in a run directory.
 
     Args:
-        folder: the directory, which gives the model its name. config: of the model.
+        folder: the directory, which gives the model its name. recipe: what is trained.
     """
 
-    def __init__(self, folder: Path, config: ModelConfig) -> None:
-        self._folder, self._config = folder, config
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self._folder, self._config = folder, recipe.config
+        names = {"model": "started_from", "sha256": "started_from_sha256", "head": "started_head"}
+        origin = recipe.origin
+        self._origin = {names[name]: x for name, x in origin.items() if name in names and x}
 
     def load(self) -> State | None:
         """See :class:`~dpa3sim.train.recording.Recorder`, like the other methods.
@@ -106,16 +111,20 @@ class FolderRecorder:
     def models(self, kind: str, weights: Models) -> None:
         """Write one file for each task."""
         for task, arrays in weights.items():
-            write_native(self._model(task, arrays), self._folder / model_file(kind, task))
+            write_native(self.model(task, arrays), self._folder / model_file(kind, task))
 
-    def models_for_deepmd(self, kind: str, tasks: Sequence[str]) -> str | None:
-        """Write all tasks to one ``.pt``; the reason if deepmd-kit has no such model."""
+    def best(self, task: str) -> ModelFile:
+        """The best model of a task."""
         from dpa3sim.checkpoints import read_model
 
-        found = {task: read_model(self._folder / model_file(kind, task)) for task in tasks}
+        return read_model(self._folder / model_file("best", task))
+
+    def models_for_deepmd(self, tasks: Sequence[str]) -> str | None:
+        """Write the best of all tasks to one ``.pt``; the reason if deepmd-kit has no such."""
+        found = {task: self.best(task) for task in tasks}
         one = found[SINGLE] if list(found) == [SINGLE] else found
         try:
-            write_training(one, self._folder / f"{kind}.pt")
+            write_training(one, self._folder / "best.pt")
         except CheckpointError as error:
             return str(error)
         return None
@@ -129,7 +138,8 @@ class FolderRecorder:
         for path in self._folder.glob("edges.*"):
             path.unlink()
 
-    def _model(self, task: str, arrays: dict[str, np.ndarray]) -> ModelFile:
+    def model(self, task: str, arrays: Weights) -> ModelFile:
+        """A model with these weights, as if it came from a file of this directory."""
         return ModelFile(
             self._config,
             arrays,
@@ -138,7 +148,7 @@ class FolderRecorder:
             "native",
             "",
             head=None if task == SINGLE else task,
-            origin={"trained_with": f"dpa3sim {dpa3sim.__version__}"},
+            origin={"trained_with": f"dpa3sim {dpa3sim.__version__}", **self._origin},
         )
 
 
@@ -169,7 +179,7 @@ class _Work:
     def __call__(self, team: Team) -> Outcome | None:
         if team.any(self.done):
             return None
-        recorder = FolderRecorder(self.folder, self.recipe.config)
+        recorder = FolderRecorder(self.folder, self.recipe)
         return Trainer(self.recipe, recorder, team, self.progress, self.stop, self.began).run()
 
 
@@ -193,6 +203,7 @@ class TrainingRun:
     ) -> None:
         self.recipe, self._prepared = prepared.recipe, prepared
         self._settings, self._path = settings, path
+        self._name = FINETUNE if prepared.recipe.start is not None else NAME
         self._options, self._reporter = options, reporter
         self._said = 0.0
 
@@ -295,13 +306,15 @@ class TrainingRun:
         }
         losses = {task.name: asdict(task.loss) for task in recipe.tasks}
         return {
-            "protocol": NAME,
+            "protocol": self._name,
             "data_sha256": data,
             "model": recipe.config.to_dict(),
             "initial": dict(recipe.initial),
             "frozen": list(recipe.frozen),
             "loss": losses,
             "batches": {task.name: repr((task.batch, task.by_system)) for task in recipe.tasks},
+            "origin": dict(recipe.origin),
+            "truncate": recipe.truncate,
             **asdict(recipe.schedule),
             **asdict(recipe.optimizer),
             **asdict(recipe.train),
@@ -328,19 +341,20 @@ class TrainingRun:
     def _finish(self, outcome: Outcome) -> dict[str, Any]:
         """Write the result and what belongs to it."""
         folder, recipe = self._directory.path, self.recipe
-        recorder = FolderRecorder(folder, recipe.config)
+        recorder = FolderRecorder(folder, recipe)
         warnings = list(outcome.warnings)
         if outcome.finished:
-            reason = recorder.models_for_deepmd("best", recipe.names)
+            reason = recorder.models_for_deepmd([task.name for task in recipe.main])
             if reason is not None:
                 warnings.append(f"no file for deepmd-kit: {reason}")
             recorder.clean()
+        appraisal = self._appraise(recorder, warnings) if outcome.finished else {}
         if self._options.plots and outcome.rows:
             from dpa3sim.report.plots.training import plot_learning_curve
 
             plot_learning_curve(folder, outcome.rows, folder.stem)
         content = {
-            "protocol": NAME,
+            "protocol": self._name,
             "converged": outcome.finished,
             "reasons": [outcome.reason],
             "warnings": warnings,
@@ -349,6 +363,7 @@ class TrainingRun:
             "stopped_early": outcome.finished and outcome.steps < outcome.total_steps,
             "best_step": outcome.best_step,
             "validation": {task: dict(values) for task, values in outcome.validation.items()},
+            **appraisal,
             "gradient_relative_error": outcome.gradient_error,
             "gradient_check": outcome.gradient_check,
             "session_s": outcome.seconds,
@@ -368,6 +383,37 @@ class TrainingRun:
         self._say(f"results in {folder}{more}")
         return stored
 
+    def _appraise(self, recorder: FolderRecorder, warnings: list[str]) -> dict[str, Any]:
+        """Compare the best model with that which the training started from, and check it."""
+        from dpa3sim.train.appraisal import checks, compare, doubts
+
+        recipe = self.recipe
+        if not recipe.appraise or recipe.start is None:
+            return {}
+        self._say("comparison with the model before, and checks")
+        task = recipe.main[0]
+        held = task.validation
+        frames = task.training if held is None or not len(held) else held
+        files = recorder.model(task.name, recipe.start[task.name]), recorder.best(task.name)
+        bias = [x.weights["out_bias"][0, :, 0] for x in files]
+        shift = np.zeros(len(SYMBOLS))
+        for symbol, change in zip(recipe.config.type_map, bias[1] - bias[0], strict=True):
+            if symbol in ATOMIC_NUMBERS:
+                shift[ATOMIC_NUMBERS[symbol] - 1] = change
+        before, after = (
+            Potential(x, device=recipe.device, truncate=recipe.truncate) for x in files
+        )
+        comparison = compare(frames, before, after, recipe.train.seed, shift)
+        found = checks(frames, after, recipe.train.seed)
+        warnings += doubts(found)
+        folder = self._directory.path
+        atomic_write(folder / ERRORS, comparison.table())
+        if self._options.plots:
+            from dpa3sim.report.plots.training import plot_parity
+
+            plot_parity(folder, comparison.energies, comparison.forces, folder.stem)
+        return {"comparison": comparison.summary(), "checks": found}
+
     def _lines(self, stored: Mapping[str, Any]) -> list[str]:
         """The result in a few lines."""
         state = "done" if stored["converged"] else "NOT done"
@@ -379,6 +425,8 @@ class TrainingRun:
             name = "" if task == SINGLE else f" of {task}"
             found.append(f"best model{name}: step {stored['best_step']}, on the validation frames")
             found += [f"  {name:<16}{text}" for name, text in _errors(values)]
+        if "comparison" in stored:
+            found += _changes(stored["comparison"], stored["checks"])
         return found
 
     def _say(self, message: str) -> None:
@@ -427,6 +475,26 @@ def _exit_code(finished: bool, reason: str) -> int:
     if finished:
         return DONE
     return INTERRUPTED if reason == STOPPED else NOT_CONVERGED
+
+
+def _changes(comparison: Mapping[str, Any], checks: Mapping[str, Any]) -> list[str]:
+    """What training further changed, for people."""
+    found = [f"before and after, {comparison['frames']} frames:"]
+    rows = {
+        "energy": (comparison["energy_rmse_per_atom_eV"], "meV/atom"),
+        "forces": (comparison["forces_rmse_eV_per_A"], "meV/Å"),
+    }
+    by_element = comparison["forces_rmse_by_element_eV_per_A"]
+    rows |= {f"forces on {symbol}": (both, "meV/Å") for symbol, both in by_element.items()}
+    for name, (both, unit) in rows.items():
+        if both["before"] is not None:
+            before, after = (1e3 * both[key] for key in ("before", "after"))
+            found.append(f"  {name:<16}RMSE {before:.4g} -> {after:.4g} {unit}")
+    drift = checks["nve"].get("drift_meV_per_atom_per_ps")
+    if drift is not None:
+        error = checks["nve"]["drift_error_meV_per_atom_per_ps"]
+        found.append(f"  {'drift, NVE':<16}{drift:.3g} ± {error:.2g} meV/atom/ps")
+    return found
 
 
 def _errors(values: Mapping[str, float]) -> list[tuple[str, str]]:

@@ -110,6 +110,7 @@ class DifferenceGradient:
         network: the model.
         evaluator: computes it.
         policy: what evaluations keep for their backward pass.
+        fitting_only: whether only the fitting net is trained, which takes less time.
 
     Attributes:
         scale: factor of the displacements, 1 unless :func:`suitable_scale` found a better one.
@@ -120,8 +121,10 @@ class DifferenceGradient:
         network: Network,
         evaluator: Evaluator,
         policy: Callable[[BlockGraph], MemoryPolicy] = lambda _: MemoryPolicy(),
+        fitting_only: bool = False,
     ) -> None:
         self._evaluator, self._policy = evaluator, policy
+        self._fitting_only = fitting_only
         self._step = RMS_STEP[network.dtype]
         self.scale = 1.0
 
@@ -154,7 +157,7 @@ class DifferenceGradient:
         half = seeds.energy / 2
         # Frames without displacement have no difference either.
         slope = torch.where(step > 0, 0.5 / step, 0.0).index_select(0, graph.structure)
-        sums = self._evaluator.weight_sums(graph)
+        sums = self._evaluator.weight_sums(graph, self._fitting_only)
         for sign in (1, -1):
             displaced = replace(graph, vectors=graph.vectors + sign * shift)
             self._evaluator.add_weight_gradients(displaced, half - sign * slope, policy, sums)

@@ -9,6 +9,10 @@ from dpa3sim.train.data.settings import DataSettings
 from dpa3sim.train.schedule import ScheduleSettings
 from dpa3sim.train.settings import (
     ArchitectureSettings,
+    FinetuneLossSettings,
+    FinetuneScheduleSettings,
+    FinetuneSettings,
+    FinetuneTrainSettings,
     LossSettings,
     OptimizerSettings,
     SourceSettings,
@@ -39,4 +43,30 @@ class Options:
             ScheduleSettings,
             OptimizerSettings,
             LossSettings,
+        ]
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """All options of a fine-tuning."""
+
+    sources: SourceSettings = field(default_factory=SourceSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    train: FinetuneTrainSettings = field(default_factory=FinetuneTrainSettings)
+    schedule: FinetuneScheduleSettings = field(default_factory=FinetuneScheduleSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    loss: FinetuneLossSettings = field(default_factory=FinetuneLossSettings)
+
+    @classmethod
+    def classes(cls) -> list[Any]:
+        """The classes of the options, in this order."""
+        return [
+            SourceSettings,
+            DataSettings,
+            FinetuneSettings,
+            FinetuneTrainSettings,
+            FinetuneScheduleSettings,
+            OptimizerSettings,
+            FinetuneLossSettings,
         ]

@@ -77,7 +77,7 @@ def from_options(options: Options) -> Prepared:
         if name in validation:
             pairs[name] = frames, read(validation[name])
         else:
-            pairs[name] = _split(frames, train.validation_share, train.seed)
+            pairs[name] = split(frames, train.validation_share, train.seed)
     encoding = len(pairs) if len(pairs) > 1 and not train.separate_fitting else 0
     known = {symbol for pair in pairs.values() for x in pair for symbol in elements(x)}
     config = options.architecture.config(sorted(known, key=SYMBOLS.index), encoding)
@@ -147,7 +147,7 @@ def from_deepmd(path: Path, data: DataSettings, given: Mapping[str, Any]) -> Pre
     return Prepared(recipe, tuple(rejected), found.ignored)
 
 
-def _split(frames: Frames, share: float, seed: int) -> tuple[Frames, Frames]:
+def split(frames: Frames, share: float, seed: int) -> tuple[Frames, Frames]:
     """Training and held-out frames."""
     number = round(share * len(frames))
     if share and not number and len(frames) > 1:

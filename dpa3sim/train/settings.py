@@ -6,13 +6,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import CheckpointError, InputError
 from dpa3sim.common.settings import option, validate
+from dpa3sim.graph.edges import Truncation
 from dpa3sim.model.config import Activation, DescriptorConfig, FittingConfig, ModelConfig
 from dpa3sim.train.sampling import BatchRule
+from dpa3sim.train.schedule import ScheduleSettings
 
 # Names of the options whose name in the model's configuration is another one.
 _FITTING = {
@@ -26,6 +28,8 @@ SINGLE = "Default"
 """The name of the task of a model without heads."""
 TERMS = ("e", "f", "v", "ae")
 """Terms of the loss: energy, forces, virial, atomic energies."""
+Shift = Literal["elements", "uniform", "none"]
+"""How the energies of a trained model are fitted to other labels."""
 OPTIMIZERS = {"adam": (0.999, 0.0, 1e-8), "adamw": (0.999, 1e-3, 1e-8), "muon": (0.95, 1e-3, 1e-7)}
 """Beta2, weight decay and eps of each kind of optimizer, as in deepmd-kit."""
 
@@ -362,3 +366,97 @@ class LossSettings:
             raise InputError(f"option relative_f needs loss=mse, not {self.loss}")
         if self.force_norm and self.loss == "mse":
             raise InputError("option force_norm needs loss=huber or loss=mae")
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """Which model is trained further, and how much of it."""
+
+    model: str | None = option(None, "checkpoint file or registry name [embedded dpa3-openlam]")
+    head: str | None = option(None, "which head of a multi-task checkpoint to start from")
+    smooth_cutoff: float | None = option(
+        None, "smooth the step at the angle cutoff over this width first", unit="Å", minimum=0
+    )
+    truncate: Truncation = option(
+        "deepmd",
+        "train with the model's limits on the number of neighbours, or with all neighbours",
+        choices=get_args(Truncation),
+    )
+    trainable: str = option(
+        "all",
+        "which weights are trained: all; of the last layers and the fitting net; of the fitting "
+        "net; or low-rank changes of all matrices",
+        choices=("all", "last", "fitting", "lora"),
+    )
+    last_layers: int = option(1, "layers that trainable=last trains", minimum=1)
+    lora_rank: int = option(8, "rank of the changes of matrices", minimum=1)
+    lora_alpha: float | None = option(None, "their scale is this over the rank [the rank]")
+    shift: Shift = option(
+        "elements",
+        "what is fitted to the labels before the first step: an energy for each element, one for "
+        "all atoms, or nothing",
+        choices=get_args(Shift),
+    )
+    replay: str = option(
+        "",
+        "structures that the model must not forget, labelled by the model as it was: files, or "
+        "'auto' for crystals and pairs of its elements; can be repeated",
+        repeatable=True,
+    )
+    replay_count: int = option(256, "number of structures that replay=auto makes", minimum=8)
+    replay_weight: float = option(
+        1.0, "steps for the replayed structures per step for the data; 0 only measures", minimum=0
+    )
+
+    checks: bool = option(
+        True, "at the end, compare with the model before, and try volumes, close pairs and dynamics"
+    )
+
+    def __post_init__(self) -> None:
+        validate(self)
+        if self.lora_alpha is not None and self.lora_alpha <= 0:
+            raise InputError(f"option lora_alpha = {self.lora_alpha:g} must be above 0")
+
+
+@dataclass(frozen=True)
+class FinetuneTrainSettings(TrainSettings):
+    """Options of a run that trains a model further: fewer steps, averages, an early end."""
+
+    steps: int = option(1000, "number of steps", minimum=1)
+    ema_decay: float | None = option(
+        0.99, "train exponential averages of the weights too, with this decay", minimum=0
+    )
+    validation_share: float = option(
+        0.1, "share of the training frames to validate with, if no others are given", minimum=0
+    )
+    validate_every: int = option(50, "steps between validations of all validation data", minimum=1)
+    report_every: int = option(10, "steps between rows of the learning curve", minimum=1)
+    save_every: int = option(50, "steps between saved states", minimum=1)
+    patience: int | None = option(
+        8, "stop after so many validations without a better one", minimum=1
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneLossSettings(LossSettings):
+    """Options of the loss of a model that is trained further: strange labels count less."""
+
+    loss: str = option(
+        "huber",
+        "mean of squares, of Huber's function, or of absolute values of the errors",
+        choices=("mse", "huber", "mae"),
+    )
+
+
+@dataclass(frozen=True)
+class FinetuneScheduleSettings(ScheduleSettings):
+    """Options of the learning rate of a model that is trained further: small, with a warm-up."""
+
+    schedule: str = option(
+        "cosine",
+        "how the learning rate falls: exp, a cosine, or constant with a decay at the end (wsd)",
+        choices=("exp", "cosine", "wsd"),
+    )
+    learning_rate: float = option(2e-4, "learning rate after the warm-up")
+    stop_learning_rate: float = option(2e-6, "learning rate at the end", minimum=0)
+    warmup_steps: int = option(20, "steps in which the learning rate rises", minimum=0)

@@ -24,6 +24,7 @@ from dpa3sim.model.network import DTYPES, Network
 from dpa3sim.model.weights import Weights
 from dpa3sim.potential.batches import BatchEvaluator
 from dpa3sim.protocols.base import Event, Progress, silent
+from dpa3sim.train.adapters import LowRank
 from dpa3sim.train.data.frames import Frames
 from dpa3sim.train.data.statistics import composition_fit, counts
 from dpa3sim.train.gradient import (
@@ -44,8 +45,8 @@ from dpa3sim.train.statistics import descriptor_statistics
 from dpa3sim.train.team import Alone, Team, sum_gradients
 from dpa3sim.train.weights import TaskWeights
 
-# Frames whose energies by the untrained model are fitted.
-_FIT_FRAMES = 32
+# Frames whose energies are fitted: by an untrained model, and by one that is trained further.
+_FIT_FRAMES, _SHIFT_FRAMES = 32, 256
 # Frames on which the error of gradients is measured, and their angles at most: second derivatives
 # of more would take gigabytes.
 _CHECKED_FRAMES, _CHECKED_ANGLES = 3, 20_000
@@ -161,18 +162,23 @@ class Trainer:
         start = self._first_weights()
         dtype = DTYPES[config.descriptor.precision]
         self._network = Network(config, start[recipe.names[0]], recipe.device, dtype)
+        low_rank = None
+        if recipe.low_rank is not None:
+            low_rank = LowRank(*recipe.low_rank, train.seed)
         separate = train.separate_fitting
-        self._weights = TaskWeights(self._network, recipe.names, separate, start)
+        self._weights = TaskWeights(
+            self._network, recipe.names, separate, start, recipe.frozen, low_rank
+        )
         self._batcher = BatchEvaluator(
             self._network, recipe.rules, 0.0, None, f"training {config!r}", Counters()
         )
-        self._difference = DifferenceGradient(self._network, self._batcher.evaluator, self._policy)
+        self._difference = DifferenceGradient(
+            self._network, self._batcher.evaluator, self._policy, "descriptor." in recipe.frozen
+        )
         self._method: GradientMethod = self._difference
         if train.gradient == "exact":
             self._method = ExactGradient(self._network)
-        kept = recipe.frozen
-        changing = {n: x for n, x in self._weights.trained.items() if not _begins(n, kept)}
-        self._optimizer = Optimizer(changing, recipe.optimizer)
+        self._optimizer = Optimizer(self._weights.trained, recipe.optimizer)
         self._average: Average | None = None
         self._done, self._saved = 0, -1
         self._rows: list[Row] = []
@@ -253,13 +259,47 @@ class Trainer:
 
     def _begin(self) -> None:
         """What a new training does first."""
-        if self._recipe.start is None:
-            for task in self._recipe.tasks:
+        for task in self._recipe.tasks:
+            if self._recipe.start is None:
                 self._fit_bias(task)
+            elif task.main:
+                self._shift_bias(task)
         if self._recipe.train.ema_decay is not None:
             self._average = Average(self._weights.trained, self._recipe.train.ema_decay)
         if self._method is self._difference:
             self._measure_gradient_error()
+        if self._recipe.start is not None and self._validation:
+            # The first row: the model that the training starts from.
+            self._rows.append({"step": 0.0, **self._validate()})
+            self._say("start", f"before the first step: {_of_validation(self._rows[0])}")
+
+    def _shift_bias(self, task: Task) -> None:
+        """Fit the energies of the elements to what the model leaves of the labels of a task."""
+        known = np.flatnonzero(task.training.has_energy)
+        if self._recipe.shift == "none" or not len(known):
+            return
+        type_map = self._recipe.config.type_map
+        chosen, predicted = self._predictions(task, known, _SHIFT_FRAMES)
+        amounts = counts(task.training, type_map)[chosen]
+        residual = task.training.energies[chosen] - predicted
+        if self._recipe.shift == "uniform":
+            shifts = np.full(len(type_map), composition_fit(amounts.sum(axis=1)[:, None], residual))
+            shifts[amounts.sum(axis=0) == 0] = 0.0
+        else:
+            shifts = composition_fit(amounts, residual)
+        self._weights.set_bias(task.name, self._weights.bias(task.name) + shifts)
+        shown = ", ".join(f"{x} {e:+.3f}" for x, e in zip(type_map, shifts, strict=True) if e)
+        self._say("start", f"energies of the elements change by (eV): {shown or 'nothing'}")
+
+    def _predictions(
+        self, task: Task, known: np.ndarray, most: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Some of the known frames, and their energies by the model as it is, eV."""
+        self._select(task.name)
+        rng = np.random.default_rng(self._recipe.train.seed)
+        chosen = np.sort(rng.permutation(known)[:most])
+        batches = (self._batch(self._stores[task.name], [int(k)]) for k in chosen)
+        return chosen, np.array([float(self._difference.predict(x).energy[0]) for x in batches])
 
     def _fit_bias(self, task: Task) -> None:
         """Fit the energies of the elements to the labels of a task."""
@@ -269,13 +309,9 @@ class Trainer:
             return
         amounts = counts(frames, self._recipe.config.type_map)
         if self._recipe.train.energy_bias == "residual":
-            self._select(task.name)
-            rng = np.random.default_rng(self._recipe.train.seed)
-            chosen = np.sort(rng.permutation(known)[:_FIT_FRAMES])
-            batches = [self._batch(self._stores[task.name], [int(k)]) for k in chosen]
-            found = [float(self._difference.predict(batch).energy[0]) for batch in batches]
+            chosen, found = self._predictions(task, known, _FIT_FRAMES)
             # Untrained, a model says nearly the same of all structures of a composition.
-            energies = energies - amounts @ composition_fit(amounts[chosen], np.array(found))
+            energies = energies - amounts @ composition_fit(amounts[chosen], found)
         given = self._recipe.fixed_bias.get(task.name, {})
         fixed = np.array([given.get(x, np.nan) for x in self._recipe.config.type_map])
         open_ones = np.isnan(fixed)
@@ -299,8 +335,10 @@ class Trainer:
                 self._recipe.device,
                 torch.float64,
             )
-            exact = ExactGradient(network)
-            pairs = [(self._difference(b, loss).weights, exact(b, loss).weights) for b in batches]
+            exact, pairs = ExactGradient(network), []
+            for batch in batches:
+                found, expected = (x(batch, loss).weights for x in (self._difference, exact))
+                pairs.append((found, {name: expected[name] for name in found}))
             self._check = "second derivatives in float64"
         else:
             self._difference.scale = 2.0
@@ -317,8 +355,7 @@ class Trainer:
         for name, store in self._stores.items():
             graph = self._batch(store, [0]).blocks
             gradients = evaluator.named_gradients(graph, evaluator.weight_sums(graph))
-            names = [x for x in gradients if not _begins(x, self._recipe.frozen)]
-            found[name] = sorted(self._weights.full_name(name, x) for x in names)
+            found[name] = sorted(self._weights.gradients(name, gradients))
         return found
 
     # -- one step --------------------------------------------------------------------------------
@@ -358,7 +395,6 @@ class Trainer:
         here = torch.zeros(10, dtype=torch.float64, device=self._recipe.device)
         if batch is not None:
             loss, measures, found = self._method(batch, self._loss(task, scale))
-            found = {n: x for n, x in found.items() if not _begins(n, self._recipe.frozen)}
             gradients = self._weights.gradients(task, found)
             here = torch.cat([loss.view(1), measures.sums.flatten()])
         # Summed in every step, so that the sums do not depend on when a state was saved.
@@ -424,14 +460,18 @@ class Trainer:
     def _validate(self) -> Row:
         """Errors of all validation frames; a better model than before is written."""
         row, losses, errors = Row(), [], {}
+        decisive = {task.name for task in self._recipe.main} & set(self._validation)
         for name, store in self._validation.items():
             self._select(name, self._trained())
             value, measures = self._errors(name, store)
-            losses.append(value)
+            if name in decisive:
+                losses.append(value)
             errors[name] = measures.values()
-            suffix = "" if len(self._recipe.tasks) == 1 else f"_{name}"
+            suffix = "" if [name] == [task.name for task in self._recipe.main] else f"_{name}"
             row[f"validation_loss{suffix}"] = value
             row |= {f"validation_{key}{suffix}": x for key, x in errors[name].items()}
+        if not decisive:
+            return row
         total = sum(losses) / len(losses)
         if not math.isfinite(total):
             raise NonFiniteError(f"the validation loss of step {self._done} is not finite")
@@ -499,7 +539,8 @@ class Trainer:
         if self._team.rank == 0:
             config = self._recipe.config
             models: Models = {
-                name: self._weights.arrays(name, config, trained) for name in self._recipe.names
+                task.name: self._weights.arrays(task.name, config, trained)
+                for task in self._recipe.main
             }
             self._recorder.models(kind, models)
 
@@ -628,11 +669,6 @@ def labels_of(frames: Frames, rows: Sequence[int], device: torch.device) -> Labe
     )
 
 
-def _begins(name: str, beginnings: Sequence[str]) -> bool:
-    """Whether a weight, of one task or not, has a name that begins so."""
-    return name.rpartition(":")[2].startswith(tuple(beginnings))
-
-
 def _restore(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into those in use."""
     same = {n: (x.shape, x.dtype) for n, x in found.items()}
@@ -655,16 +691,29 @@ def _chunks(sizes: np.ndarray) -> list[list[int]]:
     return found
 
 
+_UNITS = {
+    "energy_per_atom_eV": ("E", "meV/atom"),
+    "forces_eV_per_A": ("F", "meV/Å"),
+    "virial_per_atom_eV": ("W", "meV/atom"),
+}
+
+
 def _in_words(row: Row) -> str:
     """The errors of a row of the learning curve."""
-    units = {
-        "energy_per_atom_eV": ("E", 1e3, "meV/atom"),
-        "forces_eV_per_A": ("F", 1e3, "meV/Å"),
-        "virial_per_atom_eV": ("W", 1e3, "meV/atom"),
-    }
-    shown = [f"loss {row['loss']:.3g}"]
-    for key, (name, factor, unit) in units.items():
+    shown = [] if row.get("loss") is None else [f"loss {row['loss']:.3g}"]
+    for key, (name, unit) in _UNITS.items():
         value = row.get(f"train_rmse_{key}")
         if value is not None:
-            shown.append(f"{name} {factor * value:.3g} {unit}")
+            shown.append(f"{name} {1e3 * value:.3g} {unit}")
+    return ", ".join(shown)
+
+
+def _of_validation(row: Row) -> str:
+    """The errors of the validation frames of all tasks."""
+    shown = []
+    for key, value in row.items():
+        for ending, (name, unit) in _UNITS.items():
+            if value is not None and key.startswith(f"validation_rmse_{ending}"):
+                task = key.removeprefix(f"validation_rmse_{ending}").replace("_", " ", 1)
+                shown.append(f"{name}{task} {1e3 * value:.3g} {unit}")
     return ", ".join(shown)

@@ -42,6 +42,7 @@ SUBCOMMANDS = {
     "qha": "thermal expansion",
     "pimd": "path integrals",
     "train": "training",
+    "finetune": "training a model further",
 }
 EXAMPLES = """\
 dpa3sim plan phonon POSCAR --supercell 20A   # evaluations, atoms, memory and time
@@ -68,8 +69,8 @@ def subcommand(name: str) -> PlannedCommand | PlannedTraining:
     """The replacement for the module of a command."""
     module = import_module(f"dpa3sim.cli.commands.{name}")
     examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
-    if name == "train":
-        return PlannedTraining(examples)
+    if name in ("train", "finetune"):
+        return PlannedTraining(name, examples)
     return PlannedCommand(module.COMMAND, examples)
 
 
@@ -97,22 +98,24 @@ class PlannedCommand:
 class PlannedTraining:
     """A training of which only a few steps are made."""
 
+    name: str
     EXAMPLES: str
 
     def configure(self, parser: Parser) -> None:
         """Arguments of the command; those for its output have no effect."""
-        from dpa3sim.cli.commands import train
-
         parser.description = __doc__
-        train.configure(parser)
+        self._module.configure(parser)
+
+    @property
+    def _module(self) -> Any:
+        return import_module(f"dpa3sim.cli.commands.{self.name}")
 
     def run(self, args: argparse.Namespace) -> int:
         """Make a few steps and say how long all of them take."""
-        from dpa3sim.cli.commands import train
         from dpa3sim.run.training import estimate
 
         terminal = Terminal(args.quiet or args.json)
-        prepared, _, _ = train.prepare(args)
+        prepared, _, _ = self._module.prepare(args)
         found = estimate(prepared.recipe)
         terminal.say(
             f"{found['steps']} steps of {found['step_s']:.3g} s and {found['validations']} "

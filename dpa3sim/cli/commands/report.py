@@ -12,7 +12,7 @@ from dpa3sim.cli.options import Parser
 from dpa3sim.common.errors import SOME_FAILED, Dpa3simError, InputError
 from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.run.jobs import JOBS, job_of
-from dpa3sim.train.options import Options
+from dpa3sim.train.options import FinetuneOptions, Options
 
 if TYPE_CHECKING:
     from dpa3sim.report.page import Option
@@ -119,8 +119,13 @@ def _check_replaceable(target: Path) -> None:
 
 def _about(protocol: str | None) -> tuple[str, Sequence[Option]]:
     """The title and the options of a protocol; for an unknown one, only those of the model."""
-    if protocol == "train":
-        return "training", [option for kind in Options.classes() for option in _options(kind)]
+    kinds: dict[str | None, tuple[str, type[Options] | type[FinetuneOptions]]] = {
+        "train": ("training", Options),
+        "finetune": ("fine-tuning", FinetuneOptions),
+    }
+    if protocol in kinds:
+        title, own = kinds[protocol]
+        return title, [option for kind in own.classes() for option in _options(kind)]
     if protocol not in JOBS:
         return protocol or "calculation", _options(ModelSettings)
     job = job_of(protocol)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ dpa3sim train --input input.json                                   # a training 
 """
 _TITLES = "data", "reading", "model", "training", "learning rate", "optimizer", "loss"
 SETTINGS = dict(zip(_TITLES, Options.classes(), strict=True))
+Prepare = Callable[[argparse.Namespace], "tuple[Prepared, dict[str, Any], str]"]
 
 
 def configure(parser: Parser) -> None:
@@ -44,8 +46,13 @@ def configure(parser: Parser) -> None:
     for title, cls in SETTINGS.items():
         add_settings(parser, title, cls)
     add_config(parser)
+    add_output(parser, "train")
+
+
+def add_output(parser: Parser, ending: str) -> None:
+    """Arguments for what a training writes; its directory ends in ``.ENDING``."""
     group = parser.add_argument_group("output")
-    group.add_argument("--out", metavar="DIR", help="run directory [NAME OF DATA.train]")
+    group.add_argument("--out", metavar="DIR", help=f"run directory [NAME OF DATA.{ending}]")
     group.add_argument("--force", action="store_true", help="replace an existing run directory")
     group.add_argument("--no-plot", action="store_true", help="do not draw the learning curve")
     group.add_argument("--json", action="store_true", help="print only the result, as JSON")
@@ -54,6 +61,11 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or continue."""
+    return execute(args, prepare, "train")
+
+
+def execute(args: argparse.Namespace, prepare: Prepare, ending: str) -> int:
+    """Do what was prepared in a run directory; returns the exit code."""
     from dpa3sim.run.training import TrainingRun
     from dpa3sim.train.ranks import place
 
@@ -61,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     follows = me is not None and me.rank > 0
     terminal = Terminal(args.quiet or args.json or follows)
     prepared, settings, name = prepare(args)
-    path = Path(args.out or f"{name}.train")
+    path = Path(args.out or f"{name}.{ending}")
     job = JobOptions(args.force, not args.no_plot, args.command_line, args.began)
     with system_errors(path):
         training = TrainingRun(prepared, settings, path, job, terminal)

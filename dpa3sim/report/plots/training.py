@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpa3sim.report.plots.properties import pyplot, save
 
 # Name, unit, factor and ending of the columns of each panel.
@@ -43,6 +45,34 @@ def plot_learning_curve(folder: Path, rows: Sequence[Row], title: str) -> None:
     axes[-1, 0].set_xlabel("step")
     axes[0, 0].set_title(title)
     save(figure, folder, "lcurve")
+
+
+def plot_parity(folder: Path, energies: np.ndarray, forces: np.ndarray, title: str) -> None:
+    """Energies and forces of a model before and after against labels, as ``parity.png``, ``.svg``.
+
+    Args:
+        folder: where they go.
+        energies: ``(3, n_frames)`` eV/atom: label, before, after.
+        forces: ``(3, n_atoms, 3)`` eV/Å. title: of the figure.
+    """
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 4.3), layout="constrained")
+    quantities = (energies, "energy (eV/atom)"), (forces.reshape(3, -1), "force component (eV/Å)")
+    for axis, (values, name) in zip(axes, quantities, strict=True):
+        known = np.isfinite(values[0])
+        if not known.any():
+            axis.set_visible(False)
+            continue
+        labels, *models = values[:, known]
+        for model, when, colour in zip(models, ("before", "after"), ("C1", "C0"), strict=True):
+            axis.plot(labels, model, ".", color=colour, markersize=3, label=when, rasterized=True)
+        ends = [values[:, known].min(), values[:, known].max()]
+        axis.plot(ends, ends, color="black", linewidth=0.8)
+        axis.set_xlabel(f"label: {name}")
+        axis.set_ylabel(f"model: {name}")
+        axis.legend(fontsize="small")
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    save(figure, folder, "parity")
 
 
 def _curves(rows: Sequence[Row], ending: str) -> dict[str, tuple[list[float], list[float]]]:

@@ -1,0 +1,155 @@
+"""Structures that a model must not forget while it learns others, labelled by the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.data import atomic_numbers, covalent_radii
+
+from dpa3sim.common.errors import Dpa3simError, InputError
+from dpa3sim.potential import Potential
+from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.structures.system import System
+from dpa3sim.train.data.frames import Frame, Frames
+
+# Crystals of one, two and three elements by ASE's names; the fraction of the cubic lattice constant
+# that neighbours are apart.
+_ELEMENTS = {"fcc": 0.7071, "bcc": 0.8660, "sc": 1.0, "diamond": 0.4330}
+_COMPOUNDS = {"rocksalt": 0.5, "cesiumchloride": 0.8660, "zincblende": 0.4330}
+_FLUORITE, _PEROVSKITE = "fluorite", "perovskite"
+_KINDS = (*_ELEMENTS, *_COMPOUNDS, *_COMPOUNDS, _FLUORITE, _PEROVSKITE, _PEROVSKITE)
+# The share of pairs of atoms, which keep the repulsion at short distances.
+_PAIRS = 0.1
+# Changes of the lattice constant among which the lowest energy is looked for.
+_SCALES = np.linspace(0.85, 1.25, 9)
+# Largest strains, and displacements of atoms as shares of the shortest distance.
+_STRAIN, _RATTLES = 0.04, (0.01, 0.03, 0.08)
+# Forces beyond this, eV/Å, are no equilibrium that anybody computes.
+_LARGEST_FORCE = 30.0
+ORIGIN = "replay"
+
+
+def replayed(potential: Potential, count: int, seed: int) -> Frames:
+    """Strained and rattled crystals and pairs of the elements of a model, with its own labels.
+
+    The crystals are simple ones of one to three elements, at the volume where the model says that
+    their energy is lowest. Structures that the model cannot compute, or with forces above 30 eV/Å,
+    are replaced by others.
+
+    Args:
+        potential: the model. count: how many structures. seed: of the choice.
+
+    Raises:
+        InputError: the model's types are not elements, or hardly any structure can be computed.
+    """
+    symbols = [x for x in potential.model.elements if atomic_numbers[x] < len(covalent_radii)]
+    if not symbols:
+        raise InputError("replay=auto needs a model whose types are elements; name files instead")
+    rng = np.random.default_rng(seed)
+    found: list[Frame] = []
+    attempts = 0
+    while len(found) < count:
+        if attempts > 20 * count:
+            raise InputError("replay=auto: the model can compute hardly any of the structures")
+        wanted = min(16, count - len(found))
+        attempts += wanted
+        atoms = [_structure(potential, symbols, rng) for _ in range(wanted)]
+        outcomes = potential.evaluate_each(atoms)
+        for one, outcome in zip(atoms, outcomes, strict=True):
+            if _is_usable(outcome):
+                found.append(_frame(one, outcome, len(found) + 1))
+    return Frames.from_frames(found)
+
+
+def labelled(potential: Potential, frames: Frames) -> Frames:
+    """The structures of some frames with the labels of a model in the place of their own.
+
+    Raises:
+        InputError: a structure that the model cannot compute.
+    """
+    systems = [frame.system for frame in frames]
+    outcomes = potential.evaluate(systems)
+    return Frames.from_frames(
+        Frame(
+            system=frame.system,
+            energy=outcome.energy,
+            forces=outcome.forces,
+            virial=_virial(outcome) if frame.system.pbc.all() else None,
+            atomic_energies=None,
+            weight=1.0,
+            origin=frame.origin,
+        )
+        for frame, outcome in zip(frames, outcomes, strict=True)
+    )
+
+
+def _structure(potential: Potential, symbols: Sequence[str], rng: np.random.Generator) -> Atoms:
+    if rng.random() < _PAIRS:
+        return _pair(symbols, rng)
+    atoms = _crystal(str(rng.choice(_KINDS)), symbols, rng)
+    scaled = [_scaled(atoms, factor) for factor in _SCALES]
+    energies = [
+        x.energy if isinstance(x, Evaluation) else np.inf for x in potential.evaluate_each(scaled)
+    ]
+    atoms = scaled[int(np.argmin(energies))]
+    shortest = float(min(covalent_radii[atoms.numbers]) * 2)
+    strain = rng.uniform(-_STRAIN, _STRAIN, (3, 3))
+    atoms.set_cell(atoms.cell[:] @ (np.eye(3) + (strain + strain.T) / 2), scale_atoms=True)
+    atoms.positions += rng.normal(scale=shortest * rng.choice(_RATTLES), size=(len(atoms), 3))
+    return atoms
+
+
+def _pair(symbols: Sequence[str], rng: np.random.Generator) -> Atoms:
+    """Two atoms, from deep in their repulsion to twice their bond length."""
+    names = [str(x) for x in rng.choice(symbols, 2)]
+    bond = sum(covalent_radii[atomic_numbers[x]] for x in names)
+    return Atoms(names, [[0, 0, 0], [bond * rng.uniform(0.6, 2.0), 0, 0]])
+
+
+def _crystal(kind: str, symbols: Sequence[str], rng: np.random.Generator) -> Atoms:
+    names = [str(x) for x in rng.choice(symbols, 3, replace=len(symbols) < 3)]
+    radii = [covalent_radii[atomic_numbers[x]] for x in names]
+    if kind in _ELEMENTS:
+        return bulk(names[0], kind, a=2 * radii[0] / _ELEMENTS[kind], cubic=True)
+    if kind in _COMPOUNDS:
+        a = (radii[0] + radii[1]) / _COMPOUNDS[kind]
+        return bulk("".join(names[:2]), kind, a=a, cubic=kind != "zincblende")
+    if kind == _FLUORITE:
+        a = (radii[0] + radii[1]) / 0.4330
+        return bulk(f"{names[0]}{names[1]}2", kind, a=a)
+    corner, centre, faces = names
+    a = max(2 * (radii[1] + radii[2]), np.sqrt(2) * (radii[0] + radii[2]))
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+    order = [corner, centre, faces, faces, faces]
+    return Atoms(order, scaled_positions=places, cell=[a, a, a], pbc=True)
+
+
+def _scaled(atoms: Atoms, factor: float) -> Atoms:
+    scaled = atoms.copy()
+    scaled.set_cell(atoms.cell[:] * factor, scale_atoms=True)
+    return scaled
+
+
+def _is_usable(outcome: Evaluation | Dpa3simError) -> bool:
+    return isinstance(outcome, Evaluation) and bool(np.abs(outcome.forces).max() < _LARGEST_FORCE)
+
+
+def _frame(atoms: Atoms, outcome: Evaluation | Dpa3simError, number: int) -> Frame:
+    assert isinstance(outcome, Evaluation)
+    return Frame(
+        system=System.from_atoms(atoms),
+        energy=outcome.energy,
+        forces=outcome.forces,
+        virial=_virial(outcome) if atoms.pbc.all() else None,
+        atomic_energies=None,
+        weight=1.0,
+        origin=f"{ORIGIN}, frame {number}",
+    )
+
+
+def _virial(outcome: Evaluation) -> np.ndarray:
+    found: np.ndarray = (outcome.virial + outcome.virial.T) / 2
+    return found
