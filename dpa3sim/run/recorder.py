@@ -212,7 +212,7 @@ class _ExtendedXYZ(_Trajectory):
     def append(self, atoms: Atoms) -> None:
         from ase.io.extxyz import write_xyz
 
-        columns = ["symbols", "positions", "momenta"]
+        columns = ["symbols", "positions", "momenta", "forces"]
         text = io.StringIO()
         write_xyz(text, atoms, columns=columns + ["masses"] * atoms.has("masses"))
         self._write(text.getvalue())

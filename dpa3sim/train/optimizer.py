@@ -198,10 +198,10 @@ class Average:
         self._averages = {n: p.detach().clone() for n, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take the values after a step into account."""
+    def update(self, parameters: Mapping[str, Tensor], most: float = 1.0) -> None:
+        """Take the values after a step into account; the average keeps at most a share ``most``."""
         for name, average in self._averages.items():
-            average.lerp_(parameters[name], 1 - self._decay)
+            average.lerp_(parameters[name], 1 - min(self._decay, most))
 
     def weights(self, live: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``live``, with averages for the parameters; buffers are those of ``live``."""

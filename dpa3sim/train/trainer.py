@@ -409,7 +409,9 @@ class Trainer:
             self._rescale(batch, task)
         self._optimizer.step(gradients, rate)
         if self._average is not None:
-            self._average.update(trained)
+            # The average of a short training would mostly be what it started from.
+            short = self._recipe.start is not None
+            self._average.update(trained, (1 + self._done) / (10 + self._done) if short else 1.0)
         self._done += 1
         self._since.steps += 1
         return len(rows)

@@ -415,7 +415,11 @@ class Simulation:
         frame = replica.atoms.copy()
         frame.set_constraint()
         frame.info = {"step": self.step, "time_ps": self.plan.time(self.step)}
-        frame.calc = SinglePointCalculator(frame, energy=replica.atoms.get_potential_energy())
+        frame.calc = SinglePointCalculator(
+            frame,
+            energy=replica.atoms.get_potential_energy(),
+            forces=replica.atoms.get_forces(apply_constraint=False),
+        )
         return frame
 
     def _row(self, replica: Replica) -> dict[str, float | None]:

@@ -566,3 +566,19 @@ def test_rows_agree_with_the_structure(copper):
     virial = EMTPotential._evaluate(as_system(atoms)).virial
     pressure = (2 * kinetic + np.trace(virial)) / (3 * atoms.get_volume()) / units.GPa
     assert row["pressure_GPa"] == pytest.approx(pressure)
+
+
+@pytest.mark.parametrize("form", ["extxyz", "traj"])
+def test_frames_have_the_forces_of_their_positions(form, copper, tmp_path):
+    """Fixed atoms too, so that a trajectory can be trained on."""
+    copper.set_constraint(FixAtoms([0, 5]))
+    potential, options = EMTPotential(), settings(steps=8, replicas=2)
+    with FileRecorder(tmp_path, 2, form) as recorder:
+        md.run(copper, potential, options, recorder=recorder)
+        for replica in range(2):
+            frames = list(recorder.frames(replica))
+            assert len(frames) == 3
+            for frame, out in zip(frames, potential.evaluate(frames), strict=True):
+                # Positions have eight decimals in a text.
+                np.testing.assert_allclose(frame.calc.results["forces"], out.forces, atol=1e-6)
+                assert frame.get_potential_energy() == pytest.approx(out.energy, abs=1e-6)
