@@ -135,6 +135,7 @@ def run(
         settings=settings,
         prepared=prepared,
         matrix=begun.matrix,
+        charges=begun.charges,
         n_batches=n_batches,
         verdict=verdict,
         reasons=("the force constants at all volumes are complete",),

@@ -149,6 +149,7 @@ def run(
         settings=settings,
         prepared=prepared,
         matrix=begun.matrix,
+        charges=begun.charges,
         n_batches=n_batches,
         crystal=crystal,
         path=path,

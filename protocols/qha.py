@@ -184,6 +184,7 @@ def run(
         settings=settings,
         prepared=begun.prepared,
         matrix=begun.matrix,
+        charges=begun.charges,
         n_batches=n_batches,
         crystals=tuple(crystals),
         volumes=np.asarray(found.volumes),

@@ -275,12 +275,35 @@ def _sites(
             nowhere.append(label)
             continue
         kept.append(Site(label, "" if kind in UNKNOWN else kind, place))
+    _check_alternatives(data, {site.label for site in kept})
     warnings = []
     if nowhere:
         warnings.append(f"sites without coordinates are left out: {', '.join(nowhere)}")
     if not kept:
         raise InputError("no site has both coordinates and an atom")
     return resolve(kept, formulas), warnings
+
+
+def _check_alternatives(data: Data, kept: set[str]) -> None:
+    """Raise InputError if sites are alternatives of a disordered structure, whatever their shares.
+
+    The groups of an assembly exclude each other; one of them alone is an ordered structure.
+    """
+    labels, groups = data.column("atom_site_label"), data.column("atom_site_disorder_group")
+    if len(labels) != len(groups):
+        return
+    assemblies = data.column("atom_site_disorder_assembly") or ["."] * len(labels)
+    found: dict[str, dict[str, str]] = {}
+    for label, assembly, group in zip(labels, assemblies, groups, strict=True):
+        if label in kept and group not in (*UNKNOWN, "0"):
+            found.setdefault("." if assembly in UNKNOWN else assembly, {}).setdefault(group, label)
+    for members in found.values():
+        if len(members) > 1:
+            first, second = list(members.values())[:2]
+            raise InputError(
+                f"is disordered: the sites {first} and {second} belong to alternative groups "
+                "(_atom_site_disorder_group); keep one group of each assembly"
+            )
 
 
 def _is_occupied(label: str, share: str) -> bool:

@@ -140,6 +140,7 @@ def _of_label(site: Site, allowed: set[str]) -> Site:
     if letters[:1] == "D" and not fitting and (not allowed or "H" in allowed):
         fitting = ["D"]
     group = not GROUPS.isdisjoint((letters.upper(), name.upper())) and letters not in fitting
+    group |= re.fullmatch(r"[HD]2O\d*", site.label.upper()) is not None  # or a hydrogen of an O2
     if group and (not allowed or not fitting):
         raise group_error(site.label)
     if not fitting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import shutil
@@ -118,7 +119,7 @@ def _read(
         raise ValueError(short(error)) from None
 
 
-_READERS = ("cif", "extxyz", "vasp", "lammps-data", "lammps-dump-text")
+_READERS = ("cif", "extxyz", "vasp", "espresso-in", "lammps-data", "lammps-dump-text")
 
 
 def _own(
@@ -133,11 +134,15 @@ def _own(
     elif kind == "extxyz":
         from dpa3sim.structures import xyz
 
-        yield from xyz.frames(source, last)
+        yield from xyz.frames(source, last, given)
     elif kind == "vasp":
         from dpa3sim.structures import poscar
 
         yield from poscar.frames(source, given, path)
+    elif kind == "espresso-in":
+        from dpa3sim.structures import espresso
+
+        yield from espresso.frames(source)
     else:
         from dpa3sim.structures import lammps
 
@@ -161,6 +166,7 @@ def _by_ase(
     options: dict[str, Any] = {"do_not_split_by_at_sign": True}
     with _source(path, text, kind, form) as source:
         notes = hazards.check(kind, source)
+        source = hazards.prepared(kind, source)
         index = slice(-1, None) if last else slice(None)
         found = iter(iread(source, index=index, format=kind, **options))
         while True:
@@ -169,7 +175,7 @@ def _by_ase(
                 atoms = next(found, None)
             if atoms is None:
                 return
-            yield Frame(hazards.mended(kind, resolved(_whole(atoms)), source, given), notes)
+            yield Frame(hazards.mended(kind, resolved(_whole(atoms)), given), notes)
 
 
 def _whole(found: Any) -> Atoms:
@@ -247,7 +253,10 @@ def _start(path: str) -> str:
             start = file.read(_PEEK)
     except OSError:
         return ""
-    return "" if b"\0" in start else start.decode("utf-8-sig", errors="replace")
+    encoding = _encoding(start[:2])
+    if b"\0" in start and encoding != "utf-16":
+        return ""
+    return start.decode(encoding, errors="replace")
 
 
 # -- opened files ---------------------------------------------------------------------------------
@@ -271,11 +280,16 @@ def _source(path: str, text: str | None, kind: str, form: Any) -> Iterator[Any]:
 @contextmanager
 def _opened(path: str, text: str | None) -> Iterator[Text]:
     """A file as text; only comments contain characters beyond ASCII, in any encoding."""
-    with (
-        _bytes(path, text) as binary,
-        Text(binary, encoding="utf-8-sig", errors="replace") as source,
-    ):
-        yield source
+    with _bytes(path, text) as binary:
+        start = binary.read(2)
+        binary.seek(0)
+        with Text(binary, encoding=_encoding(start), errors="replace") as source:
+            yield source
+
+
+def _encoding(start: bytes) -> str:
+    """The encoding of a text by its first two bytes; Windows also writes UTF-16."""
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 
 from dpa3sim.common.errors import InputError
 from dpa3sim.structures.given import ISOTOPES, ReadingSettings, chosen
-from dpa3sim.structures.isotopes import SAME_MASS, set_masses
+from dpa3sim.structures.isotopes import set_masses
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -26,10 +26,6 @@ _PARTS = {
     ),
     "dmol-car": (
         r"(?m)^PBC(?!=)(\s+[-\d.]+){6}\s+\((?!P1\))",
-        "lists only the symmetry-inequivalent atoms of its space group",
-    ),
-    "espresso-in": (
-        r"(?mi)^\s*([^!]*,)?\s*space_group\s*=|crystal_sg",
         "lists only the symmetry-inequivalent atoms of its space group",
     ),
     "turbomole": (r"(?m)^\s*\$(periodic|cell|lattice)\b", "has a cell, which ASE does not read"),
@@ -54,10 +50,20 @@ def check(kind: str, source: Any) -> tuple[str, ...]:
     return ()
 
 
-def mended(kind: str, atoms: Atoms, source: Any, given: ReadingSettings) -> Atoms:
-    """The structure with masses or elements that its format has and ASE ignores."""
-    if kind == "espresso-in":
-        _espresso_masses(atoms, _text(source))
+def prepared(kind: str, source: Any) -> Any:
+    """The source for ASE's reader; PDB and GROMACS files with elements instead of names.
+
+    Raises:
+        InputError: an atom has no element, or several places.
+    """
+    from dpa3sim.structures import residues
+
+    readers = {"proteindatabank": residues.pdb, "gromacs": residues.gromacs}
+    return readers[kind](source.read()) if kind in readers else source
+
+
+def mended(kind: str, atoms: Atoms, given: ReadingSettings) -> Atoms:
+    """The structure with a cell or elements that its format has and ASE ignores."""
     if kind == "eon" and atoms.cell.rank == 3:  # the format has only periodic crystals
         atoms.set_pbc(True)
     if kind == "proteindatabank" and np.allclose(atoms.cell.lengths(), 1.0):
@@ -66,47 +72,6 @@ def mended(kind: str, atoms: Atoms, source: Any, given: ReadingSettings) -> Atom
     if kind == "lammps-dump-binary":
         return _numbered(atoms, given)
     return atoms
-
-
-def _espresso_masses(atoms: Atoms, text: str) -> None:
-    """Set the mass of heavy hydrogen, which a Quantum ESPRESSO input shows by its mass only."""
-    card = re.search(
-        r"(?mi)^\s*ATOMIC_SPECIES[^\n]*\n((?:\s*[A-Za-z]\S*\s+[\d.deDE+-]+\s+\S+.*\n?)+)", text
-    )
-    if card is None:
-        return
-    heavy = {}
-    for line in card.group(1).splitlines():
-        words = line.split()
-        try:
-            mass = float(words[1].lower().replace("d", "e"))
-        except (IndexError, ValueError):
-            continue
-        for isotope in ISOTOPES.values():
-            # Within usual rounding, and far from the mass of hydrogen.
-            if abs(mass - isotope) < 5 * SAME_MASS and re.match(r"[HhDdTt](?![a-z])", words[0]):
-                heavy[words[0]] = isotope
-    rows = _espresso_labels(text)
-    if not heavy or len(rows) != len(atoms):
-        return
-    for label, mass in heavy.items():
-        which = np.array([row == label for row in rows]) & (atoms.numbers == 1)
-        if which.any():
-            set_masses(atoms, which, mass)
-
-
-def _espresso_labels(text: str) -> list[str]:
-    """The species of each atom as named in the file, in its order."""
-    card = re.search(r"(?mi)^\s*ATOMIC_POSITIONS[^\n]*\n", text)
-    rows = []
-    for line in text[card.end() :].splitlines() if card else ():
-        words = line.split("!")[0].split("#")[0].split()
-        if not words:
-            continue
-        if len(words) < 4 or not re.match(r"[-+.\d(]", words[1]):
-            break
-        rows.append(words[0])
-    return rows
 
 
 def _numbered(atoms: Atoms, given: ReadingSettings) -> Atoms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Masses differ between tables from the fourth digit on.
 SAME_MASS = 0.01
+# Files round masses: a mass within this, u, and this share is that of the element.
+ROUNDED, RELATIVE = 0.02, 0.001
 # The index of the first isotope in ASE's tables, which no file reaches by counting elements.
 FIRST = 7919
 _lock = threading.RLock()
@@ -76,3 +78,22 @@ def with_symbols(atoms: Atoms) -> Atoms:
     for k, mass in enumerate(ISOTOPES.values()):
         marked.numbers[(atoms.numbers == 1) & (np.abs(masses - mass) < SAME_MASS)] = FIRST + k
     return atoms if (marked.numbers == atoms.numbers).all() else marked
+
+
+def names(symbols: Sequence[str], masses: np.ndarray) -> list[str]:
+    """A name for each atom, equal for atoms of the same element and mass: ``H``, ``D``, ``O18``.
+
+    Args:
+        symbols: elements. masses: ``(n,)``, u.
+    """
+    from ase.data import atomic_masses, atomic_numbers
+
+    found = []
+    for symbol, mass in zip(symbols, masses.tolist(), strict=True):
+        heavy = [d for d, m in ISOTOPES.items() if abs(mass - m) < SAME_MASS and symbol == "H"]
+        usual = float(atomic_masses[atomic_numbers[symbol]])
+        if abs(mass - usual) <= ROUNDED + RELATIVE * usual:
+            found.append(symbol)
+        else:
+            found.append(heavy[0] if heavy else f"{symbol}{round(mass)}")
+    return found

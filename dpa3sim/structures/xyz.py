@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import InputError
-from dpa3sim.structures.given import Frame
+from dpa3sim.structures.given import ISOTOPES, Frame, ReadingSettings, chosen
 from dpa3sim.structures.isotopes import as_elements, resolved
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 MAX_COUNT = 1_000_000
 MAX_COLUMNS = 10_000
 KEYS = {"lattice": "Lattice", "properties": "Properties", "pbc": "pbc"}
+# Results that ASE insists on in its own form; they are no part of the structure.
+RESULTS = re.compile(
+    r"(?<![\w\"'])(virial|stress|dipole|energy|free_energy|magmom|polarization)(?=\s*=)"
+)
 # Names of columns in other programs.
 COLUMNS = {"species": "species", "pos": "pos", "z": "Z", "mass": "masses", "masses": "masses"}
 IPI_CELL = re.compile(r"CELL\s*[(\[{](abcABC|H|GENH)[)\]}]\s*:\s*([-+\d.eE\s]*)")
@@ -34,11 +39,16 @@ CELL_WORDS = re.compile(
     r"|\b(lattice|unit_? ?cell|cell(?!ul)|box|pbc|abc|cryst|tv\b)\w*",
     re.IGNORECASE,
 )
+# Exponents of Fortran.
+_FORTRAN = re.compile(r"(?<=[\d.])[dD]([-+]?\d+)$")
 NUMBER = re.compile(r"(?<![\w.])[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?(?![\w.])")
 
 
-def frames(source: TextIO, last: bool) -> Iterator[Frame]:
+def frames(source: TextIO, last: bool, given: ReadingSettings | None = None) -> Iterator[Frame]:
     """The frames of a file, or only the last one.
+
+    Args:
+        given: the elements of numbered atoms.
 
     Raises:
         ValueError: it is not an xyz file.
@@ -50,7 +60,7 @@ def frames(source: TextIO, last: bool) -> Iterator[Frame]:
     if last:
         found = iter(deque(found, maxlen=1))
     for block in found:
-        yield _frame(block)
+        yield _frame(block, given or ReadingSettings())
 
 
 def _blocks(source: TextIO, room: int) -> Iterator[list[str]]:
@@ -84,20 +94,36 @@ def _blocks(source: TextIO, room: int) -> Iterator[list[str]]:
         number += 1
 
 
-def _frame(block: list[str]) -> Frame:
+def _frame(block: list[str], given: ReadingSettings) -> Frame:
     comment = block[1].strip()
     if found := IPI_CELL.search(comment):
-        return _of_ipi(block, found)
+        return _of_ipi(block, found, given)
     looks_so = comment.lstrip("# ").startswith("CELL") or IPI_QUANTITY.search(comment)
     if looks_so and "{" in comment and "=" not in comment:
         raise InputError(
             f"the comment {_short(comment)!r} looks like one of i-PI, but cannot be read"
         )
-    return Frame(_checked(_read(block), comment, any(w.startswith("VEC") for w in block[-3:])))
+    return Frame(
+        _checked(_read(block, given), comment, any(w.startswith("VEC") for w in block[-3:]))
+    )
 
 
-def _read(block: list[str]) -> Atoms:
-    """A frame as ASE reads it, with the keywords of other programs in ASE's spelling."""
+def _read(block: list[str], given: ReadingSettings) -> Atoms:
+    """A frame as ASE reads it, with the keywords of other programs in ASE's spelling.
+
+    Raises:
+        ValueError: it is not a frame. InputError: a symbol is not an element.
+    """
+    try:
+        return _by_ase(block)
+    except (KeyError, ValueError):
+        changed = _spelled(block, given)
+        if changed == block:
+            raise
+        return _by_ase(changed)
+
+
+def _by_ase(block: list[str]) -> Atoms:
     from ase.io.extxyz import read_xyz
 
     with as_elements():
@@ -105,6 +131,60 @@ def _read(block: list[str]) -> Atoms:
             io.StringIO("\n".join(block) + "\n"), index=slice(None), properties_parser=_properties
         )
         return resolved(atoms)
+
+
+def _spelled(block: list[str], given: ReadingSettings) -> list[str]:
+    """A frame with elements for labels (``Fe1``) and types, and numbers that Python knows.
+
+    Raises:
+        InputError: a symbol is not an element, or is the number of a type.
+    """
+    comment = RESULTS.sub(r"_\1", block[1])
+    place = _place_of_symbols(comment)
+    if place is None:
+        return [block[0], comment, *block[2:]]
+    count, rows = int(block[0]), []
+    for line in block[2 : 2 + count]:
+        words = line.split()
+        if len(words) <= place:
+            return [block[0], comment, *block[2:]]
+        words[place] = _element(words[place], given)
+        rows.append(" ".join(_FORTRAN.sub(r"e\1", word) for word in words))
+    return [block[0], comment, *rows, *block[2 + count :]]
+
+
+def _place_of_symbols(comment: str) -> int | None:
+    """The column of the symbols, from 0; None if there is none."""
+    words = str(_properties(comment).get("Properties", "species:S:1")).split(":")
+    before = 0
+    for name, count in zip(words[::3], words[2::3], strict=False):
+        if name == "species":
+            return before
+        before += _whole(count) or 0
+    return None
+
+
+def _element(word: str, given: ReadingSettings) -> str:
+    """The element of a symbol, a label such as ``Fe1`` or ``O_w``, or a numbered type.
+
+    Raises:
+        InputError: it is none.
+    """
+    if re.fullmatch(r"\d+", word):
+        if wanted := given.symbols():
+            number = int(word)
+            if not 1 <= number <= len(wanted):
+                chosen(wanted, number, "the file")
+            return wanted[number - 1]
+        raise InputError(
+            f"its atoms have numbers ({word}), which can be types or atomic numbers; write "
+            "symbols, or pass the elements of the types in their order, such as --elements O,H"
+        )
+    found = re.fullmatch(r"([A-Za-z]{1,2})([\d_+\-].*)?", word)
+    symbol = found.group(1).capitalize() if found else ""
+    if symbol in SYMBOLS or symbol in ISOTOPES:
+        return symbol
+    raise InputError(f"{word[:20]!r} is not an element")
 
 
 def _properties(line: str) -> dict[str, Any]:
@@ -163,10 +243,23 @@ def _names_a_cell(comment: str) -> bool:
     """Whether a comment seems to give a cell: a keyword and numbers, or numbers alone."""
     if re.search(r"\bpbc\s*=\s*[\"']?\s*F\w*[\s,]+F\w*[\s,]+F", comment, re.IGNORECASE):
         return False
-    numbers = len(NUMBER.findall(comment))
-    if numbers in (3, 6, 9) and not re.sub(r"[-+\d.eE,;\s#]", "", comment):
+    words = re.split(r"[\s,;]+", comment.strip("# \t,;"))
+    found = [k for k, word in enumerate(words) if NUMBER.fullmatch(word)]
+    values = [float(words[k]) for k in found]
+    if len(found) in (3, 6, 9) and len(found) == len(words):
         return True
+    in_a_row = len(found) in (6, 9) and found[-1] - found[0] == len(found) - 1
+    if in_a_row and "=" not in comment and _is_a_cell(values):
+        return True
+    numbers = len(NUMBER.findall(comment))
     return numbers >= 3 and CELL_WORDS.search(comment) is not None
+
+
+def _is_a_cell(values: list[float]) -> bool:
+    """Whether six numbers can be lengths and angles of a cell, or nine its vectors, in any unit."""
+    if len(values) == 6:
+        return min(values[:3]) > 1 and all(30 <= angle <= 150 for angle in values[3:])
+    return abs(np.linalg.det(np.reshape(values, (3, 3)))) > 1
 
 
 def _short(text: str) -> str:
@@ -176,7 +269,7 @@ def _short(text: str) -> str:
 # -- i-PI -----------------------------------------------------------------------------------------
 
 
-def _of_ipi(block: list[str], cell: re.Match[str]) -> Frame:
+def _of_ipi(block: list[str], cell: re.Match[str], given: ReadingSettings) -> Frame:
     """A frame of i-PI; cell and positions are in the units of the comment, by default bohr.
 
     Raises:
@@ -189,7 +282,7 @@ def _of_ipi(block: list[str], cell: re.Match[str]) -> Frame:
     places = [name for name in quantities if name in IPI_PLACES]
     if quantities and not places:
         raise InputError(f"the frame contains {quantities[0]}, not positions")
-    atoms = _read([block[0], "", *block[2:]])
+    atoms = _read([block[0], "", *block[2:]], given)
     atoms.positions *= _angstrom(units[places[0]] if places else "atomic_unit")
     atoms.set_cell(_ipi_cell(cell.group(1), cell.group(2)) * _angstrom(cell_unit))
     atoms.pbc = True

@@ -53,7 +53,8 @@ class Run:
         beads: of each ring polymer.
         estimates: by key of the result, without unit: temperature (K), potential and kinetic
             energies (eV/atom), pressure (GPa), volume (Å^3).
-        elements: by element: kinetic energy of an atom (eV) and radius of gyration (Å).
+        elements: by element, or isotope such as D: kinetic energy of an atom (eV) and radius of
+            gyration (Å).
         drift: of the conserved quantity, meV/atom/ps, and its standard error; None if unknown.
         curves: columns of the table, thinned, with ``time_ps``.
         rdf_r: ``(n_bins,)`` Å; rdf: g(r) by pair of elements; empty for a molecule.
@@ -231,16 +232,19 @@ def _physical(
 def _elements(
     table: dict[str, np.ndarray], chosen: np.ndarray, atoms: Atoms, plan: Plan
 ) -> dict[str, dict[str, Estimate]]:
-    """Kinetic energy (eV) and radius of gyration (Å) of an atom that moves, by element."""
+    """Kinetic energy (eV) and radius of gyration (Å) of a moving atom, by element or isotope."""
     from ase import units
+
+    from dpa3sim.structures import isotopes
 
     kt = units.kB * plan.settings.temperature
     elements: dict[str, dict[str, Estimate]] = {}
+    labels = isotopes.names(list(atoms.symbols), atoms.get_masses())
     for name, values in table.items():
         match = _ELEMENT.fullmatch(name)
         if match is None:
             continue
-        members = [i for i, symbol in enumerate(atoms.symbols) if symbol == match[2]]
+        members = [i for i, label in enumerate(labels) if label == match[2]]
         moving = len(set(members) - set(plan.fixed))
         if not moving:
             continue

@@ -119,14 +119,15 @@ def make_input(
 
 
 def columns(atoms: Atoms, beads: int) -> list[str]:
-    """The columns of the table, in order."""
+    """The columns of the table, in order; isotopes have their own, since they move differently."""
     from dpa3sim.clients.ipi import inputs
+    from dpa3sim.structures import isotopes
 
     names = [*inputs.PROPERTIES]
     if beads > 1:
         names += inputs.QUANTUM_PROPERTIES
-        for element in sorted(set(atoms.symbols)):
-            names += [f"kinetic_cv{{ase}}({element})", f"r_gyration{{angstrom}}({element})"]
+        for name in sorted(set(isotopes.names(list(atoms.symbols), atoms.get_masses()))):
+            names += [f"kinetic_cv{{ase}}({name})", f"r_gyration{{angstrom}}({name})"]
     if atoms.pbc.all():
         names += inputs.CELL_PROPERTIES
     return names

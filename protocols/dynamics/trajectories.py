@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpa3sim.common.units import M2_PER_S
+from dpa3sim.structures import isotopes
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -111,9 +112,10 @@ class Analyser:
 
     def __init__(self, atoms: Atoms, n_frames: int, interval: float) -> None:
         self._interval = interval
+        # Isotopes of an element diffuse and vibrate differently.
+        names = isotopes.names(list(atoms.symbols), atoms.get_masses())
         self._groups = {
-            str(symbol): np.flatnonzero(np.array(atoms.symbols) == symbol)
-            for symbol in dict.fromkeys(atoms.symbols)
+            name: np.flatnonzero(np.array(names) == name) for name in dict.fromkeys(names)
         }
         self._n_frames, self._n_read = n_frames, 0
         crystal = bool(atoms.pbc.all())

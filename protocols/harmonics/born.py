@@ -1,16 +1,19 @@
 """Born effective charges and the dielectric tensor, from phonopy's BORN files.
 
 The file belongs to the crystal that the user gave: its tensors are in the Cartesian axes of that
-cell and in the order of its atoms, either of all atoms or of the symmetry-independent ones.
+cell and in the order of its atoms, either of all atoms or of the symmetry-independent ones. Charges
+of a larger cell are reduced if only one result is possible.
 Rounding or a poor calculation breaks the site symmetry and the acoustic sum rule (Gonze and Lee,
 Phys. Rev. B 55, 10355 (1997)). Both are restored, with a warning if they were broken by much.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +36,8 @@ FACTOR_ERROR = 0.01
 LARGEST_FILE = 4 << 20
 # No charge (e) or dielectric constant is larger; squares of such numbers do not overflow.
 LARGEST_VALUE = 1e4
+# Orders of atoms are tried for up to so many elements, 2 for each.
+MOST_KINDS = 6
 # phonopy's dipole sum has converged if its last terms are smaller than this share of the first.
 # With more than this many reciprocal vectors it takes minutes (by default it uses 300).
 LAST_TERM, MOST_VECTORS = 1e-5, 30000
@@ -64,6 +69,9 @@ class Born:
         dielectric: ``(3, 3)``, relative, of clamped ions.
         factor: e^2 / (4 pi eps0) in the units of the force constants, eV Å.
         cutoff, damping: G_cutoff and Lambda of the Ewald sum, None for phonopy's defaults.
+        excess: ``(3, 3)``, e, mean charge of an atom in the file, zero by the acoustic sum rule;
+            the charges are without it.
+        asymmetry: largest change, e, that restores the symmetry of the sites.
         warnings: what is suspicious about them.
     """
 
@@ -72,7 +80,16 @@ class Born:
     factor: float
     cutoff: float | None = None
     damping: float | None = None
+    excess: np.ndarray = field(default_factory=lambda: np.zeros((3, 3)))
+    asymmetry: float = 0.0
     warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """How far the file is from the rules that charges obey, for results."""
+        return {
+            "born_sum_rule_error_per_atom_e": float(np.abs(self.excess).max()),
+            "born_site_symmetry_error_e": self.asymmetry,
+        }
 
     def parameters(self, unit: PrimitiveCell, primitive: Any, symprec: float) -> dict[str, Any]:
         """Symmetrized ``nac_params`` of phonopy for a primitive cell of the given one.
@@ -113,14 +130,25 @@ def read(file: str, unit: PrimitiveCell, primitive: Any, symprec: float) -> Born
         raise InputError(f"{file}: {largest:g} is too large for a charge or dielectric constant")
     factor, cutoff, damping = _first_line(file, head)
     notes = _sum_notes(file, cutoff, damping, tensors[0], abs(unit.atoms.cell.volume))
-    charges = _on_primitive(file, tensors[1:], unit, primitive, symprec)
+    charges, assumed = _on_primitive(file, tensors, unit, primitive, symprec)
+    notes += assumed
     if len(tensors) - 1 == len(unit.index):
         notes += _copies(file, tensors[1:], charges, unit)
     if factor is None:
         factor = _default_factor()
     notes += _checked(file, charges, tensors[0], factor, primitive, symprec)
-    neutral = charges - charges.mean(axis=0)
-    return Born(neutral[unit.index], tensors[0], factor, cutoff, damping, tuple(notes))
+    excess = charges.mean(axis=0)
+    neutral = charges - excess
+    return Born(
+        charges=neutral[unit.index],
+        dielectric=tensors[0],
+        factor=factor,
+        cutoff=cutoff,
+        damping=damping,
+        excess=excess,
+        asymmetry=_asymmetry(neutral, tensors[0], primitive, symprec),
+        warnings=tuple(notes),
+    )
 
 
 def _rows(file: str) -> tuple[str, list[list[float]]]:
@@ -221,31 +249,93 @@ def _default_factor() -> float:
 
 
 def _on_primitive(
-    file: str, tensors: np.ndarray, unit: PrimitiveCell, primitive: Any, symprec: float
-) -> np.ndarray:
-    """Tensors of all atoms of the primitive cell, ``(n, 3, 3)``, from those in the file.
+    file: str, found: np.ndarray, unit: PrimitiveCell, primitive: Any, symprec: float
+) -> tuple[np.ndarray, list[str]]:
+    """Tensors of all atoms of the primitive cell, ``(n, 3, 3)``, and what was assumed.
+
+    Args:
+        found: the dielectric tensor and those of the atoms in the file.
 
     Raises:
-        InputError: the file has neither all atoms nor the symmetry-independent ones.
+        InputError: the atoms of the file cannot be those of the crystal.
     """
     from phonopy.structure.symmetry import Symmetry
 
+    tensors = found[1:]
     n_primitive, n_input = len(unit.atoms), len(unit.index)
     # Isotopes have equal charges, and phonopy's lists do not distinguish them.
     symmetry = Symmetry(primitive, symprec=symprec)
     independent = np.asarray(symmetry.get_independent_atoms())
     if len(tensors) == len(independent):
-        return _spread(tensors, independent, symmetry, primitive)
+        return _spread(tensors, independent, symmetry, primitive), []
     if len(tensors) == n_primitive:
-        return tensors
+        return tensors, []
     if len(tensors) == n_input:
-        return _averaged(tensors, unit)
+        return _averaged(tensors, unit), []
+    if len(tensors) and len(tensors) % n_primitive == 0:
+        charges = _of_larger_cell(file, found, primitive, symprec)
+        note = (
+            f"{file} has the Born charges of {len(tensors)} atoms; they were taken for those of a "
+            f"larger cell in the axes of this structure, and reduced to its {n_primitive} atoms"
+        )
+        return charges, [note]
     few = "few" if len(tensors) < len(independent) else "many"
     raise InputError(
         f"{file} is not a BORN file of this crystal (Too {few} atoms: {len(tensors)} charge "
         f"tensors; {len(independent)} atoms are independent by symmetry, the primitive cell has "
         f"{n_primitive}, the given one {n_input})"
     )
+
+
+def _of_larger_cell(file: str, found: np.ndarray, primitive: Any, symprec: float) -> np.ndarray:
+    """Tensors of the primitive cell from those of several times as many atoms.
+
+    The order of the atoms in the other cell is unknown. The usual ones are tried; copies of an atom
+    must have equal tensors, which must have the symmetry of their site.
+
+    Raises:
+        InputError: no order fits, or several do with different results.
+    """
+    tensors, n = found[1:], len(primitive)
+    allowed = max(WORTH_A_WORD, RELATIVE * float(np.abs(tensors).max()))
+    fitting: list[np.ndarray] = []
+    for order in _orders(list(primitive.symbols), len(tensors) // n):
+        sums = np.zeros((n, 3, 3))
+        np.add.at(sums, order, tensors)
+        charges = sums * n / len(tensors)
+        neutral = charges - charges.mean(axis=0)
+        if np.abs(tensors - charges[order]).max() > allowed:
+            continue
+        if _asymmetry(neutral, found[0], primitive, symprec) > allowed:
+            continue
+        if all(np.abs(charges - other).max() > allowed for other in fitting):
+            fitting.append(charges)
+    if len(fitting) == 1:
+        return fitting[0]
+    why = "fit several orders of its atoms" if fitting else "do not have the symmetry of this one"
+    raise InputError(
+        f"{file} has the Born charges of {len(tensors)} atoms, which is a larger cell than the "
+        f"primitive one of {n} atoms, and they {why}; pass the structure whose atoms they belong "
+        "to, or write the charges of the symmetry-independent atoms only (phonopy-vasp-born)"
+    )
+
+
+def _orders(symbols: Sequence[str], copies: int) -> Iterator[np.ndarray]:
+    """The atom of the primitive cell of which each atom of a larger cell may be a copy.
+
+    The whole cell may be repeated, or each atom in its place; atoms may be sorted by element first.
+    """
+    whole = np.arange(len(symbols))
+    yield np.tile(whole, copies)
+    yield np.repeat(whole, copies)
+    kinds = [np.flatnonzero(np.array(symbols) == s) for s in dict.fromkeys(symbols)]
+    for in_place in itertools.product((False, True), repeat=min(len(kinds), MOST_KINDS)):
+        rest = (False,) * (len(kinds) - len(in_place))
+        parts = [
+            np.repeat(kind, copies) if each else np.tile(kind, copies)
+            for kind, each in zip(kinds, (*in_place, *rest), strict=True)
+        ]
+        yield np.concatenate(parts)
 
 
 def _copies(file: str, tensors: np.ndarray, charges: np.ndarray, unit: PrimitiveCell) -> list[str]:
@@ -292,6 +382,14 @@ def _symmetrized(
         warnings.simplefilter("ignore", UserWarning)  # _checked warns of the same
         found = symmetrize_borns_and_epsilon(charges, dielectric, primitive, symprec=symprec)
     return np.asarray(found[0]), np.asarray(found[1])
+
+
+def _asymmetry(
+    charges: np.ndarray, dielectric: np.ndarray, primitive: Any, symprec: float
+) -> float:
+    """The largest change of neutral charges, e, that restores the symmetry of their sites."""
+    symmetric, _ = _symmetrized(charges, dielectric, primitive, symprec)
+    return float(np.abs(symmetric - charges).max(initial=0.0))
 
 
 def _checked(

@@ -74,10 +74,12 @@ class HarmonicResult(PropertyResult[SettingsT]):
     Attributes:
         matrix: ``(3, 3)``, the supercell in vectors of the primitive cell.
         n_batches: batches in which the supercells were evaluated.
+        charges: Born charges, if there is a file of them.
     """
 
     matrix: np.ndarray
     n_batches: int
+    charges: born.Born | None = None
 
     @property
     def reference(self) -> Harmonic:
@@ -94,6 +96,7 @@ class HarmonicResult(PropertyResult[SettingsT]):
             "n_atoms_supercell": len(crystal.phonon.supercell),
             "n_displacements": crystal.n_displacements,
             "n_batches": self.n_batches,
+            **(self.charges.to_dict() if self.charges else {}),
         }
 
 

@@ -618,3 +618,46 @@ def test_a_wide_cell_is_as_it_was():
     atoms = one(text(cell, [("Si1", 0.1, 0.2, 0.3)], operations=["x,y,z"])).atoms
     np.testing.assert_allclose(atoms.cell[:], cellpar_to_cell(cell), atol=1e-12)
     np.testing.assert_allclose(atoms.positions[0], [0.1, 0.2, 0.3] @ cellpar_to_cell(cell))
+
+
+DISORDER = """data_x
+_cell_length_a 9
+_cell_length_b 9
+_cell_length_c 9
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_symmetry_space_group_name_H-M 'P 1'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_disorder_assembly
+_atom_site_disorder_group
+C1 C 0 0 0 . .
+O1 O 0.13 0 0 A 1
+O2 O 0 0.13 0 {} {}
+"""
+
+
+@pytest.mark.parametrize(("assembly", "group"), [("A", "2"), ("A", "-1")])
+def test_alternatives_of_a_disordered_structure_are_refused(assembly, group):
+    """Files of databases may leave out the occupancies, and list the atoms of all alternatives."""
+    with pytest.raises(InputError, match="sites O1 and O2 belong to alternative groups"):
+        one(DISORDER.format(assembly, group))
+
+
+@pytest.mark.parametrize(("assembly", "group"), [("A", "1"), ("B", "2"), (".", "."), ("?", "0")])
+def test_one_alternative_is_an_ordered_structure(assembly, group):
+    assert str(one(DISORDER.format(assembly, group)).atoms.symbols) == "CO2"
+
+
+def test_a_label_of_a_water_molecule_is_not_hydrogen():
+    with pytest.raises(InputError, match="H2O is a group of atoms"):
+        element("H2O")
+    # The second hydrogen on an oxygen, as the formula tells.
+    assert element("H2O", formula="H") == "H"
+    with pytest.raises(InputError):
+        element("H2O", formula="H2 O")

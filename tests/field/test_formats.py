@@ -75,6 +75,15 @@ def test_isotopes_of_quantum_espresso(label, mass, expected):
     np.testing.assert_allclose(atoms.get_masses()[4:], expected, atol=2e-3)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-8-sig", "latin-1"])
+def test_encodings(encoding):
+    """Editors of Windows write byte order marks; old files have letters of other alphabets."""
+    content = NACL.replace("&control", "! Müller, 5.6 Å\n&control")
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    Path("x.in").write_bytes(mark + content.replace("\n", "\r\n").encode(encoding))
+    assert str(read_structure("x.in").atoms.symbols) == "Na4Cl4"
+
+
 # -- parts of a structure -------------------------------------------------------------------------
 
 

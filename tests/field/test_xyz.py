@@ -7,6 +7,7 @@ from ase.io import write
 from ase.units import Bohr
 
 from dpa3sim.common.errors import InputError
+from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure, read_structures
 
 SILICON = bulk("Si", cubic=True)
@@ -233,3 +234,66 @@ def test_the_same_as_ase_bit_for_bit(tmp_path):
     assert found.info == expected.info
     assert (found.arrays["tag_of_mine"] == np.arange(8)).all()
     assert str(found.constraints) == str(expected.constraints)
+
+
+@pytest.mark.parametrize(
+    ("rows", "symbols"),
+    [
+        (["Fe1 0 0 0", "Fe_up 0 0 3"], "Fe2"),
+        (["O_w 0 0 0", "H-1 0 0 1"], "OH"),
+        (["fe2 0 0 0", "CL3 0 0 3"], "FeCl"),
+        (["H1 0.0D+00 0 0", "Cl 0 0 1.27d0"], "HCl"),
+    ],
+)
+def test_labels_and_exponents_of_other_programs(tmp_path, rows, symbols):
+    atoms = read_structure(file(tmp_path, "", rows)).atoms
+    assert str(atoms.symbols) == symbols
+
+
+def test_labels_in_a_column_of_an_extended_frame(tmp_path):
+    comment = 'Lattice="5 0 0 0 5 0 0 0 5" Properties=id:I:1:species:S:1:pos:R:3'
+    atoms = read_structure(file(tmp_path, comment, ["1 Fe1 0 0 0", "2 Fe2 2.5 2.5 2.5"])).atoms
+    assert str(atoms.symbols) == "Fe2"
+    np.testing.assert_allclose(atoms.positions[1], 2.5)
+
+
+def test_numbers_of_types_are_not_elements(tmp_path):
+    """The xyz dump of LAMMPS has types, other files have atomic numbers in the same place."""
+    path = file(tmp_path, "Atoms. Timestep: 0", ["1 0 0 0", "2 0 0 0.96"])
+    with pytest.raises(InputError, match="--elements O,H"):
+        read_structure(path)
+    assert str(read_structure(path, ReadingSettings(elements="O,H")).atoms.symbols) == "OH"
+    with pytest.raises(InputError, match="names 1 elements"):
+        read_structure(path, ReadingSettings(elements="O"))
+
+
+def test_a_symbol_that_is_none_is_named(tmp_path):
+    with pytest.raises(InputError, match="'Qq' is not an element"):
+        read_structure(file(tmp_path, "", ["Qq 0 0 0"]))
+
+
+@pytest.mark.parametrize("stress", ["1 2 3 4 5 6", "none", "[[1, 2], [3, 4]]"])
+def test_results_in_another_form_are_no_obstacle(tmp_path, stress):
+    comment = (
+        f'stress="{stress}" dipole=none energy=low '
+        'Lattice="5 0 0 0 5 0 0 0 5" Properties=species:S:1:pos:R:3'
+    )
+    atoms = read_structure(file(tmp_path, comment, ["Fe 0 0 0"])).atoms
+    assert atoms.get_volume() == pytest.approx(125)
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["Al fcc 4.05 0 0 0 4.05 0 0 0 4.05", "Ar crystal 5.3 5.3 5.3 90.0 90.0 90.0 bulk"],
+)
+def test_a_cell_among_words_is_not_passed_over(tmp_path, comment):
+    with pytest.raises(InputError, match="seems to give a cell"):
+        read_structure(file(tmp_path, comment, ["Al 0 0 0"]))
+
+
+@pytest.mark.parametrize(
+    "comment",
+    ["E -1.0 step 3 grad 0.1 0.2 0.3 time 5.0", "E -1.0 -2.0 3 4 5 6", "F 0 0 0.1 0 0 0 0.2 0 0"],
+)
+def test_other_numbers_among_words_are_no_cell(tmp_path, comment):
+    assert not read_structure(file(tmp_path, comment, ["Al 0 0 0"])).atoms.pbc.any()

@@ -81,6 +81,24 @@ def _sha256(header: dict[str, Any], body: str) -> str:
     return hashlib.sha256(f"{facts}\n{body}".encode()).hexdigest()
 
 
+class _WithIsotopes:
+    """i-PI's beads, whose names distinguish isotopes in properties such as ``kinetic_cv(D)``.
+
+    The names in trajectories stay elements, which all programs read.
+    """
+
+    def __init__(self, beads: Any) -> None:
+        from ipi.utils.units import Constants
+
+        from dpa3sim.structures.isotopes import names
+
+        self._beads = beads
+        self.names = names(list(beads.names), beads.m / Constants.amu)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._beads, name)
+
+
 class Simulation:
     """i-PI's simulation in the current folder, from the input or the checkpoint.
 
@@ -114,6 +132,7 @@ class Simulation:
         # States are stored here; i-PI's own RESTART would be written every step.
         self._safe_stride, self.ipi.safe_stride = self.ipi.safe_stride, sys.maxsize
         (self._system,) = self.ipi.syslist
+        self._system.properties.beads = _WithIsotopes(self._system.beads)
         if header is not None:
             self._system.beads.p[:] = kept["p"]
             for thermostat, heat in zip(self._thermostats(), header["heat"], strict=True):
