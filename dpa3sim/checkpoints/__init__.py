@@ -99,6 +99,7 @@ def _from_native(path: Path, sha256: str, head: str | None) -> ModelFile:
         head=found.head,
         heads=(found.head,) if found.head else (),
         origin=found.origin,
+        truncate=found.truncate,
     )
 
 

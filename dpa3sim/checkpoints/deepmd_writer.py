@@ -124,6 +124,10 @@ def _model_section(model: ModelFile, info: Mapping[str, Any] | None) -> dict[str
     """The model section of a training input, which ``deepmd.read_config`` reads back."""
     config = model.config
     try:
+        if model.truncate == "none":
+            raise CheckpointError(
+                "it was trained with all neighbours (truncate=none), and deepmd-kit has limits"
+            )
         _check_descriptor(config.descriptor, config.fitting)
         section: dict[str, Any] = plain(
             {

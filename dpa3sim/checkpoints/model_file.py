@@ -11,6 +11,7 @@ import numpy as np
 
 from dpa3sim.common.elements import ATOMIC_NUMBERS
 from dpa3sim.common.errors import CheckpointError
+from dpa3sim.graph.edges import Truncation
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import Weights, check_weights, parameter_count
 
@@ -30,6 +31,7 @@ class ModelFile:
         heads: all heads of the file, empty for single-task models.
         origin: the original checkpoint of a converted model.
         notes: facts about the file that the user should know.
+        truncate: which neighbours the model was trained with, see :class:`dpa3sim.Potential`.
     """
 
     config: ModelConfig
@@ -42,6 +44,7 @@ class ModelFile:
     heads: tuple[str, ...] = ()
     origin: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    truncate: Truncation = "deepmd"
 
     def __post_init__(self) -> None:
         try:
@@ -86,12 +89,19 @@ class ModelFile:
                 f"non-smooth at {descriptor.a_rcut:g} Å: the energy jumps by some meV whenever a "
                 "pair of atoms crosses that distance (smooth_cutoff removes this step)"
             )
+        if self.truncate == "none":
+            return [*found, *self._later_traps()]
         found.append(
             f"selection limit: the nearest {descriptor.e_sel} neighbours within "
             f"{descriptor.e_rcut:g} Å and the nearest {descriptor.a_sel} within "
             f"{descriptor.a_rcut:g} Å count; in denser structures the energy depends on how "
             "equal distances are ordered (truncate='none' keeps all neighbours)"
         )
+        return [*found, *self._later_traps()]
+
+    def _later_traps(self) -> list[str]:
+        """Those that do not depend on which neighbours count."""
+        descriptor, found = self.config.descriptor, []
         activations = (descriptor.activation, self.config.fitting.activation)
         if any(a.name == "silut" and a.threshold < 5 for a in activations):
             found.append(

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from dpa3sim.checkpoints.model_file import ModelFile
 from dpa3sim.common.errors import CheckpointError
 from dpa3sim.common.files import atomic_write, usual_recursion
+from dpa3sim.graph.edges import Truncation
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import Weights
 
@@ -31,6 +32,7 @@ class NativeModel(NamedTuple):
     name: str
     head: str | None
     origin: dict[str, str]
+    truncate: Truncation
 
 
 def write_native(model: ModelFile, path: Path) -> None:
@@ -51,6 +53,7 @@ def write_native(model: ModelFile, path: Path) -> None:
         "head": model.head,
         "origin": origin,
         "config": config,
+        "truncate": model.truncate,
         "content_sha256": content_hash(config, model.weights),
     }
     # Only one entry, because safetensors writes several in random order.
@@ -90,7 +93,10 @@ def read_native(path: Path) -> NativeModel:
         raise CheckpointError(f"{path}: {error}") from None
     name, head = str(header.get("name", path.stem)), header.get("head")
     origin = {key: str(value) for key, value in origin.items()}
-    return NativeModel(parsed, weights, name, str(head) if head else None, origin)
+    truncate = header.get("truncate", "deepmd")
+    if truncate not in get_args(Truncation):
+        raise CheckpointError(f"{path}: truncate = {truncate!r} is not known to this dpa3sim")
+    return NativeModel(parsed, weights, name, str(head) if head else None, origin, truncate)
 
 
 def content_hash(config: Mapping[str, Any], weights: Weights) -> str:

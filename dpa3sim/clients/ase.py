@@ -19,12 +19,11 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa3sim.checkpoints import ModelFile
 from dpa3sim.common.errors import InputError
-from dpa3sim.graph.edges import Truncation
 from dpa3sim.kernels.api import Matmul
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import PotentialLike
 from dpa3sim.potential.potential import Potential
-from dpa3sim.potential.settings import Dtype, ModelSettings
+from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
 from dpa3sim.structures.geometry import complete_cell
 from dpa3sim.structures.system import System
 
@@ -41,7 +40,7 @@ class DPA3Calculator(Calculator):
         head: name of the head of a multi-task checkpoint.
         device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda:0"`` ...
         dtype: ``"auto"`` (the precision of the checkpoint), ``"float32"`` or ``"float64"``.
-        truncate: ``"deepmd"`` or ``"none"``, see :class:`Potential`.
+        truncate: ``"auto"``, ``"deepmd"`` or ``"none"``, see :class:`Potential`.
         smooth_cutoff: width over which the step at the angle cutoff is smoothed, Å, such as 0.3,
             for models that have one; see :class:`Potential`. None means no smoothing.
         matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
@@ -74,7 +73,7 @@ class DPA3Calculator(Calculator):
         head: str | None = None,
         device: str = "auto",
         dtype: Dtype = "auto",
-        truncate: Truncation = "deepmd",
+        truncate: Truncate = "auto",
         smooth_cutoff: float | None = None,
         matmul: Matmul = "full",
     ) -> None:

@@ -25,7 +25,7 @@ from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
 from dpa3sim.potential.batches import BatchEvaluator
 from dpa3sim.potential.evaluation import Evaluation, raise_first
-from dpa3sim.potential.settings import Dtype, ModelSettings
+from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
 from dpa3sim.structures.geometry import check_geometry
 from dpa3sim.structures.system import AtomsLike, System, as_system
 
@@ -68,7 +68,8 @@ class Potential:
         dtype: precision of the descriptor; ``"auto"`` is the checkpoint's own. Energies are
             fitted and summed in float64 always.
         truncate: ``"deepmd"`` applies the model's neighbour limits as deepmd-kit does,
-            ``"none"`` keeps every neighbour inside the cutoffs.
+            ``"none"`` keeps every neighbour inside the cutoffs; ``"auto"`` is as the model was
+            trained, and ``"deepmd"`` for files that deepmd-kit wrote.
         smooth_cutoff: width, Å, such as 0.3, over which the step of the energy is smoothed in
             models whose energy jumps when a pair of atoms crosses the cutoff of angles. This
             defines another potential, which conserves energy (docs/model.md#smooth-cutoff).
@@ -100,7 +101,7 @@ class Potential:
         head: str | None = None,
         device: str | torch.device = "auto",
         dtype: Dtype = "auto",
-        truncate: Truncation = "deepmd",
+        truncate: Truncate = "auto",
         smooth_cutoff: float | None = None,
         skin: float = DEFAULT_SKIN,
         max_memory: float | None = None,
@@ -119,9 +120,9 @@ class Potential:
         self.device = resolve_device(device)
         config = self.model.config
         self.dtype: Dtype = config.descriptor.precision if dtype == "auto" else dtype
-        self.truncate: Truncation = truncate
+        self.truncate: Truncation = self.model.truncate if truncate == "auto" else truncate
         self.counters = Counters()
-        self.rules = edge_rules(config, truncate)
+        self.rules = edge_rules(config, self.truncate)
         self.network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()

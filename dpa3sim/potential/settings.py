@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from dpa3sim.common.settings import option, validate
-from dpa3sim.graph.edges import Truncation
 from dpa3sim.kernels.api import Matmul
 
 Dtype = Literal["auto", "float32", "float64"]
+Truncate = Literal["auto", "deepmd", "none"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class ModelSettings:
         "from full precision is reported",
         choices=get_args(Matmul),
     )
-    truncate: Truncation = option(
-        "deepmd",
-        "apply the model's limits on the number of neighbours as deepmd-kit does, or apply none",
-        choices=get_args(Truncation),
+    truncate: Truncate = option(
+        "auto",
+        "apply the model's limits on the number of neighbours as deepmd-kit does, or apply none; "
+        "auto is as the model was trained",
+        choices=get_args(Truncate),
     )
     smooth_cutoff: float | None = option(
         None,

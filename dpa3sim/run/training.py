@@ -66,7 +66,7 @@ class FolderRecorder:
     """
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self._folder, self._config = folder, recipe.config
+        self._folder, self._config, self._truncate = folder, recipe.config, recipe.truncate
         names = {"model": "started_from", "sha256": "started_from_sha256", "head": "started_head"}
         origin = recipe.origin
         self._origin = {names[name]: x for name, x in origin.items() if name in names and x}
@@ -149,6 +149,7 @@ class FolderRecorder:
             "",
             head=None if task == SINGLE else task,
             origin={"trained_with": f"dpa3sim {dpa3sim.__version__}", **self._origin},
+            truncate=self._truncate,
         )
 
 
@@ -400,9 +401,7 @@ class TrainingRun:
         for symbol, change in zip(recipe.config.type_map, bias[1] - bias[0], strict=True):
             if symbol in ATOMIC_NUMBERS:
                 shift[ATOMIC_NUMBERS[symbol] - 1] = change
-        before, after = (
-            Potential(x, device=recipe.device, truncate=recipe.truncate) for x in files
-        )
+        before, after = (Potential(x, device=recipe.device) for x in files)
         comparison = compare(frames, before, after, recipe.train.seed, shift)
         found = checks(frames, after, recipe.train.seed)
         warnings += doubts(found)

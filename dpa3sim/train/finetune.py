@@ -11,7 +11,6 @@ from dpa3sim.checkpoints.model_file import ModelFile
 from dpa3sim.checkpoints.registry import load_model
 from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import InputError
-from dpa3sim.graph.edges import Truncation
 from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import FITTING_LAYERS, REPFLOWS, weight_shapes
 from dpa3sim.potential import Potential
@@ -80,7 +79,7 @@ def from_model(options: FinetuneOptions) -> Prepared:
         frozen=_frozen(own, config),
         low_rank=_low_rank(own),
         device=resolve_device(train.device),
-        truncate=own.truncate,
+        truncate=model.truncate,
         appraise=own.checks,
     )
     return Prepared(recipe, tuple(rejected))
@@ -90,7 +89,8 @@ def _model(own: FinetuneSettings) -> ModelFile:
     model = load_model(own.model, own.head)
     if own.smooth_cutoff is not None:
         model = model.smoothed(own.smooth_cutoff)
-    return model
+    truncate: Any = own.truncate
+    return model if truncate == "auto" else replace(model, truncate=truncate)
 
 
 def _frames(options: FinetuneOptions) -> tuple[Frames, Frames, list[Rejected]]:
@@ -112,8 +112,7 @@ def _frames(options: FinetuneOptions) -> tuple[Frames, Frames, list[Rejected]]:
 def _replay(options: FinetuneOptions, model: ModelFile, device: Any) -> Frames:
     """The structures that must not be forgotten, with labels by the model as it was."""
     own = options.finetune
-    truncate: Truncation = own.truncate
-    potential = Potential(model, device=device, truncate=truncate)
+    potential = Potential(model, device=device)
     files = SourceSettings(data=own.replay).by_task("data").get(SINGLE, [])
     if files == [AUTO]:
         return replayed(potential, own.replay_count, options.train.seed)

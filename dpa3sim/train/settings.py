@@ -377,10 +377,11 @@ class FinetuneSettings:
     smooth_cutoff: float | None = option(
         None, "smooth the step at the angle cutoff over this width first", unit="Å", minimum=0
     )
-    truncate: Truncation = option(
-        "deepmd",
-        "train with the model's limits on the number of neighbours, or with all neighbours",
-        choices=get_args(Truncation),
+    truncate: str = option(
+        "auto",
+        "train with the model's limits on the number of neighbours, or with all neighbours; auto "
+        "is as the model was trained",
+        choices=("auto", *get_args(Truncation)),
     )
     trainable: str = option(
         "all",

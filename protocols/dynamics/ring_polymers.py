@@ -155,7 +155,8 @@ def model_options(potential: BatchPotential) -> dict[str, Any]:
         "device": str(potential.device),
         "dtype": potential.dtype,
     }
-    for name, usual in (("truncate", "deepmd"), ("matmul", "full"), ("smooth_cutoff", None)):
+    trained = potential.model.truncate
+    for name, usual in (("truncate", trained), ("matmul", "full"), ("smooth_cutoff", None)):
         value = getattr(potential, name, usual)
         if value and value != usual:
             options[name] = value

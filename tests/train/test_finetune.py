@@ -359,6 +359,20 @@ def test_a_stopped_command_continues_with_the_same_bits(folder, tmp_path, monkey
         assert (tmp_path / "a/run" / name).read_bytes() == (tmp_path / "b/run" / name).read_bytes()
 
 
+def test_a_model_trained_with_all_neighbours_is_used_so(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command(folder, "--truncate", "none", "--no-checks"), "--out", "all"]) == DONE
+    potential = Potential(tmp_path / "all/best.safetensors")
+    assert potential.truncate == "none"
+    assert Potential(tmp_path / "all/best.safetensors", truncate="deepmd").truncate == "deepmd"
+    assert "trained with all neighbours" in capsys.readouterr().out
+    assert not (tmp_path / "all/best.pt").exists()
+    again = tmp_path / "again.safetensors"
+    assert main(["convert", str(tmp_path / "all/best.safetensors"), str(again)]) == DONE
+    assert read_model(again).truncate == "none"
+    assert main(["convert", str(again), str(tmp_path / "x.pt")]) == BAD_INPUT
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
