@@ -57,7 +57,7 @@ def frames(source: TextIO) -> Iterator[Frame]:
     cell, alat = _cell(system, cards.get("CELL_PARAMETERS"))
     rows = [line.split() for line in positions[1:]]
     count = _whole(system, "nat")
-    if len(rows) < count:
+    if not 0 < count <= len(rows):
         raise ValueError(f"nat is {count}, but ATOMIC_POSITIONS has {len(rows)} lines")
     rows = rows[:count]
     axes = _unit(unit, "ATOMIC_POSITIONS", alat)
