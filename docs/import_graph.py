@@ -25,6 +25,7 @@ ROOMS = (
     "checkpoints",
     "kernels",
     "potential",
+    "uncertainty",
     "clients",
     "protocols.base",
     "protocols.crystals",

@@ -61,6 +61,9 @@ GROUPS = {
         "train": "train a model on structures with energies, forces and stresses",
         "finetune": "train a model further, such as the embedded one, on your structures",
         "data": "check training data: labels, ranges, strange energies",
+        "uncertainty": "fit how certain a model is, from its training structures",
+        "score": "tell how certain a model is of structures",
+        "select": "choose the structures to label",
     },
     "models and this installation": {
         "model": "list, download and inspect models",

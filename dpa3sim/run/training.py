@@ -385,17 +385,29 @@ class TrainingRun:
         return stored
 
     def _appraise(self, recorder: FolderRecorder, warnings: list[str]) -> dict[str, Any]:
-        """Compare the best model with that which the training started from, and check it."""
-        from dpa3sim.train.appraisal import checks, compare, doubts
-
+        """The comparison and the checks; the model is worth more than they are."""
         recipe = self.recipe
         if not recipe.appraise or recipe.start is None:
             return {}
         self._say("comparison with the model before, and checks")
+        try:
+            return self._compared(recorder, recipe.start, warnings)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.append(f"the comparison with the model before failed ({reason})")
+            return {}
+
+    def _compared(
+        self, recorder: FolderRecorder, start: Mapping[str, Weights], warnings: list[str]
+    ) -> dict[str, Any]:
+        """Compare the best model with that which the training started from, and check it."""
+        from dpa3sim.train.appraisal import checks, compare, doubts
+
+        recipe = self.recipe
         task = recipe.main[0]
         held = task.validation
         frames = task.training if held is None or not len(held) else held
-        files = recorder.model(task.name, recipe.start[task.name]), recorder.best(task.name)
+        files = recorder.model(task.name, start[task.name]), recorder.best(task.name)
         bias = [x.weights["out_bias"][0, :, 0] for x in files]
         shift = np.zeros(len(SYMBOLS))
         for symbol, change in zip(recipe.config.type_map, bias[1] - bias[0], strict=True):
@@ -420,9 +432,11 @@ class TrainingRun:
             f"{state}: {'; '.join(stored['reasons'])}, {stored['session_frames']} frames in "
             f"{elapsed(stored['session_s'])}"
         ]
+        main = {task.name for task in self.recipe.main}
         for task, values in stored["validation"].items():
             name = "" if task == SINGLE else f" of {task}"
-            found.append(f"best model{name}: step {stored['best_step']}, on the validation frames")
+            about = f"best model{name}: step {stored['best_step']}, on the validation frames"
+            found.append(about if task in main else "forgotten, on held-out replayed structures:")
             found += [f"  {name:<16}{text}" for name, text in _errors(values)]
         if "comparison" in stored:
             found += _changes(stored["comparison"], stored["checks"])

@@ -20,6 +20,7 @@ from dpa3sim.train.data.frames import Frame, Frames
 _ELEMENTS = {"fcc": 0.7071, "bcc": 0.8660, "sc": 1.0, "diamond": 0.4330}
 _COMPOUNDS = {"rocksalt": 0.5, "cesiumchloride": 0.8660, "zincblende": 0.4330}
 _FLUORITE, _PEROVSKITE = "fluorite", "perovskite"
+# Those of several elements are drawn more often, because there are more of them.
 _KINDS = (*_ELEMENTS, *_COMPOUNDS, *_COMPOUNDS, _FLUORITE, _PEROVSKITE, _PEROVSKITE)
 # The share of pairs of atoms, which keep the repulsion at short distances.
 _PAIRS = 0.1

@@ -204,9 +204,8 @@ def copper_run(steps, pressure=False):
         yield oxygen
 
 
-@pytest.mark.parametrize(
-    "pressure", [pytest.param(False, marks=pytest.mark.slow), True], ids=["NVE", "NPT"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("pressure", [False, True], ids=["NVE", "NPT"])
 def test_forces_of_a_run_equal_those_of_fresh_lists(pressure):
     resident = tiny()
     for step, atoms in enumerate(copper_run(500, pressure)):

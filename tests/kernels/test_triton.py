@@ -206,6 +206,7 @@ def test_what_is_kept_does_not_matter(policy):
         assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_real_model_in_float32_rounds_as_tensor_operations_do(embedded):
     """All widths of the embedded model, in as many layers as differ."""
     low, high = (network_of(embedded.model, t, 3) for t in (torch.float32, torch.float64))
@@ -362,7 +363,7 @@ def select(network=None, matmul="full"):
     return selection.select(network or network_of(load("models/dynamic"), torch.float32), matmul)
 
 
-@pytest.mark.parametrize("name", [NAMES[0], SMOOTHED[0]])
+@pytest.mark.parametrize("name", [NAMES[0], pytest.param(SMOOTHED[0], marks=pytest.mark.slow)])
 def test_programs_that_pass_their_test_are_used(name, wanted):
     chosen = select(network_of(load(name), torch.float32))
     assert (chosen.kernels, chosen.matmul) == ("triton", "full")
@@ -441,6 +442,7 @@ def test_rounded_products_are_refused_where_they_cannot_be():
         DPA3Calculator(Potential(path, device="cpu"), matmul="tf32")
 
 
+@pytest.mark.slow
 def test_the_deviation_is_reported(trusted, monkeypatch):
     water = hydrogen_oxygen_structures()[0]
     monkeypatch.setattr(

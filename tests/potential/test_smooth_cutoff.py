@@ -192,6 +192,7 @@ def test_invariance(seed):
     np.testing.assert_allclose(a.forces.sum(axis=0), 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_it_is_another_potential(smoothed, embedded64, capsys):
     """Forces change as much as they should: not at all without a pair in the width."""
     changes, within = [], []

@@ -228,7 +228,7 @@ def kill_again_and_again(files, tmp_path, kills, steps):
 
 
 def test_kills(files, tmp_path):
-    kill_again_and_again(files, tmp_path, 2, 40)
+    kill_again_and_again(files, tmp_path, 1, 40)
 
 
 @pytest.mark.slow

@@ -336,7 +336,7 @@ ROW = "species:S:1:pos:R:3"
         (xyz_text("energy=-1", rows=["O 0 0 0 1 2 inf"]), "its forces are NaN or infinite"),
         (xyz_text("energy=-1", rows=["O nan 0 0 1 2 3"]), "not finite"),
         (xyz_text("energy=abc"), "energy = 'abc' is not numeric"),
-        (xyz_text("energy=-1", rows=["Xx 0 0 0 1 2 3"]), "unknown element or column 'Xx'"),
+        (xyz_text("energy=-1", rows=["Xx 0 0 0 1 2 3"]), "'Xx' is not an element"),
         (xyz_text("energy=-1", rows=["X 0 0 0 1 2 3"]), "atomic number 0"),
         (xyz_text("energy=-1", "Z:I:1:pos:R:3", ["119 0 0 0"]), "atomic number 119"),
         (xyz_text("energy=-1", ROW, ["O 0 0 0", "H 3.95 0 0"]), "atoms 0 and 1 overlap"),

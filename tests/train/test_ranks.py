@@ -116,7 +116,9 @@ def assert_same_training(a, b):
 
 
 # The fourth batch of 10 frames by 3 has one frame, for three ranks.
-@pytest.mark.parametrize(("size", "one", "each"), [(2, "4", "2"), (3, "3", "1")])
+@pytest.mark.parametrize(
+    ("size", "one", "each"), [(2, "4", "2"), pytest.param(3, "3", "1", marks=SLOW)]
+)
 def test_ranks_train_like_one_process_with_larger_batches(size, one, each):
     alone = train(several(one), ranks.Alone())
     together = team(size, train, several(each))

@@ -163,6 +163,7 @@ def check_harmonic(settings, atoms, found):
     return exact
 
 
+@pytest.mark.slow
 def test_averages_equal_the_exact_ones_of_harmonic_oscillators(tmp_path):
     settings, atoms, found = harmonic_run(tmp_path / "a", 4000)
     exact = check_harmonic(settings, atoms, found)

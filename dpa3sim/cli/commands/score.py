@@ -1,0 +1,175 @@
+"""Tell how certain a model is of structures."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpa3sim.cli.live import Terminal
+from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
+from dpa3sim.common.errors import DONE, SOME_FAILED, InputError
+from dpa3sim.potential.settings import ModelSettings
+from dpa3sim.structures.given import ReadingSettings
+from dpa3sim.uncertainty.settings import ScoreSettings
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from dpa3sim.potential.potential import Potential
+    from dpa3sim.uncertainty.rigidity import Rigidity
+
+EXAMPLES = """\
+dpa3sim score candidates.xyz --uncertainty train.npz --model best.safetensors
+dpa3sim score trajectory.extxyz --model a.pt --committee b.pt --committee c.pt
+"""
+SETTINGS = {
+    "judgement": ScoreSettings,
+    "model": ModelSettings,
+    "reading of structure files": ReadingSettings,
+}
+DEVIATIONS = "model_devi.out"
+
+
+def configure(parser: Parser) -> None:
+    """Arguments of ``dpa3sim score``."""
+    parser.add_argument(
+        "structures", nargs="+", metavar="STRUCTURE", help="files; all frames of each"
+    )
+    for title, cls in SETTINGS.items():
+        add_settings(parser, title, cls)
+    add_config(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument("--csv", metavar="FILE", help="write the table to this file")
+    group.add_argument("--json", action="store_true", help="print only the results, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Judge all structures; the most uncertain ones come first."""
+    from dpa3sim.uncertainty.rigidity import Rigidity
+
+    own, model, reading = resolve(args, *SETTINGS.values())
+    if not (own.uncertainty or own.committee):
+        raise InputError("give --uncertainty FILE, or --committee with further models")
+    if own.forces and not own.uncertainty:
+        raise InputError("--forces makes a committee from --uncertainty FILE, which is missing")
+    rigidity = Rigidity.load(Path(own.uncertainty)) if own.uncertainty else None
+    names, structures, failed = read_all(args.structures, reading)
+    terminal = Terminal(args.json)
+    potential = terminal.load(model)
+    rows: list[dict[str, Any]] = [{"structure": name} for name in names]
+    if rigidity is not None:
+        _judge(rows, potential, rigidity, structures, own.forces)
+        rows.sort(key=lambda row: -row["largest_novelty"])
+    if own.committee:
+        _compare(shlex.split(own.committee), model, potential, structures, terminal)
+    if args.json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif rigidity is not None:
+        for line in lines(rows):
+            terminal.say(line)
+    if args.csv:
+        with open(args.csv, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+    return SOME_FAILED if failed else DONE
+
+
+def read_all(files: list[str], reading: ReadingSettings) -> tuple[list[str], list[Atoms], int]:
+    """All frames of the files by name, and how many cannot be read, which are told.
+
+    Raises:
+        InputError: none can be read.
+    """
+    from dpa3sim.structures.sources import entries
+
+    names, structures, errors = [], [], []
+    for entry in entries(files, reading):
+        if isinstance(entry.atoms, InputError):
+            errors.append(entry.atoms)
+            continue
+        names.append(entry.origin)
+        structures.append(entry.atoms)
+    if not structures:
+        raise errors[0] if errors else InputError("there are no structures")
+    for error in errors:
+        print(f"dpa3sim: error: {error}", file=sys.stderr)
+    return names, structures, len(errors)
+
+
+def _judge(
+    rows: list[dict[str, Any]],
+    potential: Potential,
+    rigidity: Rigidity,
+    structures: list[Atoms],
+    members: int,
+) -> None:
+    """Add energies and their uncertainties, or novelties where there is no calibration."""
+    import numpy as np
+
+    from dpa3sim.potential import Potential
+    from dpa3sim.uncertainty.committee import deviations
+    from dpa3sim.uncertainty.rigidity import novelties
+
+    found = novelties(potential, rigidity, structures)
+    results = potential.evaluate(structures)
+    for row, (total, local), out in zip(rows, found, results, strict=True):
+        n = len(local)
+        row |= {"atoms": n, "energy_eV": out.energy}
+        row |= {"mean_novelty": float(local.mean()), "largest_novelty": float(local.max())}
+        row["atom_of_largest_novelty"] = int(np.argmax(local))
+        if rigidity.alpha is not None:
+            row["energy_uncertainty_eV"] = rigidity.alpha * total
+    if members:
+        own = potential.settings
+        committee = [
+            Potential(x, device=own.device, dtype=own.dtype, truncate=own.truncate)
+            for x in rigidity.members(potential.model, members)
+        ]
+        for row, scatter in zip(rows, deviations(committee, structures), strict=True):
+            row["largest_force_uncertainty_eV_per_A"] = float(scatter.forces.max())
+
+
+def _compare(
+    files: list[str],
+    model: ModelSettings,
+    potential: Potential,
+    structures: list[Atoms],
+    terminal: Terminal,
+) -> None:
+    """Write the scatter of several models in deepmd-kit's format."""
+    from dpa3sim.potential import Potential
+    from dpa3sim.uncertainty.committee import deviations, table
+
+    others = [Potential.load(model, Path(file)) for file in files]
+    found = deviations([potential, *others], structures)
+    Path(DEVIATIONS).write_text(table(found), encoding="utf-8")
+    largest = max(float(x.forces.max()) for x in found)
+    terminal.say(
+        f"{1 + len(others)} models, {len(found)} structures: forces differ by at most "
+        f"{1e3 * largest:.4g} meV/Å; {DEVIATIONS} is written"
+    )
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table for people."""
+    calibrated = "energy_uncertainty_eV" in rows[0]
+    forces = "largest_force_uncertainty_eV_per_A" in rows[0]
+    head = f"{'largest novelty':>15} {'its atom':>8} {'mean':>8}"
+    head += f" {'E ± meV/atom':>13}" if calibrated else ""
+    head += f" {'F ± meV/Å':>10}" if forces else ""
+    found = [f"{head}  structure"]
+    for row in rows:
+        line = f"{row['largest_novelty']:15.3f} {row['atom_of_largest_novelty']:8d} "
+        line += f"{row['mean_novelty']:8.3f}"
+        if calibrated:
+            line += f" {1e3 * row['energy_uncertainty_eV'] / row['atoms']:13.3g}"
+        if forces:
+            line += f" {1e3 * row['largest_force_uncertainty_eV_per_A']:10.4g}"
+        found.append(f"{line}  {row['structure']}")
+    return found
