@@ -181,7 +181,10 @@ class _Work:
         if team.any(self.done):
             return None
         recorder = FolderRecorder(self.folder, self.recipe)
-        return Trainer(self.recipe, recorder, team, self.progress, self.stop, self.began).run()
+        stop = self.stop
+        return Trainer(
+            self.recipe, recorder, team, self.progress, stop, self.began, give_up=stop
+        ).run()
 
 
 class TrainingRun:

@@ -116,10 +116,7 @@ def _replay(options: FinetuneOptions, model: ModelFile, device: Any) -> Frames:
     files = SourceSettings(data=own.replay).by_task("data").get(SINGLE, [])
     if files == [AUTO]:
         return replayed(potential, own.replay_count, options.train.seed)
-    # Their own labels are replaced, and may be as strange as they like.
-    reading = replace(options.data, outlier_sigma=0.0)
-    frames, _ = read_frames(files, reading, model.config.type_map)
-    return labelled(potential, frames)
+    return labelled(potential, files)
 
 
 def _split_replay(frames: Frames, seed: int) -> tuple[Frames, Frames]:

@@ -12,6 +12,7 @@ from ase.data import atomic_numbers, covalent_radii
 from dpa3sim.common.errors import Dpa3simError, InputError
 from dpa3sim.potential import Potential
 from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.structures.sources import entries
 from dpa3sim.structures.system import System
 from dpa3sim.train.data.frames import Frame, Frames
 
@@ -61,30 +62,24 @@ def replayed(potential: Potential, count: int, seed: int) -> Frames:
         outcomes = potential.evaluate_each(atoms)
         for one, outcome in zip(atoms, outcomes, strict=True):
             if _is_usable(outcome):
-                found.append(_frame(one, outcome, len(found) + 1))
+                found.append(_frame(one, outcome, f"{ORIGIN}, frame {len(found)}"))
     return Frames.from_frames(found)
 
 
-def labelled(potential: Potential, frames: Frames) -> Frames:
-    """The structures of some frames with the labels of a model in the place of their own.
+def labelled(potential: Potential, files: Sequence[str]) -> Frames:
+    """The structures of some files with the labels of a model; labels in the files are ignored.
 
     Raises:
-        InputError: a structure that the model cannot compute.
+        InputError: a file cannot be read, or has a structure that the model cannot compute.
     """
-    systems = [frame.system for frame in frames]
-    outcomes = potential.evaluate(systems)
-    return Frames.from_frames(
-        Frame(
-            system=frame.system,
-            energy=outcome.energy,
-            forces=outcome.forces,
-            virial=_virial(outcome) if frame.system.pbc.all() else None,
-            atomic_energies=None,
-            weight=1.0,
-            origin=frame.origin,
-        )
-        for frame, outcome in zip(frames, outcomes, strict=True)
-    )
+    names, structures = [], []
+    for entry in entries(files):
+        if isinstance(entry.atoms, InputError):
+            raise entry.atoms
+        names.append(entry.origin)
+        structures.append(entry.atoms)
+    outcomes = potential.evaluate(structures)
+    return Frames.from_frames(map(_frame, structures, outcomes, names))
 
 
 def _structure(potential: Potential, symbols: Sequence[str], rng: np.random.Generator) -> Atoms:
@@ -138,7 +133,7 @@ def _is_usable(outcome: Evaluation | Dpa3simError) -> bool:
     return isinstance(outcome, Evaluation) and bool(np.abs(outcome.forces).max() < _LARGEST_FORCE)
 
 
-def _frame(atoms: Atoms, outcome: Evaluation | Dpa3simError, number: int) -> Frame:
+def _frame(atoms: Atoms, outcome: Evaluation | Dpa3simError, origin: str) -> Frame:
     assert isinstance(outcome, Evaluation)
     return Frame(
         system=System.from_atoms(atoms),
@@ -147,7 +142,7 @@ def _frame(atoms: Atoms, outcome: Evaluation | Dpa3simError, number: int) -> Fra
         virial=_virial(outcome) if atoms.pbc.all() else None,
         atomic_energies=None,
         weight=1.0,
-        origin=f"{ORIGIN}, frame {number}",
+        origin=origin,
     )
 
 

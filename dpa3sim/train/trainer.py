@@ -45,8 +45,9 @@ from dpa3sim.train.statistics import descriptor_statistics
 from dpa3sim.train.team import Alone, Team, sum_gradients
 from dpa3sim.train.weights import TaskWeights
 
-# Frames whose energies are fitted: by an untrained model, and by one that is trained further.
-_FIT_FRAMES, _SHIFT_FRAMES = 32, 256
+# Frames whose energies by an untrained model are fitted; and of a model that is trained further,
+# the atoms of such frames together.
+_FIT_FRAMES, _SHIFT_ATOMS = 32, 2048
 # Frames on which the error of gradients is measured, and their angles at most: second derivatives
 # of more would take gigabytes.
 _CHECKED_FRAMES, _CHECKED_ANGLES = 3, 20_000
@@ -124,6 +125,7 @@ class Trainer:
         team: the processes that share the batches.
         progress: receives events.
         stop: asked after every step whether to end with a saved state.
+        give_up: asked again and again before the first step whether to end without one.
         began: when the process began, by :func:`time.monotonic`, for ``max_hours``.
 
     Attributes:
@@ -141,10 +143,12 @@ class Trainer:
         progress: Progress = silent,
         stop: Callable[[], bool] = lambda: False,
         began: float | None = None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         self._recipe, self._recorder = recipe, recorder or MemoryRecorder()
         self._team, self._progress, self._stop = team or Alone(), progress, stop
         self._began = time.monotonic() if began is None else began
+        self._preparing, self._give_up = True, give_up
         config, train = recipe.config, recipe.train
         self._stores = {x.name: self._graphs(x.training, x.name, "training") for x in recipe.tasks}
         self._validation = {
@@ -191,9 +195,11 @@ class Trainer:
 
         Raises:
             NonFiniteError: a gradient is not finite. OutOfMemoryError: a batch is too large.
+            KeyboardInterrupt: asked to give up before the first step.
         """
         if not self._resume():
             self._begin()
+        self._preparing = False
         if self._team.size > 1:
             self._reachable = self._find_reachable()
         began, first, frames, reason = time.monotonic(), self._done, 0, self._end()
@@ -226,10 +232,16 @@ class Trainer:
     def _say(self, stage: str, message: str, done: int = 0, total: int = 0) -> None:
         self._progress(Event(stage, message, done, total))
 
+    def _check_preparation(self) -> None:
+        """Raise KeyboardInterrupt if asked to end before there is anything to save."""
+        if self._preparing and self._give_up():
+            raise KeyboardInterrupt
+
     def _graphs(self, frames: Frames, task: str, use: str) -> GraphStore:
         total = len(frames)
 
         def show(done: int) -> None:
+            self._check_preparation()
             if done % 100 == 0 or done == total:
                 self._say("edges", f"edges of {done}/{total} {use} frames", done, total)
 
@@ -279,8 +291,10 @@ class Trainer:
         if self._recipe.shift == "none" or not len(known):
             return
         type_map = self._recipe.config.type_map
-        chosen, predicted = self._predictions(task, known, _SHIFT_FRAMES)
-        amounts = counts(task.training, type_map)[chosen]
+        order = np.random.default_rng(self._recipe.train.seed).permutation(known)
+        amounts = counts(task.training, type_map)
+        chosen = np.sort(_some(amounts, order, _SHIFT_ATOMS))
+        amounts, predicted = amounts[chosen], self._energies(task, chosen)
         residual = task.training.energies[chosen] - predicted
         if self._recipe.shift == "uniform":
             shifts = np.full(len(type_map), composition_fit(amounts.sum(axis=1)[:, None], residual))
@@ -291,15 +305,11 @@ class Trainer:
         shown = ", ".join(f"{x} {e:+.3f}" for x, e in zip(type_map, shifts, strict=True) if e)
         self._say("start", f"energies of the elements change by (eV): {shown or 'nothing'}")
 
-    def _predictions(
-        self, task: Task, known: np.ndarray, most: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Some of the known frames, and their energies by the model as it is, eV."""
+    def _energies(self, task: Task, frames: np.ndarray) -> np.ndarray:
+        """Energies of some training frames by the model as it is, eV."""
         self._select(task.name)
-        rng = np.random.default_rng(self._recipe.train.seed)
-        chosen = np.sort(rng.permutation(known)[:most])
-        batches = (self._batch(self._stores[task.name], [int(k)]) for k in chosen)
-        return chosen, np.array([float(self._difference.predict(x).energy[0]) for x in batches])
+        batches = (self._batch(self._stores[task.name], [int(k)]) for k in frames)
+        return np.array([float(self._difference.predict(x).energy[0]) for x in batches])
 
     def _fit_bias(self, task: Task) -> None:
         """Fit the energies of the elements to the labels of a task."""
@@ -309,7 +319,9 @@ class Trainer:
             return
         amounts = counts(frames, self._recipe.config.type_map)
         if self._recipe.train.energy_bias == "residual":
-            chosen, found = self._predictions(task, known, _FIT_FRAMES)
+            order = np.random.default_rng(self._recipe.train.seed).permutation(known)
+            chosen = np.sort(order[:_FIT_FRAMES])
+            found = self._energies(task, chosen)
             # Untrained, a model says nearly the same of all structures of a composition.
             energies = energies - amounts @ composition_fit(amounts[chosen], found)
         given = self._recipe.fixed_bias.get(task.name, {})
@@ -371,6 +383,7 @@ class Trainer:
 
     def _batch(self, store: GraphStore, rows: Sequence[int]) -> Batch:
         """Frames as the gradient takes them."""
+        self._check_preparation()
         config = self._recipe.config
         return Batch(
             [store.system(k) for k in rows],
@@ -669,6 +682,21 @@ def labels_of(frames: Frames, rows: Sequence[int], device: torch.device) -> Labe
         weight=tensor(frames.weights[rows]),
         atomic_energies=None if atomic is None else tensor(atomic[atoms]),
     )
+
+
+def _some(amounts: np.ndarray, order: np.ndarray, atoms: int) -> np.ndarray:
+    """The first frames of an order that have so many atoms together and all elements of the rest.
+
+    Args:
+        amounts: ``(n_frames, ntypes)`` atoms of every type. order: of frames. atoms: how many.
+    """
+    chosen: list[int] = []
+    seen = np.zeros(amounts.shape[1])
+    for k in order.tolist():
+        if seen.sum() < atoms or (amounts[k] > 0)[seen == 0].any():
+            chosen.append(k)
+            seen += amounts[k]
+    return np.array(chosen, dtype=np.int64)
 
 
 def _restore(found: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:

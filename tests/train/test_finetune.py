@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from tests_support import load_small, structures_with_inputs
@@ -25,6 +26,7 @@ from dpa3sim.train.loss import Loss
 from dpa3sim.train.options import FinetuneOptions
 from dpa3sim.train.pretrained import with_case, with_elements
 from dpa3sim.train.recording import MemoryRecorder
+from dpa3sim.train.replay import labelled as read_and_label
 from dpa3sim.train.replay import replayed
 from dpa3sim.train.settings import (
     SINGLE,
@@ -36,6 +38,7 @@ from dpa3sim.train.settings import (
     SourceSettings,
 )
 from dpa3sim.train.trainer import Trainer, labels_of
+from dpa3sim.train.trainer import _some as few_frames
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +160,13 @@ def test_energies_of_elements_follow_the_labels(folder):
         if shift == "elements":
             expected = [-3.0 + 2.0, -5.0 - 1.0]
             np.testing.assert_allclose(weights["out_bias"].reshape(-1), expected, atol=1e-6)
+
+
+def test_few_frames_with_all_elements():
+    amounts = np.array([[100, 0, 0], [100, 0, 0], [3, 0, 0], [0, 50, 0], [0, 1, 1], [5, 5, 0]])
+    assert few_frames(amounts, np.arange(6), 150).tolist() == [0, 1, 3, 4]
+    assert few_frames(amounts, np.array([5, 4, 3, 2, 1, 0]), 12).tolist() == [5, 4]
+    assert few_frames(amounts, np.arange(6), 10_000).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 # -- what is trained ------------------------------------------------------------------------------
@@ -289,6 +299,23 @@ def test_replayed_structures(folder):
         assert (frame.virial is None) == (not frame.system.pbc.any())
     assert replayed(potential, 30, seed=2).sha256 == frames.sha256
     assert replayed(potential, 30, seed=3).sha256 != frames.sha256
+
+
+def test_structures_of_files_are_replayed_with_labels_of_the_model(folder, tmp_path):
+    atoms = [*water(5, seed=11), bulk("O", "fcc", 4.2, cubic=True)]
+    write(tmp_path / "others.extxyz", atoms)
+    potential = Potential(folder / "small.safetensors")
+    frames = read_and_label(potential, [str(tmp_path / "others.extxyz")])
+    assert len(frames) == 6
+    for frame, out in zip(frames, potential.evaluate(atoms), strict=True):
+        assert frame.energy == pytest.approx(out.energy, abs=1e-6)
+        np.testing.assert_allclose(frame.forces, out.forces, atol=1e-6)
+    given = options(folder, {"steps": 2}, replay=str(tmp_path / "others.extxyz"))
+    outcome, _ = trained(given)
+    assert outcome.rows[0][f"validation_rmse_forces_eV_per_A_{REPLAY}"] < 1e-10
+    few = options(folder, replay=f"{folder / 'valid.xyz'}")
+    with pytest.raises(InputError, match="4 structures are too few"):
+        from_model(few)
 
 
 def test_only_the_main_task_decides_and_is_written(folder):

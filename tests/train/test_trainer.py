@@ -69,6 +69,16 @@ def test_a_continued_training_has_the_same_bits(frames, at):
         assert torch.equal(tensor, parts.state.tensors[name]), name
 
 
+@pytest.mark.parametrize("at", [3, 20])
+def test_asked_to_give_up_before_the_first_step_it_ends_at_once(frames, at):
+    """While edges are searched, and while energies of the elements are fitted."""
+    recorder, asked = MemoryRecorder(), iter(range(1, 1000))
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(recipe(*frames), recorder, give_up=lambda: next(asked) >= at).run()
+    assert recorder.state is None
+    assert Trainer(recipe(*frames), recorder).run().finished
+
+
 def test_a_finished_training_does_nothing_more(frames):
     recorder = MemoryRecorder()
     given = recipe(*frames)
