@@ -33,6 +33,7 @@ ROOMS = (
     "protocols",
     "train.data",
     "train",
+    "sample",
     "report.plots",
     "run",
     "run.jobs",
