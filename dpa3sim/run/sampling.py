@@ -50,6 +50,8 @@ from dpa3sim.sample.settings import (
 from dpa3sim.structures.reading import Source, introduction
 from dpa3sim.structures.system import System
 from dpa3sim.train.data.labels import WEIGHT
+from dpa3sim.train.data.reading import read_frames
+from dpa3sim.train.data.settings import DataSettings
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -91,7 +93,7 @@ class SampleRun:
         self._files, self._labelling = files, labelling
         self._path, self._options = path, options or JobOptions()
         self._reporter = reporter or Reporter()
-        self._said = 0.0
+        self._said = time.monotonic()
         self._left_out: list[str] = []
         self._labeller = self._make_labeller()
 
@@ -242,7 +244,8 @@ class SampleRun:
             "structure": [source.origin for source in self._sources],
             "converged": not failed,
             "reasons": [self._reason(len(frames), len(failed))],
-            "warnings": self._warnings(frames, facts),
+            "warnings": self._warnings(frames, facts)
+            + (_doubts(folder / FRAMES) if outcomes else []),
             "frames": len(frames),
             "atoms": sum(map(len, frames)),
             "candidates_of_kinds": dict(facts["candidates"]),
@@ -389,6 +392,20 @@ class LabelFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _doubts(path: Path) -> list[str]:
+    """A warning if a training would refuse some of the labelled frames."""
+    try:
+        _, rejected = read_frames([path], DataSettings(skip_bad=True))
+    except InputError as error:
+        return [f"a training refuses these frames: {error}"]
+    if not rejected:
+        return []
+    return [
+        f"a training refuses {len(rejected)} of the frames, the first: {rejected[0]}; energies of "
+        "dimers and compressed cells are far from any fit, and --outlier-sigma 0 accepts them"
+    ]
 
 
 def _named(source: Source) -> Atoms:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpa3sim.common.elements import ATOMIC_NUMBERS
-from dpa3sim.common.errors import InputError
+from dpa3sim.common.errors import InputError, NonFiniteError
 from dpa3sim.potential.interface import BatchPotential
 from dpa3sim.protocols.base import Event, Progress, silent
 from dpa3sim.protocols.crystals.volumes import scaled
@@ -310,7 +310,11 @@ def _trajectories(
             progress(Event("md", f"{what}: {event.message}", event.done, event.total))
 
         seed = int(rng.integers(2**31))
-        found = simulate(parent.start, potential, temperature, settings, seed, tell)
+        try:
+            found = simulate(parent.start, potential, temperature, settings, seed, tell)
+        except (InputError, NonFiniteError) as error:
+            yield f"{what}: {error}"
+            continue
         for frame, time in zip(found.frames, found.times, strict=True):
             yield marked(frame, "md", parent.name, f"{temperature:g} K, {time:g} fs")
         if found.problem:

@@ -53,7 +53,7 @@ def simulate(
         progress: receives the steps.
 
     Raises:
-        InputError: the structure cannot be simulated.
+        InputError, NonFiniteError: the structure cannot be simulated, or not even evaluated.
     """
     from dpa3sim.protocols.dynamics.recorders import MemoryRecorder
 

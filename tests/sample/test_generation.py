@@ -240,6 +240,14 @@ def test_frames_before_a_divergence_are_kept_and_it_is_said():
     assert said[0].endswith("2 frames before are used")
 
 
+def test_a_simulation_that_cannot_begin_is_said():
+    events = []
+    frames = made("start md", copper(), potential=Diverging(0), progress=events.append)
+    assert [a.info["config_type"] for a in frames] == ["start"]
+    said = [event.message for event in events if event.stage == LEFT_OUT]
+    assert said == ["md: copper at 300 K: the model returned a value that is not finite"]
+
+
 def test_what_is_too_close_is_left_out_and_said():
     events = []
     frames = made("start rattled", copper(), rattle="2.0", min_distance=0.9, progress=events.append)

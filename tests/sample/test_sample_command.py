@@ -220,6 +220,25 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     assert "calls.txt" not in {path.name for path in Path().iterdir()}
 
 
+def test_frames_that_a_training_refuses_are_told():
+    Path("steep.py").write_text(
+        "import numpy as np\n"
+        "from ase.calculators.calculator import Calculator\n"
+        "class Steep(Calculator):\n"
+        "    implemented_properties = ('energy', 'forces')\n"
+        "    def calculate(self, atoms, *others):\n"
+        "        super().calculate(atoms, *others)\n"
+        "        close = len(atoms) == 2 and atoms.get_distance(0, 1) < 0.5\n"
+        "        energy = 1e3 if close else 0.1 * np.sin(atoms.positions.sum())\n"
+        "        self.results = {'energy': energy, 'forces': atoms.positions}\n"
+    )
+    command = ["sample", "water.xyz", *SMALL, "--frames", "24", "--label", "steep:Steep"]
+    assert main(command) == DONE
+    warning = result()["warnings"][-1]
+    assert "a training refuses 1 of the frames" in warning
+    assert "--outlier-sigma 0 accepts them" in warning
+
+
 def test_damage_of_saved_labels_is_found(tmp_path):
     path = tmp_path / "labels.jsonl"
     with LabelFile(path) as file:
