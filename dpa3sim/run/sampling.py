@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa3sim.common.errors import DONE, UNPHYSICAL, InputError
+from dpa3sim.common.errors import DONE, UNPHYSICAL, Dpa3simWarning, InputError
 from dpa3sim.common.files import atomic_write
 from dpa3sim.protocols.base import Event
 from dpa3sim.run import directory as rundir
@@ -45,6 +46,7 @@ from dpa3sim.sample.settings import (
     SampleSettings,
     by_kind,
     formats,
+    least_shares,
     words,
 )
 from dpa3sim.structures.reading import Source, introduction
@@ -128,10 +130,13 @@ class SampleRun:
             for source in self._sources:
                 for line in introduction((source,), str(directory.path)):
                     self._say(line)
-            with self._reporter.shown():
+            # Warnings of the model stand in the result, and are printed with it.
+            with self._reporter.shown(), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", Dpa3simWarning)
                 frames, facts = self._chosen()
                 outcomes = self._labels(frames)
-            result = self._finish(frames, facts, outcomes)
+            told = [str(w.message) for w in caught if issubclass(w.category, Dpa3simWarning)]
+            result = self._finish(frames, facts, outcomes, list(dict.fromkeys(told)))
             ending.exit_code = self.exit_code(result)
             return result
 
@@ -175,7 +180,7 @@ class SampleRun:
             self._potential,
             self._settings.frames,
             known=[_named(s) for s in self._known],
-            shares=by_kind("shares", self._settings.shares),
+            shares=least_shares(self._settings),
             progress=self._follow,
         )
         if not found.indices:
@@ -224,8 +229,14 @@ class SampleRun:
         frames: Sequence[Atoms],
         facts: Mapping[str, Any],
         outcomes: Mapping[int, Label | Failure],
+        told: Sequence[str],
     ) -> dict[str, Any]:
-        """Write the frames, the result and the other files."""
+        """Write the frames, the result and the other files.
+
+        Args:
+            frames: the chosen ones. facts: about the choice. outcomes: see :meth:`_labels`.
+            told: warnings of the model.
+        """
         folder = self._directory.path
         failed = {k: o.reason for k, o in sorted(outcomes.items()) if isinstance(o, Failure)}
         kept = [k for k in range(len(frames)) if k not in failed]
@@ -239,13 +250,13 @@ class SampleRun:
         atomic_write(folder / FRAMES, to_extxyz(written) if written else "")
         export(written, folder, formats(self._labelling))
         chosen = Counter(map(kind_of, frames))
+        doubts = _doubts(folder / FRAMES) if outcomes and written else []
         content = {
             "protocol": NAME,
             "structure": [source.origin for source in self._sources],
             "converged": not failed,
             "reasons": [self._reason(len(frames), len(failed))],
-            "warnings": self._warnings(frames, facts)
-            + (_doubts(folder / FRAMES) if outcomes else []),
+            "warnings": [*told, *self._warnings(frames, facts), *doubts],
             "frames": len(frames),
             "atoms": sum(map(len, frames)),
             "candidates_of_kinds": dict(facts["candidates"]),

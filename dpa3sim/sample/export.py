@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.files import atomic_write
 from dpa3sim.sample.frames import kind_of
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 FRAMES = "frames.extxyz"
 # What is not periodic along an axis gets so much vacuum on each side, Å.
 VACUUM = 8.0
-# Inputs of Quantum ESPRESSO: distance of k-points, 1/Å; forces and stress are asked for.
+# Inputs of Quantum ESPRESSO: distance of k-points, in 2 pi/Å; forces and stress are asked for.
 _KSPACING = 0.03
 _CONTROL = {"calculation": "scf", "tprnfor": True, "tstress": True}
 
@@ -59,6 +61,13 @@ def in_box(atoms: Atoms) -> Atoms:
     return boxed
 
 
+def _k_points(atoms: Atoms) -> tuple[int, ...]:
+    """Numbers of k-points along the axes; one where the structure is not periodic."""
+    spacings = np.linalg.norm(in_box(atoms).cell.reciprocal(), axis=1) / _KSPACING
+    periodic = atoms.pbc.tolist()
+    return tuple(int(np.ceil(n)) if p else 1 for n, p in zip(spacings, periodic, strict=True))
+
+
 def export(frames: Sequence[Atoms], folder: Path, formats: Sequence[str]) -> None:
     """Write ``FORMAT/NUMBER-KIND/``, a folder for each frame; extended XYZ is not written here.
 
@@ -81,7 +90,7 @@ def export(frames: Sequence[Atoms], folder: Path, formats: Sequence[str]) -> Non
                     format="espresso-in",
                     input_data={"control": _CONTROL},
                     pseudopotentials={symbol: f"{symbol}.UPF" for symbol in symbols},
-                    kspacing=_KSPACING,
+                    kpts=_k_points(atoms),
                 ),
             ),
         }

@@ -260,6 +260,8 @@ class _Cover:
 
 def _nearest(x: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distance of each row of ``x`` from the nearest row of ``others``, ``(len(x),)``."""
-    squares = (x**2).sum(axis=1)[:, None] + (others**2).sum(axis=1) - 2 * x @ others.T
-    nearest: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1), 0.0))
+    # |x - y|^2 less |x|^2, which does not decide which y is nearest.
+    squares = x @ (-2 * others.T)
+    squares += (others**2).sum(axis=1)
+    nearest: np.ndarray = np.sqrt(np.maximum(squares.min(axis=1) + (x**2).sum(axis=1), 0.0))
     return nearest

@@ -18,6 +18,8 @@ KINDS = (
 )
 POOL = "pool"
 """The kind of frames that were not made, but read from ``from_files``."""
+SHARES = "all=5 atoms=100"
+"""Shares of kinds that the option does not name."""
 FORMATS = ("extxyz", "vasp", "espresso")
 
 
@@ -27,9 +29,10 @@ class SampleSettings:
 
     frames: int = option(200, "number of frames that are chosen", minimum=1)
     shares: str = option(
-        "all=5 atoms=100",
+        "",
         "least share of a kind in the chosen frames, in percent, as long as it has candidates: "
-        "KIND=PERCENT, all for the others; kinds with 100 are chosen first; can be repeated",
+        "KIND=PERCENT, all for the others; kinds with 100 are chosen first; can be repeated "
+        f"[{SHARES}]",
         repeatable=True,
     )
     kinds: str = option("all", f"kinds of candidates: all, or some of {', '.join(KINDS)}")
@@ -85,7 +88,7 @@ class SampleSettings:
         amplitudes(self)
         temperatures(self)
         substitutes(self)
-        by_kind("shares", self.shares)
+        least_shares(self)
         parse_miller(self.miller)
         if self.max_atoms < self.min_atoms:
             raise InputError(
@@ -176,6 +179,11 @@ def chosen_kinds(settings: SampleSettings) -> tuple[str, ...]:
     for word in given or [""]:
         _check_choice("kinds", word, ("all", *KINDS))
     return tuple(kind for kind in KINDS if kind in given or "all" in given)
+
+
+def least_shares(settings: SampleSettings) -> dict[str, float]:
+    """The least share of each kind in the chosen frames, percent."""
+    return by_kind("shares", f"{SHARES} {settings.shares}")
 
 
 def amplitudes(settings: SampleSettings) -> list[float]:

@@ -15,7 +15,7 @@ from dpa3sim.sample import SampleSettings, generate
 from dpa3sim.sample.clusters import dimer_distances
 from dpa3sim.sample.frames import supercell, too_close
 from dpa3sim.sample.generation import LEFT_OUT
-from dpa3sim.sample.settings import KINDS, LabelSettings, PoolSettings, chosen_kinds
+from dpa3sim.sample.settings import KINDS, LabelSettings, PoolSettings, chosen_kinds, least_shares
 from dpa3sim.sample.variations import random_strain
 
 SMALL = SampleSettings(
@@ -308,6 +308,12 @@ def test_bad_options_of_labels(options, message):
         LabelSettings(**options)
     with pytest.raises(InputError, match="No closing quotation"):
         PoolSettings(known="'a")
+
+
+def test_shares_that_are_not_named_stay():
+    assert least_shares(SampleSettings())["atoms"] == 100
+    found = least_shares(SampleSettings(shares="md=40 all=1"))
+    assert (found["md"], found["atoms"], found["dimers"], found["pool"]) == (40, 100, 1, 1)
 
 
 def test_kinds_have_their_own_order():

@@ -177,7 +177,10 @@ def test_inputs_for_other_programs(tmp_path):
         for found in (poscar, pw):
             assert sorted(found.numbers) == sorted(atoms.numbers)
             assert found.get_volume() == pytest.approx(in_box(atoms).get_volume(), rel=1e-6)
-        assert "tprnfor" in (tmp_path / "espresso" / name / "pw.in").read_text()
+        text = (tmp_path / "espresso" / name / "pw.in").read_text()
+        assert "tprnfor" in text
+        points = text.partition("K_POINTS automatic\n")[2].split()[:3]
+        assert (points == ["1", "1", "1"]) == (not atoms.pbc.any())
     box = in_box(frames[3])
     assert box.pbc.all()
     assert box.cell.lengths().min() >= 16
