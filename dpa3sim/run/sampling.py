@@ -146,6 +146,7 @@ class SampleRun:
         """The chosen frames as they are on disk, and facts about the choice."""
         path, state = self._directory.path / CHOSEN, self._directory.checkpoint
         if state is None:
+            self._check_folders()
             frames, state = self._choose()
             text = to_extxyz(frames)
             atomic_write(path, text)
@@ -159,6 +160,13 @@ class SampleRun:
             raise InputError(f"{path}: damaged; --force starts again")
         # As rounded in the file: labels belong to what a training reads.
         return from_extxyz(path), state
+
+    def _check_folders(self) -> None:
+        """Raise InputError for inputs of another run: results of other programs may be there."""
+        for kind in formats(self._labelling):
+            folder = self._directory.path / kind
+            if folder.exists():
+                raise InputError(f"{folder}: has inputs of another run; move it away")
 
     def _choose(self) -> tuple[list[Atoms], dict[str, Any]]:
         candidates: list[Atoms] = []
@@ -248,7 +256,7 @@ class SampleRun:
                 frame.info[WEIGHT] = weights[kind_of(frame)]
             written.append(frame)
         atomic_write(folder / FRAMES, to_extxyz(written) if written else "")
-        export(written, folder, formats(self._labelling))
+        export(frames, folder, formats(self._labelling))
         chosen = Counter(map(kind_of, frames))
         doubts = _doubts(folder / FRAMES) if outcomes and written else []
         content = {

@@ -72,7 +72,7 @@ def export(frames: Sequence[Atoms], folder: Path, formats: Sequence[str]) -> Non
     """Write ``FORMAT/NUMBER-KIND/``, a folder for each frame; extended XYZ is not written here.
 
     Args:
-        frames: in the order of ``frames.extxyz``. folder: where. formats: ``"vasp"``: a POSCAR
+        frames: in the order in which they were chosen. folder: where. formats: ``"vasp"``: a POSCAR
             with the species grouped; ``"espresso"``: an input with pseudopotentials ``X.UPF``,
             to be edited.
     """

@@ -111,6 +111,10 @@ def test_frames_without_labels_and_inputs(capsys):
         assert atoms.info["config_weight"] == expected
     assert len(list(Path("water.sample/vasp").iterdir())) == 12
     assert result()["labelled_of_kinds"] == {}
+    # Results of other programs may be in there.
+    capsys.readouterr()
+    assert main(["sample", "water.xyz", *SMALL, *weights, "--force"]) == BAD_INPUT
+    assert "water.sample/vasp: has inputs of another run" in capsys.readouterr().err
 
 
 def test_a_kill_while_labelling_computes_nothing_twice(monkeypatch):
