@@ -34,6 +34,7 @@ ROOMS = (
     "protocols",
     "train.data",
     "train",
+    "sample",
     "report.plots",
     "run",
     "run.jobs",

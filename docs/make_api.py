@@ -44,6 +44,7 @@ API: dict[str, tuple[str, ...]] = {
     ),
     "dpa3sim.reading": ("Source", "read_structure", "read_structures"),
     "dpa3sim.ipi": ("serve",),
+    "dpa3sim.sample": ("generate", "choose", "label"),
 }
 
 

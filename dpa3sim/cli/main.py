@@ -58,6 +58,7 @@ GROUPS = {
         "report": "write an HTML page about a run or a screening: state, results, plots",
     },
     "training": {
+        "sample": "make training structures from given ones, and label them",
         "train": "train a model on structures with energies, forces and stresses",
         "finetune": "train a model further, such as the embedded one, on your structures",
         "data": "check training data: labels, ranges, strange energies",
