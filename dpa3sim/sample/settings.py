@@ -18,7 +18,7 @@ KINDS = (
 )
 POOL = "pool"
 """The kind of frames that were not made, but read from ``from_files``."""
-SHARES = "all=5 atoms=100"
+SHARES = "all=4 md=25 rattled=15 atoms=100"
 """Shares of kinds that the option does not name."""
 FORMATS = ("extxyz", "vasp", "espresso")
 

@@ -314,6 +314,7 @@ def test_shares_that_are_not_named_stay():
     assert least_shares(SampleSettings())["atoms"] == 100
     found = least_shares(SampleSettings(shares="md=40 all=1"))
     assert (found["md"], found["atoms"], found["dimers"], found["pool"]) == (40, 100, 1, 1)
+    assert found["rattled"] == least_shares(SampleSettings())["rattled"]
 
 
 def test_kinds_have_their_own_order():
