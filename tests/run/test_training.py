@@ -192,6 +192,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(files, tmp_path):
     assert found["reasons"] == ["interrupted"]
 
 
+@pytest.mark.slow
 def test_the_command_within_torchrun(files, tmp_path):
     """One process writes and reports; another time, all find that it is done."""
     launcher = [*("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"), "-m"]

@@ -296,6 +296,7 @@ def kill_until_done(folder, signals, wait):
     return cut
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted():
     frames = waters(60)
     write("in.extxyz", frames)
