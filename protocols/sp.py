@@ -107,7 +107,8 @@ def run(
     final = atoms.copy()
     found = potential.evaluate([final])[0]
     calculator.take(final, found)
-    results = {k: v for k, v in calculator.results.items() if k not in ("virial", "free_energy")}
+    known = ("energy", "energies", "forces", "stress")
+    results = {k: v for k, v in calculator.results.items() if k in known}
     final.calc = SinglePointCalculator(final, **results)
     return Result(
         settings=settings or Settings(),

@@ -14,18 +14,20 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
     all_changes,
 )
-from ase.outputs import Properties
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa3sim.checkpoints import ModelFile
 from dpa3sim.common.errors import InputError
 from dpa3sim.kernels.api import Matmul
+from dpa3sim.potential import interface
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import PotentialLike
 from dpa3sim.potential.potential import Potential
 from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
 from dpa3sim.structures.geometry import complete_cell
 from dpa3sim.structures.system import System
+from dpa3sim.uncertainty.rigidity import MEMBERS, Rigidity
 
 _log = logging.getLogger("dpa3sim.calculator")
 
@@ -44,11 +46,14 @@ class DPA3Calculator(Calculator):
         smooth_cutoff: width over which the step at the angle cutoff is smoothed, Å, such as 0.3,
             for models that have one; see :class:`Potential`. None means no smoothing.
         matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
+        uncertainty: file of ``dpa3sim uncertainty fit`` for this model, or None.
 
     Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
     ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
     ``virial`` (eV, (3, 3), -dE/dstrain). ``evaluation`` is the complete result for the last
-    structure, and ``warnings`` are its warnings.
+    structure, and ``warnings`` are its warnings. With an uncertainty there are also ``novelties``
+    (of the atoms, without a unit) and, where energies were known, ``energy_uncertainty`` (eV) and
+    ``energies_uncertainty`` (of the atoms, eV); :meth:`forces_uncertainty` takes more time.
 
     Models that depend on charge and spin read them from ``atoms.info["charge_spin"]``.
 
@@ -64,6 +69,9 @@ class DPA3Calculator(Calculator):
         "forces",
         "stress",
         "virial",
+        "novelties",
+        "energy_uncertainty",
+        "energies_uncertainty",
     ]
 
     def __init__(
@@ -76,17 +84,19 @@ class DPA3Calculator(Calculator):
         truncate: Truncate = "auto",
         smooth_cutoff: float | None = None,
         matmul: Matmul = "full",
+        uncertainty: str | Path | Rigidity | None = None,
     ) -> None:
         super().__init__()
         self.potential: PotentialLike
         settings = ModelSettings(None, head, device, dtype, matmul, truncate, smooth_cutoff)
         if not isinstance(model, PotentialLike):
-            self.potential = Potential.load(settings, model)
-        elif settings == ModelSettings():
+            self.potential = Potential.load(settings, model, uncertainty)
+        elif settings == ModelSettings() and uncertainty is None:
             self.potential = model
         else:
             raise InputError(
-                "set head, device, dtype, truncate, smooth_cutoff and matmul in the Potential"
+                "set head, device, dtype, truncate, smooth_cutoff, matmul and uncertainty in the "
+                "Potential"
             )
         if model is None:
             _log.warning("no model was named, using the embedded one: %s", self.potential)
@@ -114,8 +124,23 @@ class DPA3Calculator(Calculator):
         self._key = None
 
     def export_properties(self) -> Properties:
-        """The results that ASE knows, which are all except ``virial``."""
-        return Properties({k: v for k, v in self.results.items() if k != "virial"})
+        """The results that ASE knows, which are not the virial and the uncertainties."""
+        return Properties({k: v for k, v in self.results.items() if k in all_outputs})
+
+    def forces_uncertainty(self, atoms: Atoms | None = None, members: int = MEMBERS) -> np.ndarray:
+        """Standard deviations of the forces, ``(n, 3)``, eV/Å; see :class:`Potential`.
+
+        Args:
+            atoms: the structure; None is the last one.
+            members: how many models they are estimated from.
+
+        Raises:
+            InputError: there is no uncertainty of forces, or no structure yet.
+        """
+        structure = self.atoms if atoms is None else atoms
+        if structure is None:
+            raise InputError("nothing was calculated yet: name the structure")
+        return interface.forces_uncertainty(self.potential, [structure], members)[0]
 
     def calculate(
         self,
@@ -147,6 +172,12 @@ class DPA3Calculator(Calculator):
             "forces": result.forces,
             "virial": result.virial,
         }
+        judged = result.uncertainty
+        if judged is not None:
+            self.results["novelties"] = judged.novelties
+            if judged.energy is not None:
+                self.results["energy_uncertainty"] = judged.energy
+                self.results["energies_uncertainty"] = judged.energies
         if structure.pbc.any():
             stress = virial_stress(result.virial, structure.cell, structure.pbc)
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)

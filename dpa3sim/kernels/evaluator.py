@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from dpa3sim.graph.blocks import BlockGraph
 from dpa3sim.kernels.algebra import Algebra, CompiledAlgebra, TensorAlgebra
 from dpa3sim.kernels.api import Exchange, Features, GraphData, Kernel, LayerTape, Matmul
 from dpa3sim.kernels.compiled import CompiledKernel
-from dpa3sim.kernels.fitting import FittingKernel
+from dpa3sim.kernels.fitting import FittingKernel, FittingTape
 from dpa3sim.kernels.geometry import GeometryKernel, GeometryTape
 from dpa3sim.kernels.gradients import LayerSums, WeightSums, through
 from dpa3sim.kernels.layer import Layer, LayerWeights
@@ -42,6 +42,22 @@ class MemoryPolicy:
 
     keep: Keep = "inputs"
     every: int = 1
+
+
+class _Readout(NamedTuple):
+    """What the fitting net makes of the last features.
+
+    Attributes:
+        energies: ``(n_atoms,)`` eV.
+        included: ``(n_atoms,)``, 0 for atoms without energy.
+        tape: of the fitting net.
+        vacuum: what its last layer reads without a descriptor, where that is subtracted.
+    """
+
+    energies: Tensor
+    included: Tensor
+    tape: FittingTape
+    vacuum: Tensor | None
 
 
 class _Course:
@@ -97,6 +113,13 @@ class _Course:
                 if self._exchange is not None and layer is not self._layers[0]:
                     grad = grad._replace(node=self._exchange.backward(grad.node))
         return grad
+
+    def once_more(self) -> _Course:
+        """The same course, to be gone back again: :meth:`backward` uses up what is kept."""
+        data = GraphData(self.data.graph, self.data.weighting, self.data.weighting.zeros_like())
+        copy = _Course(self._layers, data, self.geometry, self._policy, self._exchange)
+        copy._tapes, copy._inputs = list(self._tapes), list(self._inputs)
+        return copy
 
     def _exchanged(self, features: Features) -> Features:
         if self._exchange is None:
@@ -178,18 +201,21 @@ class Evaluator:
             exchange: fetches features of nodes that are no centres, where there are such.
         """
         course, last, types = self._forward(graph, policy, exchange)
-        inputs, included = self._fitting_inputs(graph, last.node, types)
-        output, tape = self._fitting.forward(inputs)
-        energies = self._energies(graph, output, inputs, included)
-        d_input = self._fitting.backward(tape, included)
-        d_last = self._d_last(last, d_input)
-        del last
-        grad = course.backward(d_last)
-        vectors = self._geometry.backward(
-            graph, course.geometry, course.data.d_weighting, grad.edge, grad.angle
-        )
+        readout = self._readout(graph, last.node, types)
+        vectors = self._backward(graph, course, last, readout)
         self.workspace.end()
-        return energies, vectors
+        return readout.energies, vectors
+
+    @torch.no_grad()
+    def evaluate_with_features(
+        self, graph: BlockGraph, policy: MemoryPolicy
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What :meth:`evaluate` and :meth:`features` return, for the price of the first."""
+        course, last, types = self._forward(graph, policy)
+        readout = self._readout(graph, last.node, types)
+        vectors = self._backward(graph, course, last, readout)
+        self.workspace.end()
+        return readout.energies, vectors, self._features(readout)
 
     @torch.no_grad()
     def features(self, graph: BlockGraph, policy: MemoryPolicy) -> Tensor:
@@ -198,12 +224,32 @@ class Evaluator:
         Energies are linear in it (docs/model.md#fitting-net). It is 0 for atoms without energy.
         """
         _, last, types = self._forward(graph, policy)
-        inputs, included = self._fitting_inputs(graph, last.node, types)
-        found = self._fitting.forward(inputs)[1].inputs[-1]
-        if self._config.fitting.subtract_vacuum:
-            found = found - self._fitting.forward(self._vacuum(inputs))[1].inputs[-1]
+        found = self._features(self._readout(graph, last.node, types))
         self.workspace.end()
-        return found * included.unsqueeze(1)
+        return found
+
+    @torch.no_grad()
+    def changes(
+        self, graph: BlockGraph, policy: MemoryPolicy, directions: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """By what changes of the last layer change the energies ``(n_atoms,)`` and dE/dd.
+
+        The layers run forwards once, and backwards for each of the directions.
+
+        Args:
+            graph: the batch. policy: what to keep for the backward passes.
+            directions: ``(width, n_directions)`` float64.
+        """
+        course, last, types = self._forward(graph, policy)
+        readout = self._readout(graph, last.node, types)
+        energies = self._features(readout) @ directions
+        for index in range(directions.shape[1]):
+            direction = directions[:, index : index + 1]
+            yield (
+                energies[:, index],
+                self._backward(graph, course.once_more(), last, readout, direction),
+            )
+        self.workspace.end()
 
     @torch.no_grad()
     def add_weight_gradients(
@@ -317,16 +363,40 @@ class Evaluator:
         included = network.included.index_select(0, graph.types[: graph.n_atoms])
         return torch.cat([descriptor, *extra], dim=1), included
 
-    def _energies(
-        self, graph: BlockGraph, output: Tensor, inputs: Tensor, included: Tensor
-    ) -> Tensor:
-        """Atomic energies from the output of the fitting net and its inputs."""
+    def _readout(self, graph: BlockGraph, node: Tensor, rows: Tensor) -> _Readout:
+        """Run the fitting net on the last features of the nodes."""
+        inputs, included = self._fitting_inputs(graph, node, rows)
+        output, tape = self._fitting.forward(inputs)
+        vacuum = None
         if self._config.fitting.subtract_vacuum:
-            output = output - self._fitting.forward(self._vacuum(inputs))[0]
+            subtracted, other = self._fitting.forward(self._vacuum(inputs))
+            output, vacuum = output - subtracted, other.inputs[-1]
         types = graph.types[: graph.n_atoms]
         for bias in self._bias:
             output = output + bias.index_select(0, types)
-        return output * included
+        return _Readout(output * included, included, tape, vacuum)
+
+    def _features(self, readout: _Readout) -> Tensor:
+        """What energies are linear in, ``(n_atoms, width)``."""
+        found = readout.tape.inputs[-1]
+        if readout.vacuum is not None:
+            found = found - readout.vacuum
+        return found * readout.included.unsqueeze(1)
+
+    def _backward(
+        self,
+        graph: BlockGraph,
+        course: _Course,
+        last: Features,
+        readout: _Readout,
+        direction: Tensor | None = None,
+    ) -> Tensor:
+        """dE/dd ``(n_edges, 3)``, with the last layer's own matrix or with another one."""
+        d_input = self._fitting.backward(readout.tape, readout.included, direction)
+        grad = course.backward(self._d_last(last, d_input))
+        return self._geometry.backward(
+            graph, course.geometry, course.data.d_weighting, grad.edge, grad.angle
+        )
 
     def _vacuum(self, inputs: Tensor) -> Tensor:
         """Inputs of the fitting net without a descriptor."""

@@ -80,13 +80,15 @@ class FittingKernel:
         matrix, bias = self._last
         return torch.addmm(bias, y, matrix).squeeze(1), tape
 
-    def backward(self, tape: FittingTape, seed: Tensor) -> Tensor:
+    def backward(self, tape: FittingTape, seed: Tensor, last: Tensor | None = None) -> Tensor:
         """Derivative of the weighted sum of outputs with respect to the inputs.
 
         Args:
             tape: of the forward pass. seed: ``(n_atoms,)`` the weights.
+            last: ``(width, 1)``, in the place of the last layer's matrix.
         """
-        return self._backward(tape, seed, None)
+        d_y = seed.unsqueeze(1) * (self._last[0] if last is None else last).t()
+        return self._backward(tape, d_y, None)
 
     def add_weights(
         self, tape: FittingTape, seed: Tensor, algebra: Algebra, totals: Mapping[str, Tensor]
@@ -106,10 +108,10 @@ class FittingKernel:
                 z = self._activation.forward(pre, torch.empty_like(pre))
                 algebra.columns(z * d_y, totals[f"{layer.name}.idt"])
 
-        return self._backward(tape, seed, visit)
+        return self._backward(tape, seed.unsqueeze(1) * self._last[0].t(), visit)
 
-    def _backward(self, tape: FittingTape, seed: Tensor, visit: _Visit | None) -> Tensor:
-        d_y = seed.unsqueeze(1) * self._last[0].t()
+    def _backward(self, tape: FittingTape, d_y: Tensor, visit: _Visit | None) -> Tensor:
+        """From the gradient of what the last layer reads to that of the inputs."""
         for index, layer in reversed(list(enumerate(self._layers))):
             pre = tape.pre[index]
             d_z = d_y * layer.timestep if layer.timestep is not None else d_y.clone()

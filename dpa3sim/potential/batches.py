@@ -17,6 +17,7 @@ from dpa3sim.kernels.choice import select
 from dpa3sim.kernels.evaluator import Evaluator
 from dpa3sim.model.network import Network
 from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.memory import MemoryPlan
 from dpa3sim.potential.session import OverlapError, Session, TooLargeError
 from dpa3sim.structures.geometry import complete_cell
@@ -44,6 +45,7 @@ class BatchEvaluator:
         identity: name of the model and its precision for the memory model's cache.
         counters: where the work is counted.
         matmul: see :class:`dpa3sim.potential.Potential`.
+        judge: makes uncertainties, if there are to be any.
 
     Attributes:
         selection: what computes the layers, and why.
@@ -61,11 +63,13 @@ class BatchEvaluator:
         identity: str,
         counters: Counters,
         matmul: Matmul = "full",
+        judge: Judge | None = None,
     ) -> None:
         self._config = network.config
         self._rules = rules
         self._device = network.device
         self._counters = counters
+        self._judge = judge
         self.selection = select(network, matmul)
         self._identity, self._max_memory = identity, max_memory
         self._lists = ListCache(rules.e_rcut, skin, counters)
@@ -147,6 +151,7 @@ class BatchEvaluator:
                 self._device,
                 frugal,
                 self._counters,
+                self._judge,
             )
             self._evict()
         self.sessions.move_to_end(key)

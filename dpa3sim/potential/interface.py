@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from dpa3sim.common.errors import InputError
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.settings import Dtype
 from dpa3sim.structures.system import AtomsLike, System
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from dpa3sim.checkpoints import ModelFile
     from dpa3sim.common.errors import Dpa3simError
     from dpa3sim.graph.lists import Counters
+    from dpa3sim.uncertainty.rigidity import Rigidity
 
 
 @runtime_checkable
@@ -69,3 +71,23 @@ class BatchPotential(PotentialLike, Protocol):
 
     def in_precision(self, dtype: Dtype) -> BatchPotential:
         """The same model in this precision; ``"auto"`` is the one it has."""
+
+
+def rigidity_of(potential: PotentialLike) -> Rigidity | None:
+    """The uncertainty of a potential; None if it has none."""
+    return getattr(potential, "rigidity", None)
+
+
+def forces_uncertainty(
+    potential: PotentialLike, structures: Sequence[AtomsLike | System], members: int
+) -> list[np.ndarray]:
+    """See :meth:`Potential.forces_uncertainty`.
+
+    Raises:
+        InputError: this is no potential that has them.
+    """
+    judge = getattr(potential, "forces_uncertainty", None)
+    if judge is None:
+        raise InputError(f"{potential!r} has no uncertainties of forces: use a Potential")
+    found: list[np.ndarray] = judge(structures, members)
+    return found

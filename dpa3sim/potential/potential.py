@@ -16,21 +16,27 @@ from dpa3sim.checkpoints import ModelFile
 from dpa3sim.checkpoints.reference import references
 from dpa3sim.checkpoints.registry import load_model, reference
 from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError, NonFiniteError
+from dpa3sim.graph.blocks import BlockGraph, forces_and_virials
 from dpa3sim.graph.edges import Edges, Truncation, find_edges
 from dpa3sim.graph.lists import Counters
 from dpa3sim.graph.reference import GraphBatch, make_batch
 from dpa3sim.graph.static import block_graph
 from dpa3sim.kernels.api import Matmul
+from dpa3sim.kernels.evaluator import MemoryPolicy
 from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
 from dpa3sim.potential.batches import BatchEvaluator
-from dpa3sim.potential.evaluation import Evaluation, raise_first
+from dpa3sim.potential.evaluation import Ensemble, Evaluation, raise_first
+from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
 from dpa3sim.structures.geometry import check_geometry
 from dpa3sim.structures.system import AtomsLike, System, as_system
+from dpa3sim.uncertainty.rigidity import MEMBERS, Rigidity
 
 DEFAULT_SKIN = 1.0
 MAX_SKIN = 5.0
+# Evaluations warn of atoms whose novelty is larger (docs/uncertainty.md#in-every-calculation).
+NEW = 2.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,8 @@ class Potential:
         matmul: how the products of edges and angles round their inputs, on GPUs with the Triton
             programs and in float32: ``"full"`` not at all, ``"tf32"`` to 10 and ``"bf16"`` to 7
             bits. Faster, but see :attr:`matmul_deviation`.
+        uncertainty: file that ``dpa3sim uncertainty fit`` made for this model, or what is in it;
+            evaluations then have an uncertainty. None for none.
 
     Attributes:
         model: the model in use.
@@ -89,6 +97,7 @@ class Potential:
         network: the readable definition of the model, differentiable, with its weights.
         rules: cutoffs and limits of neighbours.
         batcher: evaluates batches; holds kernels, sessions and the memory model.
+        rigidity: what uncertainties are made from; None without.
 
     Raises:
         CheckpointError: the model cannot be read. InputError: a bad argument.
@@ -106,6 +115,7 @@ class Potential:
         skin: float = DEFAULT_SKIN,
         max_memory: float | None = None,
         matmul: Matmul = "full",
+        uncertainty: str | Path | Rigidity | None = None,
     ) -> None:
         ModelSettings(head=head, dtype=dtype, matmul=matmul, truncate=truncate)
         if not 0 <= skin <= MAX_SKIN:
@@ -129,8 +139,16 @@ class Potential:
         self.matmul: Matmul = matmul
         if matmul != "full" and self.dtype != "float32":
             raise InputError(f"matmul={matmul!r} is for float32, not for {self.dtype}")
+        if uncertainty is not None and not isinstance(uncertainty, Rigidity):
+            uncertainty = Rigidity.load(Path(uncertainty))
+        self.rigidity = uncertainty
+        judge = None
+        if self.rigidity is not None:
+            self.rigidity.check(self.model)
+            judge = Judge(self.rigidity, self.device)
         self.batcher = BatchEvaluator(
-            self.network, self.rules, skin, max_memory, self._memory_key, self.counters, matmul
+            *(self.network, self.rules, skin, max_memory, self._memory_key),
+            *(self.counters, matmul, judge),
         )
         self._skin, self._max_memory = skin, max_memory
         if matmul != "full" and self.kernels != "triton":
@@ -143,15 +161,18 @@ class Potential:
 
     @classmethod
     def load(
-        cls, settings: ModelSettings, model: str | Path | ModelFile | None = None
+        cls,
+        settings: ModelSettings,
+        model: str | Path | ModelFile | None = None,
+        uncertainty: str | Path | Rigidity | None = None,
     ) -> Potential:
         """The model that the settings describe, or another one with their other options.
 
         Raises:
             CheckpointError: the model cannot be read. InputError: a bad argument.
         """
-        options = asdict(settings)
-        return cls(**(options if model is None else {**options, "model": model}))
+        given = {"model": model, "uncertainty": uncertainty}
+        return cls(**(asdict(settings) | {k: v for k, v in given.items() if v is not None}))
 
     @property
     def kernels(self) -> str:
@@ -193,7 +214,11 @@ class Potential:
 
     @property
     def settings(self) -> ModelSettings:
-        """The options that load this model again, here or in another process."""
+        """The options that load this model again, here or in another process.
+
+        An uncertainty that was not read from a file is left out.
+        """
+        path = None if self.rigidity is None else self.rigidity.path
         return ModelSettings(
             model=str(reference(self.model)),
             head=self.model.head,
@@ -202,6 +227,7 @@ class Potential:
             matmul=self.matmul,
             truncate=self.truncate,
             smooth_cutoff=self.smooth_cutoff,
+            uncertainty=None if path is None else str(path),
         )
 
     @property
@@ -213,7 +239,8 @@ class Potential:
     def identity(self) -> str:
         """A text that distinguishes results of this potential from those of others."""
         smoothed = "" if self.smooth_cutoff is None else f" smooth_cutoff={self.smooth_cutoff!r}"
-        return f"{self._memory_key} {self.truncate} {self.matmul}{smoothed}"
+        judged = "" if self.rigidity is None else f" uncertainty={self.rigidity.identity}"
+        return f"{self._memory_key} {self.truncate} {self.matmul}{smoothed}{judged}"
 
     @property
     def _memory_key(self) -> str:
@@ -270,16 +297,29 @@ class Potential:
             return self
         with self._lock:
             if dtype not in self._others:
-                self._others[dtype] = Potential(
-                    self.model,
-                    device=self.device,
-                    dtype=dtype,
-                    truncate=self.truncate,
-                    skin=self._skin,
-                    max_memory=self._max_memory,
-                    matmul=self.matmul if dtype == "float32" else "full",
-                )
+                self._others[dtype] = self._like(dtype, self.rigidity)
             return self._others[dtype]
+
+    def with_uncertainty(self, rigidity: Rigidity) -> Potential:
+        """A potential with the same model, and this uncertainty.
+
+        Raises:
+            InputError: it is that of another model.
+        """
+        return self._like(self.dtype, rigidity)
+
+    def _like(self, dtype: Dtype, rigidity: Rigidity | None) -> Potential:
+        """The same model in another precision, or with another uncertainty."""
+        return Potential(
+            self.model,
+            device=self.device,
+            dtype=dtype,
+            truncate=self.truncate,
+            skin=self._skin,
+            max_memory=self._max_memory,
+            matmul=self.matmul if dtype == "float32" else "full",
+            uncertainty=rigidity,
+        )
 
     def check(self, structure: AtomsLike | System) -> None:
         """Raise InputError if ``structure`` cannot be evaluated; cheap, the network is not run."""
@@ -345,21 +385,95 @@ class Potential:
         """
         found = []
         for structure in structures:
-            system = self.system(structure)
-            graph = block_graph(
-                [system],
-                [self._edges(system)],
-                self.batcher.memory.limits(False),
-                self.model.config.descriptor.update_angle,
-                self.device,
-            )
-            policy = self.batcher.memory.possible_policy(graph.layout, "use a smaller cell")
+            graph, policy = self._still(self.system(structure))
             with self._lock:
-                rows = self.batcher.evaluator.features(graph, policy).cpu().numpy()
-            features = np.empty_like(rows)
-            features[graph.layout.order] = rows
-            found.append(features)
+                rows = self.batcher.evaluator.features(graph, policy)
+            found.append(_in_order(rows, graph))
         return found
+
+    def changes(
+        self, structures: Sequence[AtomsLike | System], directions: np.ndarray
+    ) -> list[Ensemble]:
+        """By how much changes of the last layer's matrix change the results of each structure.
+
+        Energies are linear in that matrix, and so are forces and virials. The model runs once
+        forwards, and once backwards for each of the directions.
+
+        Args:
+            structures: any. directions: ``(width, n_directions)``.
+
+        Raises:
+            InputError: a structure that cannot be computed.
+            OutOfMemoryError: one structure alone is too large.
+        """
+        columns = torch.from_numpy(np.ascontiguousarray(directions)).to(self.device)
+        found = []
+        for structure in structures:
+            graph, policy = self._still(self.system(structure))
+            energies, forces, virials = [], [], []
+            with self._lock:
+                for energy, gradient in self.batcher.evaluator.changes(graph, policy, columns):
+                    force, virial = forces_and_virials(gradient, graph)
+                    energies.append(float(energy.sum()))
+                    forces.append(_in_order(force, graph))
+                    virials.append(virial.sum(dim=0).cpu().numpy())
+            found.append(Ensemble(np.array(energies), np.array(forces), np.array(virials)))
+        return found
+
+    def ensemble(
+        self, structures: Sequence[AtomsLike | System], members: int = MEMBERS, seed: int = 0
+    ) -> list[Ensemble]:
+        """What models with other last layers say, which scatter as the uncertainty of energies.
+
+        Their mean is what :meth:`evaluate` says.
+
+        Args:
+            structures: any. members: how many models. seed: of their random numbers.
+
+        Raises:
+            InputError: there is no uncertainty, or none of energies; or a bad structure.
+        """
+        rigidity = self._judged_by()
+        directions = rigidity.energy_scale * rigidity.directions(members, seed)
+        pairs = zip(self.evaluate(structures), self.changes(structures, directions), strict=True)
+        return [
+            Ensemble(out.energy + x.energies, out.forces + x.forces, out.virial + x.virials)
+            for out, x in pairs
+        ]
+
+    def forces_uncertainty(
+        self, structures: Sequence[AtomsLike | System], members: int = MEMBERS, seed: int = 0
+    ) -> list[np.ndarray]:
+        """Standard deviations of the forces of each structure, ``(n, 3)``, eV/Å.
+
+        They are estimated from members; each of them takes some 60 % of an evaluation.
+
+        Args:
+            structures: any. members: how many models. seed: of their random numbers.
+
+        Raises:
+            InputError: there is no uncertainty, or none of forces; or a bad structure.
+        """
+        rigidity = self._judged_by()
+        directions = rigidity.force_scale * rigidity.directions(members, seed)
+        return [x.forces.std(axis=0, ddof=1) for x in self.changes(structures, directions)]
+
+    def _judged_by(self) -> Rigidity:
+        if self.rigidity is None:
+            raise InputError(f"{self!r} has no uncertainty: give a file of 'dpa3sim uncertainty'")
+        return self.rigidity
+
+    def _still(self, system: System) -> tuple[BlockGraph, MemoryPolicy]:
+        """The graph of a system with inputs by a fresh search, and how to evaluate it."""
+        memory = self.batcher.memory
+        graph = block_graph(
+            [system],
+            [self._edges(system)],
+            memory.limits(False),
+            self.model.config.descriptor.update_angle,
+            self.device,
+        )
+        return graph, memory.possible_policy(graph.layout, "use a smaller cell")
 
     def graph(self, structures: Sequence[AtomsLike | System]) -> GraphBatch:
         """The graph of a fresh search, without skin, on which :attr:`network` runs.
@@ -420,11 +534,24 @@ class Potential:
             )
             if self.smooth_cutoff is not None:
                 messages[-1] += ", without which the energy still jumps, smooth_cutoff or not"
+        if output.uncertainty is not None and output.uncertainty.novelty > NEW:
+            messages.append(
+                f"atoms are in surroundings unlike those that the uncertainty was fitted to (their "
+                f"novelty is above {NEW:g}): the result is an extrapolation"
+            )
         for message in messages:
             if message not in self._warned:
                 self._warned.add(message)
                 warnings.warn(message, Dpa3simWarning, stacklevel=5)
         return tuple(messages)
+
+
+def _in_order(rows: torch.Tensor, graph: BlockGraph) -> np.ndarray:
+    """Rows of a graph's centres in the order of the atoms."""
+    values = rows.cpu().numpy()
+    found = np.empty_like(values)
+    found[graph.layout.order] = values
+    return found
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -14,7 +14,8 @@ from dpa3sim.graph.lists import Counters, ListCache
 from dpa3sim.graph.resident import STATISTICS, Arrangement, Measured, ResidentGraph
 from dpa3sim.graph.skin import SkinList
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
-from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.potential.evaluation import Evaluation, Uncertainty
+from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.memory import MemoryPlan
 from dpa3sim.structures.system import System
 
@@ -66,6 +67,7 @@ class Session:
         device: where the model is.
         frugal: use as little memory as possible.
         counters: where the work is counted.
+        judge: makes uncertainties, if there are to be any.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Session:
         device: torch.device,
         frugal: bool,
         counters: Counters,
+        judge: Judge | None = None,
     ) -> None:
         found = [lists.find(system) for system in systems]
         self._exact = memory.on_host
@@ -88,6 +91,7 @@ class Session:
         self._memory, self._frugal = memory, frugal
         self._lists = lists
         self._counters = counters
+        self._judge = judge
         self._measured: Measured | None = None
         self._arranged: tuple[Measured, Layout, Arrangement] | None = None
         self._policy: MemoryPolicy | None = None
@@ -209,20 +213,24 @@ class Session:
 
     def _evaluations(self, results: np.ndarray, statistics: np.ndarray) -> list[Evaluation]:
         """What :meth:`_model` returned, of each structure."""
-        n = self.graph.n_atoms
-        energies, forces, virials = np.split(results, [n, 4 * n])
+        n, m = self.graph.n_atoms, self.graph.n_structures
+        energies, forces, virials, judged = np.split(results, [n, 4 * n, 4 * n + 9 * m])
+        uncertainties: Sequence[Uncertainty | None] = [None] * m
+        if self._judge is not None:
+            uncertainties = self._judge.unpack(judged, self.graph.sizes.tolist())
         found = []
         for index, (start, size) in enumerate(
             zip(self.graph.starts.tolist(), self.graph.sizes.tolist(), strict=True)
         ):
             own = energies[start : start + size].copy()
+            limits = statistics[index, 2:].astype(int).tolist()
             found.append(
                 Evaluation(
                     float(own.sum()),
                     own,
                     forces[3 * start : 3 * (start + size)].reshape(size, 3).copy(),
                     virials[9 * index : 9 * (index + 1)].reshape(3, 3).copy(),
-                    *statistics[index, 2:].astype(int).tolist(),
+                    *(*limits, (), uncertainties[index]),
                 )
             )
         return found
@@ -257,11 +265,16 @@ class Session:
         return arrangement
 
     def _model(self, graph: BlockGraph, policy: MemoryPolicy) -> Tensor:
-        energies, gradient = self._evaluator.evaluate(graph, policy)
+        judged = []
+        sum_structures, to_atoms = self.graph.sum_structures, self.graph.to_atoms
+        if self._judge is None:
+            energies, gradient = self._evaluator.evaluate(graph, policy)
+        else:
+            energies, gradient, features = self._evaluator.evaluate_with_features(graph, policy)
+            judged.append(self._judge(features, sum_structures, to_atoms))
         forces, virials = forces_and_virials(gradient, graph)
-        totals = self.graph.sum_structures(virials.flatten(1))
-        to_atoms = self.graph.to_atoms
-        return torch.cat([to_atoms(energies), to_atoms(forces).flatten(), totals.flatten()])
+        totals = sum_structures(virials.flatten(1)).flatten()
+        return torch.cat([to_atoms(energies), to_atoms(forces).flatten(), totals, *judged])
 
 
 class _Capture:

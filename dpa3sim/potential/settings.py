@@ -43,6 +43,10 @@ class ModelSettings:
         unit="Å",
         minimum=0.0,
     )
+    uncertainty: str | None = option(
+        None,
+        "file of 'dpa3sim uncertainty fit' for this model: results get uncertainties [none]",
+    )
 
     def __post_init__(self) -> None:
         validate(self)

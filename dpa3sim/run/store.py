@@ -26,8 +26,8 @@ import numpy as np
 
 from dpa3sim.common.errors import Dpa3simError, InputError, StorageError
 from dpa3sim.graph.lists import Counters
-from dpa3sim.potential.evaluation import Evaluation, raise_first
-from dpa3sim.potential.interface import BatchPotential
+from dpa3sim.potential.evaluation import Evaluation, Uncertainty, raise_first
+from dpa3sim.potential.interface import BatchPotential, rigidity_of
 from dpa3sim.potential.settings import Dtype
 from dpa3sim.run.directory import EVALUATIONS
 from dpa3sim.structures.system import AtomsLike, System, as_system
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from dpa3sim.checkpoints import ModelFile
+    from dpa3sim.uncertainty.rigidity import Rigidity
 
 # Requests are cut into batches of about so many atoms: no more than 5 to 20 s of computing, which
 # is what a kill can cost. Fixed numbers, since batches must not depend on timing.
@@ -150,6 +151,11 @@ class StoredPotential:
     def model(self) -> ModelFile:
         """The model in use."""
         return self.potential.model
+
+    @property
+    def rigidity(self) -> Rigidity | None:
+        """What uncertainties are made from."""
+        return rigidity_of(self.potential)
 
     @property
     def counters(self) -> Counters:
@@ -339,6 +345,8 @@ class StoredPotential:
     def _insert(self, key: bytes, e: Evaluation) -> None:
         arrays = np.concatenate([e.energies, e.forces.ravel(), e.virial.ravel()])
         limits = {name: getattr(e, name) for name in _LIMITS}
+        if e.uncertainty is not None:
+            limits["uncertainty"] = e.uncertainty.to_dict()
         self._execute(
             "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?)",
             *(key, self._request, e.energy, arrays.astype("<f8").tobytes(), json.dumps(limits)),
@@ -355,11 +363,13 @@ class StoredPotential:
         arrays = np.frombuffer(blob, dtype="<f8").astype(np.float64)
         n = (len(arrays) - 9) // 4
         limited = json.loads(limits)
+        judged = limited.pop("uncertainty", None)
         evaluation = Evaluation(
             energy=energy,
             energies=arrays[:n],
             forces=arrays[n : 4 * n].reshape(n, 3),
             virial=arrays[4 * n :].reshape(3, 3),
+            uncertainty=judged and Uncertainty.from_dict(judged),
             **(limited | {"warnings": tuple(limited["warnings"])}),
         )
         return evaluation, request

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dpa3sim.common.errors import InputError
-from dpa3sim.potential import Potential
-from dpa3sim.potential.evaluation import Evaluation
-from dpa3sim.structures.system import AtomsLike, System
+
+if TYPE_CHECKING:
+    from dpa3sim.potential import Evaluation, PotentialLike
+    from dpa3sim.structures.system import AtomsLike, System
 
 COLUMNS = (
     *("step", "max_devi_v", "min_devi_v", "avg_devi_v"),
@@ -58,7 +60,7 @@ def deviation(evaluations: Sequence[Evaluation]) -> Deviation:
 
 
 def deviations(
-    potentials: Sequence[Potential], structures: Sequence[AtomsLike | System]
+    potentials: Sequence[PotentialLike], structures: Sequence[AtomsLike | System]
 ) -> list[Deviation]:
     """The scatter of several models for each structure.
 

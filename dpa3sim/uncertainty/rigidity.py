@@ -9,37 +9,52 @@ reads), F the rows f / n of the training structures with n atoms each, and a reg
 energies that are known. Energies of structures do not determine those of single atoms, such as of H
 and O in water. The novelty of an atom therefore is the root of the same form with the features of
 all atoms of the training structures as rows; it has no unit, and at most 1 in these structures.
+
+Forces are linear in the last layer too. Their uncertainties are the scatter of members: models
+whose last layers differ from the model's by random changes, which scatter as the energies do. Their
+scale is another number, because errors of energies say little about those of forces.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from dpa3sim.checkpoints import ModelFile
 from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.files import atomic_write
-from dpa3sim.model.weights import FITTING_LAYERS
-from dpa3sim.potential import Potential
 from dpa3sim.structures.system import AtomsLike, System, as_system
+
+if TYPE_CHECKING:
+    from dpa3sim.checkpoints import ModelFile
+    from dpa3sim.potential import Potential
 
 Method = Literal["absolute", "squared", "crps"]
 METHODS = get_args(Method)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Members for uncertainties of forces: the scatter of 45 numbers is that of an atom.
+MEMBERS = 16
+# Structures that are evaluated in one request.
+_CHUNK = 64
 # The regulariser is the first of these, in units of the largest diagonal element, that lets the
 # factorisation succeed. Smaller ones would be rounding of the features in float32.
 _REGULARISERS = 10.0 ** np.arange(-10, 1)
 # The content of a file.
-_NAMES = ("factor", "atoms", "alpha", "count", "elements", "sha256", "head", "version")
+_NAMES = (
+    *("factor", "atoms", "alpha", "alpha_forces", "count"),
+    *("elements", "sha256", "head", "version"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,10 @@ class Rigidity:
         factor: ``(width, width)`` lower Cholesky factor of F^T F + s 1, a row for each structure.
         atoms: the same with a row for each atom.
         alpha: scale of the uncertainties of energies, eV; None before calibration.
+        alpha_forces: the same for forces; None where no forces were known.
         count: number of training structures. elements: of them.
         sha256, head: of the model that it belongs to.
+        path: the file that it was read from.
     """
 
     factor: np.ndarray
@@ -61,82 +78,80 @@ class Rigidity:
     elements: tuple[str, ...]
     sha256: str
     head: str | None
+    alpha_forces: float | None = None
+    path: Path | None = None
 
     def check(self, model: ModelFile) -> None:
         """Raise InputError for another model than that whose features these are."""
-        if (model.sha256, model.head) != (self.sha256, self.head):
+        same = (model.sha256, model.head) == (self.sha256, self.head)
+        if not same or len(self.factor) != _width(model):
             raise InputError(
                 f"the uncertainty is that of another model than {model.name}; make one with "
                 "'dpa3sim uncertainty fit'"
             )
 
-    def local(self, features: np.ndarray) -> np.ndarray:
-        """Novelty of each atom, ``(n,)``, from its features ``(n, width)``."""
-        found: np.ndarray = np.linalg.norm(
-            solve_triangular(self.atoms, features.T, lower=True), axis=0
-        )
-        return found
+    @cached_property
+    def identity(self) -> str:
+        """A hash of all numbers, which tells uncertainties apart."""
+        digest = hashlib.sha256(repr((self.alpha, self.alpha_forces)).encode())
+        for factor in (self.factor, self.atoms):
+            digest.update(np.ascontiguousarray(factor).data)
+        return digest.hexdigest()
 
-    def total(self, features: np.ndarray) -> float:
-        """Sigma / alpha of a structure, from the features of its atoms ``(n, width)``."""
-        whitened = solve_triangular(self.factor, features.sum(axis=0), lower=True)
-        return float(np.linalg.norm(whitened))
+    def whitening(self) -> np.ndarray:
+        """``(width, 2 width)``: what features are multiplied with.
 
-    def calibrated(
-        self, residuals: np.ndarray, novelties: np.ndarray, method: Method = "absolute"
-    ) -> Rigidity:
-        """With the scale for which uncertainties fit known errors.
+        The norm of the first half of a product is sigma / alpha, of an atom or of summed features;
+        that of the second half of an atom's is its novelty.
+        """
+        unit = np.eye(len(self.factor))
+        parts = [solve_triangular(x, unit, lower=True).T for x in (self.factor, self.atoms)]
+        return np.concatenate(parts, axis=1)
+
+    def directions(self, number: int, seed: int = 0) -> np.ndarray:
+        """Changes of the last layer that make members, ``(width, number)``, for alpha = 1.
+
+        Their scatter gives energies the variance sigma^2 as their number grows; their mean is 0, so
+        that of the members is the model, and their variances are unbiased if divided by number - 1.
 
         Args:
-            residuals: ``(n,)`` errors of the energies of structures, eV.
-            novelties: ``(n,)`` of the same structures.
-            method: ``absolute``: mean of |error| / novelty, as of a normal distribution;
-                ``squared``: root mean square of it; ``crps``: the least mean continuous ranked
-                probability score.
+            number: of members, at least 2. seed: of the random numbers.
 
         Raises:
-            InputError: there are no errors.
+            InputError: there are less than two members.
         """
-        residuals, novelties = np.asarray(residuals, float), np.asarray(novelties, float)
-        good = np.isfinite(residuals) & (novelties > 0)
-        if not good.any() or not np.abs(residuals[good]).any():
-            raise InputError("no error of an energy is known, so that nothing can be calibrated")
-        ratio = np.abs(residuals[good]) / novelties[good]
-        if method == "absolute":
-            alpha = float(np.sqrt(np.pi / 2) * ratio.mean())
-        elif method == "squared":
-            alpha = float(np.sqrt(np.mean(ratio**2)))
-        else:
-            alpha = _least_crps(ratio, novelties[good])
-        return replace(self, alpha=alpha)
+        if number < 2:
+            raise InputError(f"members = {number} must be at least 2, since they are compared")
+        noise = np.random.default_rng(seed).standard_normal((number, len(self.factor))).T
+        noise -= noise.mean(axis=1, keepdims=True)
+        found: np.ndarray = solve_triangular(self.factor, noise, lower=True, trans="T")
+        return found
 
-    def members(self, model: ModelFile, number: int, seed: int = 0) -> list[ModelFile]:
-        """Models whose last layers scatter as the uncertainty says: a committee from one model.
-
-        The variance of their energies is sigma^2 as their number grows; the scatter of their
-        forces estimates that of the forces.
+    @property
+    def energy_scale(self) -> float:
+        """``alpha``.
 
         Raises:
-            InputError: another model, or no calibration.
+            InputError: it is not known.
         """
-        self.check(model)
         if self.alpha is None:
-            raise InputError("members of a committee need labels: calibrate the uncertainty first")
-        name = f"{FITTING_LAYERS}.{len(model.config.fitting.neuron)}.matrix"
-        matrix = model.weights[name]
-        rng = np.random.default_rng(seed)
-        noise = solve_triangular(
-            self.factor, rng.standard_normal((len(matrix), number)), lower=True, trans="T"
-        )
-        return [
-            replace(
-                model,
-                weights={**model.weights, name: matrix + self.alpha * noise[:, [k]]},
-                name=f"{model.name}, member {k}",
-                sha256=f"{model.sha256} {seed} {k}",
+            raise InputError(
+                "uncertainties of energies need labels: fit the uncertainty to frames with energies"
             )
-            for k in range(number)
-        ]
+        return self.alpha
+
+    @property
+    def force_scale(self) -> float:
+        """``alpha_forces``.
+
+        Raises:
+            InputError: it is not known.
+        """
+        if self.alpha_forces is None:
+            raise InputError(
+                "uncertainties of forces need labels: fit the uncertainty to frames with forces"
+            )
+        return self.alpha_forces
 
     def save(self, path: Path) -> None:
         """Write a file (npz)."""
@@ -146,6 +161,7 @@ class Rigidity:
             factor=self.factor,
             atoms=self.atoms,
             alpha=np.float64(np.nan if self.alpha is None else self.alpha),
+            alpha_forces=np.float64(np.nan if self.alpha_forces is None else self.alpha_forces),
             count=np.int64(self.count),
             elements=np.array(" ".join(self.elements)),
             sha256=np.array(self.sha256),
@@ -164,9 +180,10 @@ class Rigidity:
         try:
             with np.load(path, allow_pickle=False) as archive:
                 found = {name: archive[name] for name in _NAMES}
-            alpha, factors = float(found["alpha"]), (found["factor"], found["atoms"])
             if int(found["version"]) != FORMAT_VERSION:
                 raise ValueError(f"format version {found['version']}")
+            alpha, alpha_forces = (_scale(found[name]) for name in ("alpha", "alpha_forces"))
+            factors = found["factor"], found["atoms"]
             for factor in factors:
                 square = factor.ndim == 2 and factor.shape == (len(factors[0]), len(factors[0]))
                 if factor.dtype != np.float64 or not square or not np.isfinite(factor).all():
@@ -179,7 +196,9 @@ class Rigidity:
         return cls(
             factor=np.tril(factors[0]),
             atoms=np.tril(factors[1]),
-            alpha=None if np.isnan(alpha) else alpha,
+            alpha=alpha,
+            alpha_forces=alpha_forces,
+            path=path,
             count=int(found["count"]),
             elements=tuple(str(found["elements"]).split()),
             sha256=str(found["sha256"]),
@@ -193,7 +212,7 @@ def fit(potential: Potential, structures: Iterable[AtomsLike | System]) -> Rigid
     Raises:
         InputError: there is none, or one that the model cannot compute.
     """
-    width = potential.model.config.fitting.neuron[-1]
+    width = _width(potential.model)
     of_structures, of_atoms = np.zeros((2, width, width))
     count, numbers = 0, set()
     for structure in structures:
@@ -217,6 +236,12 @@ def fit(potential: Potential, structures: Iterable[AtomsLike | System]) -> Rigid
     )
 
 
+def _width(model: ModelFile) -> int:
+    """How many numbers the last layer of the fitting net reads."""
+    config = model.config
+    return config.fitting.neuron[-1] if config.fitting.neuron else config.input_dim
+
+
 def factorised(matrix: np.ndarray) -> np.ndarray:
     """Cholesky factor of a positive matrix with the smallest regulariser that makes it so."""
     scale = float(np.diag(matrix).max()) or 1.0
@@ -230,7 +255,135 @@ def factorised(matrix: np.ndarray) -> np.ndarray:
     raise InputError("the features of the structures are not finite")
 
 
-def _least_crps(ratio: np.ndarray, novelties: np.ndarray) -> float:
+@dataclass(frozen=True)
+class Labelled:
+    """A structure of which something is known.
+
+    Attributes:
+        structure: the structure. energy: eV. forces: ``(n, 3)`` eV/Å.
+    """
+
+    structure: AtomsLike | System
+    energy: float | None
+    forces: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Known errors of a model, and its uncertainties before calibration.
+
+    Attributes:
+        energies, energy_spreads: ``(n,)`` of each structure with an energy: error, eV, and
+            sigma / alpha.
+        sizes: ``(n,)`` numbers of atoms of these.
+        forces, force_spreads: ``(m,)`` the same for each atom whose forces are known, root mean
+            squares of its three components, eV/Å.
+    """
+
+    energies: np.ndarray
+    energy_spreads: np.ndarray
+    sizes: np.ndarray
+    forces: np.ndarray
+    force_spreads: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        potential: Potential,
+        rigidity: Rigidity,
+        known: Iterable[Labelled],
+        members: int = MEMBERS,
+    ) -> Errors:
+        """Evaluate structures with labels, some at a time.
+
+        Args:
+            potential: the model. rigidity: of it. known: the structures.
+            members: how many of them estimate the uncertainties of forces; 0 leaves these out.
+
+        Raises:
+            InputError: another model, or a structure that it cannot compute.
+        """
+        judging = potential.with_uncertainty(replace(rigidity, alpha=1.0, alpha_forces=1.0))
+        energies: list[tuple[float, float, int]] = []
+        forces: list[tuple[np.ndarray, np.ndarray]] = []
+        for chunk in _chunks(known):
+            found = judging.evaluate([x.structure for x in chunk])
+            for label, out in zip(chunk, found, strict=True):
+                assert out.uncertainty is not None
+                assert out.uncertainty.energy is not None
+                if label.energy is not None:
+                    error = out.energy - label.energy
+                    energies.append((error, out.uncertainty.energy, len(out.energies)))
+                if label.forces is not None and members:
+                    (spread,) = judging.forces_uncertainty([label.structure], members)
+                    forces.append((_rms(out.forces - label.forces), _rms(spread)))
+        columns = np.array(energies, dtype=np.float64).reshape(-1, 3).T
+        of_atoms = np.concatenate([np.zeros((2, 0)), *map(np.array, forces)], axis=1)
+        return cls(*columns, *of_atoms)
+
+    def calibrated(self, rigidity: Rigidity, method: Method = "absolute") -> Rigidity:
+        """With the scales for which uncertainties fit these errors, as far as they are known.
+
+        Args:
+            rigidity: the one that made them. method: see :func:`scale`.
+        """
+        return replace(
+            rigidity,
+            alpha=scale(self.energies, self.energy_spreads, method),
+            alpha_forces=scale(self.forces, self.force_spreads, method),
+        )
+
+
+def _chunks(known: Iterable[Labelled]) -> Iterator[list[Labelled]]:
+    rest = iter(known)
+    while chunk := list(islice(rest, _CHUNK)):
+        yield chunk
+
+
+def _rms(rows: np.ndarray) -> np.ndarray:
+    """Root mean squares of rows."""
+    found: np.ndarray = np.sqrt(np.mean(rows**2, axis=1))
+    return found
+
+
+def scale(errors: np.ndarray, spreads: np.ndarray, method: Method = "absolute") -> float | None:
+    """The number that spreads are multiplied by so that they fit known errors.
+
+    Args:
+        errors: ``(n,)``, such as those of energies, eV.
+        spreads: ``(n,)``, sigma / alpha of the same.
+        method: ``absolute``: mean of |error| / spread, as of a normal distribution; ``squared``:
+            root mean square of it; ``crps``: the least mean continuous ranked probability score.
+
+    Returns:
+        None where there are no errors, or only zeros.
+    """
+    good = np.isfinite(errors) & (spreads > 0)
+    if not np.abs(errors[good]).any():
+        return None
+    ratio = np.abs(errors[good]) / spreads[good]
+    if method == "absolute":
+        return float(np.sqrt(np.pi / 2) * ratio.mean())
+    if method == "squared":
+        return float(np.sqrt(np.mean(ratio**2)))
+    return _least_crps(ratio, spreads[good])
+
+
+def _scale(value: np.ndarray) -> float | None:
+    """A scale as it is in a file.
+
+    Raises:
+        ValueError: it is neither a positive number, nor NaN for none.
+    """
+    number = float(value)
+    if np.isnan(number):
+        return None
+    if not 0 < number < np.inf:
+        raise ValueError(f"a scale in it is {number:g}")
+    return number
+
+
+def _least_crps(ratio: np.ndarray, spreads: np.ndarray) -> float:
     """The scale with the least mean score of normal distributions.
 
     The score of an error r is sigma (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)) with z = r / sigma,
@@ -239,20 +392,7 @@ def _least_crps(ratio: np.ndarray, novelties: np.ndarray) -> float:
 
     def slope(logarithm: float) -> float:
         z = ratio / np.exp(logarithm)
-        return float(np.mean(novelties * (2 * norm.pdf(z) - 1 / np.sqrt(np.pi))))
+        return float(np.mean(spreads * (2 * norm.pdf(z) - 1 / np.sqrt(np.pi))))
 
     low, high = np.log(ratio[ratio > 0].min()) - 1, np.log(ratio.max()) + 1
     return float(np.exp(brentq(slope, low, high)))
-
-
-def novelties(
-    potential: Potential, rigidity: Rigidity, structures: Sequence[AtomsLike | System]
-) -> list[tuple[float, np.ndarray]]:
-    """Sigma / alpha of each structure, and the novelty of its atoms ``(n,)``.
-
-    Raises:
-        InputError: another model, or a structure that it cannot compute.
-    """
-    rigidity.check(potential.model)
-    found = potential.features(structures)
-    return [(rigidity.total(features), rigidity.local(features)) for features in found]

@@ -27,18 +27,25 @@ class FitSettings:
         "probability score",
         choices=("absolute", "squared", "crps"),
     )
+    members: int = option(
+        16,
+        "models by which uncertainties of forces are estimated, for their own scale; 0 leaves it "
+        "out",
+        minimum=0,
+    )
 
     def __post_init__(self) -> None:
         validate(self)
         if self.validation and not self.labels:
             raise InputError("option validation has an effect only with labels")
+        if self.members == 1:
+            raise InputError("option members = 1 must be 0, or at least 2, which are compared")
 
 
 @dataclass(frozen=True)
 class ScoreSettings:
     """What structures are judged by."""
 
-    uncertainty: str | None = option(None, "file that 'dpa3sim uncertainty fit' made")
     committee: str = option(
         "",
         "further models; the scatter of all of them is written to model_devi.out; can be repeated",
@@ -50,6 +57,8 @@ class ScoreSettings:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.forces == 1:
+            raise InputError("option forces = 1 must be 0, or at least 2, which are compared")
 
 
 @dataclass(frozen=True)
@@ -57,10 +66,6 @@ class SelectSettings:
     """Which structures are chosen."""
 
     number: int = option(50, "how many structures to choose", minimum=1)
-    uncertainty: str | None = option(
-        None,
-        "file that 'dpa3sim uncertainty fit' made: what the model knows already [nothing]",
-    )
 
     def __post_init__(self) -> None:
         validate(self)

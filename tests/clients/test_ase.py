@@ -247,7 +247,7 @@ def test_bad_arguments(arguments, message):
 
 
 def test_options_that_a_loaded_model_cannot_follow(smooth):
-    with pytest.raises(InputError, match="matmul in the Potential"):
+    with pytest.raises(InputError, match="in the Potential"):
         DPA3Calculator(smooth, dtype="float32")
     with pytest.raises(InputError, match="head 'Omat24' asked for"):
         Potential(smooth.model, head="Omat24")

@@ -283,5 +283,5 @@ def test_bad_arguments(tiny):
     with pytest.raises(InputError, match="clients"):
         Engine(tiny).map([], len, clients=0)
     assert Engine(tiny).map([], len) == []
-    with pytest.raises(InputError, match="matmul in the Potential"):
+    with pytest.raises(InputError, match="in the Potential"):
         DPA3Calculator(Engine(tiny).client(), dtype="float64")

@@ -438,7 +438,7 @@ def test_rounded_products_are_refused_where_they_cannot_be():
         Potential(path, matmul="tf32")
     with pytest.raises(InputError, match="do not run on cpu"):
         Potential(path, matmul="bf16", dtype="float32", device="cpu")
-    with pytest.raises(InputError, match="and matmul in the Potential"):
+    with pytest.raises(InputError, match="in the Potential"):
         DPA3Calculator(Potential(path, device="cpu"), matmul="tf32")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import shlex
 import sys
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.potential.potential import Potential
-    from dpa3sim.uncertainty.rigidity import Rigidity
 
 EXAMPLES = """\
 dpa3sim score candidates.xyz --uncertainty train.npz --model best.safetensors
@@ -50,26 +50,23 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge all structures; the most uncertain ones come first."""
-    from dpa3sim.uncertainty.rigidity import Rigidity
-
     own, model, reading = resolve(args, *SETTINGS.values())
-    if not (own.uncertainty or own.committee):
+    if not (model.uncertainty or own.committee):
         raise InputError("give --uncertainty FILE, or --committee with further models")
-    if own.forces and not own.uncertainty:
+    if own.forces and not model.uncertainty:
         raise InputError("--forces makes a committee from --uncertainty FILE, which is missing")
-    rigidity = Rigidity.load(Path(own.uncertainty)) if own.uncertainty else None
     names, structures, failed = read_all(args.structures, reading)
     terminal = Terminal(args.json)
     potential = terminal.load(model)
     rows: list[dict[str, Any]] = [{"structure": name} for name in names]
-    if rigidity is not None:
-        _judge(rows, potential, rigidity, structures, own.forces)
+    if model.uncertainty:
+        _judge(rows, potential, structures, own.forces)
         rows.sort(key=lambda row: -row["largest_novelty"])
     if own.committee:
         _compare(shlex.split(own.committee), model, potential, structures, terminal)
     if args.json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif rigidity is not None:
+    elif model.uncertainty:
         for line in lines(rows):
             terminal.say(line)
     if args.csv:
@@ -103,36 +100,25 @@ def read_all(files: list[str], reading: ReadingSettings) -> tuple[list[str], lis
 
 
 def _judge(
-    rows: list[dict[str, Any]],
-    potential: Potential,
-    rigidity: Rigidity,
-    structures: list[Atoms],
-    members: int,
+    rows: list[dict[str, Any]], potential: Potential, structures: list[Atoms], members: int
 ) -> None:
     """Add energies and their uncertainties, or novelties where there is no calibration."""
-    import numpy as np
-
-    from dpa3sim.potential import Potential
-    from dpa3sim.uncertainty.committee import deviations
-    from dpa3sim.uncertainty.rigidity import novelties
-
-    found = novelties(potential, rigidity, structures)
-    results = potential.evaluate(structures)
-    for row, (total, local), out in zip(rows, found, results, strict=True):
-        n = len(local)
-        row |= {"atoms": n, "energy_eV": out.energy}
-        row |= {"mean_novelty": float(local.mean()), "largest_novelty": float(local.max())}
-        row["atom_of_largest_novelty"] = int(np.argmax(local))
-        if rigidity.alpha is not None:
-            row["energy_uncertainty_eV"] = rigidity.alpha * total
+    for row, out in zip(rows, potential.evaluate(structures), strict=True):
+        judged = out.uncertainty
+        assert judged is not None
+        row |= {"atoms": len(out.energies), "energy_eV": out.energy}
+        row["mean_novelty"] = float(judged.novelties.mean())
+        row["largest_novelty"] = judged.novelty
+        row["atom_of_largest_novelty"] = int(judged.novelties.argmax())
+        if judged.energy is not None:
+            row["energy_uncertainty_eV"] = judged.energy
     if members:
-        own = potential.settings
-        committee = [
-            Potential(x, device=own.device, dtype=own.dtype, truncate=own.truncate)
-            for x in rigidity.members(potential.model, members)
-        ]
-        for row, scatter in zip(rows, deviations(committee, structures), strict=True):
-            row["largest_force_uncertainty_eV_per_A"] = float(scatter.forces.max())
+        for row, scatter in zip(
+            rows, potential.forces_uncertainty(structures, members), strict=True
+        ):
+            # The root mean square of the three components, of the worst atom.
+            largest = float((scatter**2).mean(axis=1).max()) ** 0.5
+            row["largest_force_uncertainty_eV_per_A"] = largest
 
 
 def _compare(
@@ -146,7 +132,8 @@ def _compare(
     from dpa3sim.potential import Potential
     from dpa3sim.uncertainty.committee import deviations, table
 
-    others = [Potential.load(model, Path(file)) for file in files]
+    alone = dataclasses.replace(model, uncertainty=None)  # which is of one model
+    others = [Potential.load(alone, Path(file)) for file in files]
     found = deviations([potential, *others], structures)
     Path(DEVIATIONS).write_text(table(found), encoding="utf-8")
     largest = max(float(x.forces.max()) for x in found)
@@ -160,12 +147,13 @@ def lines(rows: list[dict[str, Any]]) -> list[str]:
     """The table for people."""
     calibrated = "energy_uncertainty_eV" in rows[0]
     forces = "largest_force_uncertainty_eV_per_A" in rows[0]
-    head = f"{'largest novelty':>15} {'its atom':>8} {'mean':>8}"
+    head = f"{'E eV/atom':>11} {'largest novelty':>15} {'its atom':>8} {'mean':>8}"
     head += f" {'E ± meV/atom':>13}" if calibrated else ""
     head += f" {'F ± meV/Å':>10}" if forces else ""
     found = [f"{head}  structure"]
     for row in rows:
-        line = f"{row['largest_novelty']:15.3f} {row['atom_of_largest_novelty']:8d} "
+        line = f"{row['energy_eV'] / row['atoms']:11.5f} {row['largest_novelty']:15.3f} "
+        line += f"{row['atom_of_largest_novelty']:8d} "
         line += f"{row['mean_novelty']:8.3f}"
         if calibrated:
             line += f" {1e3 * row['energy_uncertainty_eV'] / row['atoms']:13.3g}"

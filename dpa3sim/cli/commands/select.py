@@ -44,16 +44,12 @@ def run(args: argparse.Namespace) -> int:
     from ase.io import write
 
     from dpa3sim.uncertainty.choice import choose
-    from dpa3sim.uncertainty.rigidity import Rigidity
 
     own, model, reading = resolve(args, *SETTINGS.values())
-    known = Rigidity.load(Path(own.uncertainty)) if own.uncertainty else None
     names, structures, failed = read_all(args.structures, reading)
     terminal = Terminal(args.json)
     potential = terminal.load(model)
-    if known is not None:
-        known.check(potential.model)
-    chosen = choose(potential.features(structures), own.number, known)
+    chosen = choose(potential.features(structures), own.number, potential.rigidity)
     path = Path(args.out or "selected.extxyz")
     write(path, [structures[index] for index, _ in chosen], format="extxyz")
     if args.json:

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.commands.score import read_all
 from dpa3sim.cli.live import Terminal
 from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
-from dpa3sim.common.errors import DONE
+from dpa3sim.common.errors import DONE, InputError
 from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.train.data.settings import DataSettings
 from dpa3sim.uncertainty.settings import FitSettings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from dpa3sim.potential.potential import Potential
     from dpa3sim.train.data.frames import Frames
-    from dpa3sim.uncertainty.rigidity import Rigidity
+    from dpa3sim.uncertainty.rigidity import Labelled, Rigidity
 
+# Frames whose forces calibrate an uncertainty, spread over all of them: each takes some ten
+# evaluations.
+FORCE_FRAMES = 64
 EXAMPLES = """\
 dpa3sim uncertainty fit train.xyz --validation valid.xyz --model best.safetensors
 dpa3sim uncertainty fit structures.xyz --no-labels --out known.npz      # novelty only
@@ -56,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from dpa3sim.uncertainty.rigidity import fit
 
     own, reading, model, structures = resolve(args, *SETTINGS.values())
+    if model.uncertainty is not None:
+        raise InputError(f"--uncertainty {model.uncertainty}: a fit makes one; leave it out")
     terminal = Terminal(args.quiet)
     if own.labels:
         frames, _ = read_frames(args.files, reading)
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
             "like one of them looks new"
         )
     if own.labels:
-        rigidity = _calibrated(potential, rigidity, others, own.calibration, terminal)
+        rigidity = _calibrated(potential, rigidity, others, own, terminal)
     path = Path(args.out or f"{Path(args.files[0]).stem}.npz")
     rigidity.save(path)
     terminal.say(f"written to {path}")
@@ -81,27 +89,45 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _calibrated(
-    potential: Potential, rigidity: Rigidity, frames: Frames, method: Any, terminal: Terminal
+    potential: Potential, rigidity: Rigidity, frames: Frames, settings: Any, terminal: Terminal
 ) -> Rigidity:
-    """With a scale from the errors of known energies, if there are any."""
+    """With scales from the errors of known energies and forces, as far as there are any."""
+    from dpa3sim.uncertainty.rigidity import Errors
+
+    errors = Errors.of(potential, rigidity, _labelled(frames), settings.members)
+    rigidity = errors.calibrated(rigidity, settings.calibration)
+    if rigidity.alpha is None:
+        terminal.say("no errors of energies are known: structures get a novelty without a unit")
+    else:
+        shown = _compared(
+            errors.energies / errors.sizes, rigidity.alpha * errors.energy_spreads / errors.sizes
+        )
+        terminal.say(f"calibrated with {len(errors.sizes)} energies, in meV/atom: {shown}")
+    if rigidity.alpha_forces is not None:
+        shown = _compared(errors.forces, rigidity.alpha_forces * errors.force_spreads)
+        terminal.say(f"calibrated with {len(errors.forces)} forces, in meV/Å: {shown}")
+    return rigidity
+
+
+def _labelled(frames: Frames) -> Iterator[Labelled]:
+    """Frames with what is known of them; forces, which take long, of some."""
     import numpy as np
 
-    from dpa3sim.uncertainty.rigidity import novelties
+    from dpa3sim.uncertainty.rigidity import Labelled
 
-    known = [frame for frame in frames if frame.energy is not None]
-    if not known:
-        terminal.say("no energies are known: structures get a novelty without a unit")
-        return rigidity
-    found = potential.evaluate([frame.system for frame in known])
-    labels = np.array([frame.energy for frame in known], dtype=np.float64)
-    errors = np.array([x.energy for x in found]) - labels
-    totals = [x for x, _ in novelties(potential, rigidity, [frame.system for frame in known])]
-    rigidity = rigidity.calibrated(errors, np.array(totals), method)
-    sizes = np.array([len(frame.system) for frame in known])
-    shown = 1e3 * np.sqrt(np.mean((errors / sizes) ** 2))
-    usual = 1e3 * (rigidity.alpha or 0.0) * np.median(np.array(totals) / sizes)
-    terminal.say(
-        f"calibrated with {len(known)} energies, which err by {shown:.3g} meV/atom (RMSE); the "
-        f"median uncertainty is {usual:.3g} meV/atom"
-    )
-    return rigidity
+    known = np.flatnonzero(frames.has_forces)
+    kept = set(known[:: max(1, -(-len(known) // FORCE_FRAMES))].tolist())
+    for index, frame in enumerate(frames):
+        yield Labelled(frame.system, frame.energy, frame.forces if index in kept else None)
+
+
+def _compared(errors: np.ndarray, sigma: np.ndarray) -> str:
+    """Errors and uncertainties in words, times 1000."""
+    import numpy as np
+    from scipy.stats import spearmanr
+
+    text = f"errors {1e3 * np.sqrt(np.mean(errors**2)):.3g} (RMSE), "
+    text += f"median uncertainty {1e3 * np.median(sigma):.3g}"
+    if len(errors) > 2 and np.ptp(sigma) > 0 and np.ptp(np.abs(errors)) > 0:
+        text += f", rank correlation {spearmanr(np.abs(errors), sigma).statistic:.2f}"
+    return text
