@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from dpa3sim.common import settings as options_of
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.settings import option
+from dpa3sim.potential.interface import rigidity_of
 
 from .base import Progress, Stage, silent
 from .crystals.isotopes import check_masses
@@ -26,7 +27,7 @@ from .dynamics.results import Result
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpa3sim.potential.interface import BatchPotential
+    from dpa3sim.potential.interface import BatchPotential, PotentialLike
 
     from .dynamics.recorders import Recorder
 
@@ -96,6 +97,18 @@ class Settings:
         "extxyz", "of the trajectory; traj is binary and exact", choices=("extxyz", "traj")
     )
     max_hours: float | None = option(None, "stop in time before this limit", unit="h")
+    novelty_keep: float | None = option(
+        None,
+        "with --uncertainty, write frames to uncertain.extxyz while the novelty of an atom "
+        "exceeds this: the first one, and those of the trajectory",
+        minimum=0.0,
+    )
+    novelty_stop: float | None = option(
+        None,
+        "with --uncertainty, stop when the novelty of an atom exceeds this; a higher limit "
+        "continues",
+        minimum=0.0,
+    )
 
     def __post_init__(self) -> None:
         options_of.validate(self)
@@ -136,6 +149,11 @@ class Settings:
                 f"barostat={self.barostat.replace('auto', 'mtk')} goes with thermostat={fitting}, "
                 f"not {self.thermostat}"
             )
+
+    @property
+    def needs_uncertainty(self) -> bool:
+        """Whether an option has an effect only with an uncertainty."""
+        return self.novelty_keep is not None or self.novelty_stop is not None
 
     @property
     def methods(self) -> tuple[str, str]:
@@ -197,6 +215,13 @@ def check(atoms: Atoms, settings: Settings) -> Plan:
     )
 
 
+def check_uncertainty(potential: PotentialLike, settings: Settings) -> None:
+    """Raise InputError for options that need an uncertainty, if the model has none."""
+    if settings.needs_uncertainty and rigidity_of(potential) is None:
+        name = "novelty_keep" if settings.novelty_keep is not None else "novelty_stop"
+        raise InputError(f"option {name} needs an uncertainty of the model: --uncertainty FILE")
+
+
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
     n, berendsen = len(atoms), settings.methods[1] == "berendsen"
@@ -256,6 +281,7 @@ def run(
 
     began = time.monotonic() if began is None else began
     settings = settings or Settings()
+    check_uncertainty(potential, settings)
     plan = check(atoms, settings)
     recorder = MemoryRecorder() if recorder is None else recorder
     simulation = Simulation(atoms, potential, plan, recorder, progress or silent, stop, began)

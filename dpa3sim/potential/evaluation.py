@@ -10,6 +10,9 @@ import numpy as np
 
 from dpa3sim.common.errors import Dpa3simError
 
+# Atoms of a larger novelty are warned of (docs/uncertainty.md#in-every-calculation).
+NEW = 2.0
+
 
 @dataclass(frozen=True)
 class Uncertainty:

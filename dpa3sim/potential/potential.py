@@ -26,7 +26,7 @@ from dpa3sim.kernels.evaluator import MemoryPolicy
 from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
 from dpa3sim.potential.batches import BatchEvaluator
-from dpa3sim.potential.evaluation import Ensemble, Evaluation, raise_first
+from dpa3sim.potential.evaluation import NEW, Ensemble, Evaluation, raise_first
 from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
 from dpa3sim.structures.geometry import check_geometry
@@ -35,8 +35,6 @@ from dpa3sim.uncertainty.rigidity import MEMBERS, Rigidity
 
 DEFAULT_SKIN = 1.0
 MAX_SKIN = 5.0
-# Evaluations warn of atoms whose novelty is larger (docs/uncertainty.md#in-every-calculation).
-NEW = 2.0
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,9 @@ from dpa3sim.common.errors import (
     StorageError,
     memory_ran_out,
 )
+from dpa3sim.potential.interface import rigidity_of
 from dpa3sim.run import directory as rundir
+from dpa3sim.run.certainty import certainty, certainty_lines
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.run.provenance import model_facts, session
 from dpa3sim.run.reporter import LINE_SECONDS, Reporter
@@ -62,7 +64,8 @@ class JobOptions:
 
 def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dict[str, Any]:
     """Everything that decides the result of a calculation, besides its structure."""
-    model = potential.model
+    model, rigidity = potential.model, rigidity_of(potential)
+    judged = {} if rigidity is None else {"uncertainty": rigidity.identity}
     return {
         "protocol": protocol,
         "model": model.name,
@@ -70,6 +73,7 @@ def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dic
         "head": model.head,
         **asdict(settings),
         **{name: getattr(potential, name) for name in PRECISION},
+        **judged,
     }
 
 
@@ -268,7 +272,8 @@ class Job:
         try:
             if not self.is_final(stored):
                 return False
-            lines = self.lines(stored) + [f"warning: {w}" for w in stored["warnings"]]
+            lines = self.lines(stored) + certainty_lines(stored)
+            lines += [f"warning: {w}" for w in stored["warnings"]]
             self.exit_code(stored)
         except (LookupError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
@@ -310,6 +315,11 @@ class Job:
 
     def _finish(self, result: Any) -> dict[str, Any]:
         content = {"protocol": self.name, "structure": origins(self.sources), **result.to_dict()}
+        if "novelty_initial" not in content:
+            starts = [source.atoms for source in self.sources]
+            values, warnings = certainty(self.potential, starts, result)
+            content |= values
+            content["warnings"] = [*content["warnings"], *warnings]
         before = [warning for source in self.read() for warning in source.warnings]
         content["warnings"] = list(dict.fromkeys([*before, *content["warnings"]]))
         content["warnings"] += self._written(result)
@@ -319,7 +329,7 @@ class Job:
         self.directory.write_result(content, final=result.converged)
         stored = self.directory.result
         assert stored is not None
-        for line in self.lines(stored):
+        for line in (*self.lines(stored), *certainty_lines(stored)):
             self.say(line)
         for warning in stored["warnings"]:
             if warning not in before:

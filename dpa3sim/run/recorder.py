@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 STATE = "checkpoint.npz"
-TRAJECTORY, TABLE = "trajectory", "thermo"
+TRAJECTORY, TABLE, UNCERTAIN = "trajectory", "thermo", "uncertain"
 _VERSION = 1
 # The header of an ASE trajectory (ase.io.ulm): where its numbers begin, where it ends, and by
 # what factor its table of frames grows.
@@ -41,12 +41,15 @@ class FileRecorder:
         folder: where the files are; may hold those of a run to continue.
         replicas: how many systems there are; each has its own files, numbered if several.
         trajectory_format: ``"extxyz"`` or ``"traj"``.
+        uncertain: whether frames of which the model is uncertain are kept.
 
     Raises:
         InputError: a state that cannot be read, or another process writes there.
     """
 
-    def __init__(self, folder: Path, replicas: int, trajectory_format: str) -> None:
+    def __init__(
+        self, folder: Path, replicas: int, trajectory_format: str, uncertain: bool = False
+    ) -> None:
         self.folder = folder
         try:
             self._lock = lock_folder(folder)
@@ -58,7 +61,10 @@ class FileRecorder:
             kind(folder / f"{TRAJECTORY}{s}.{trajectory_format}") for s in suffixes
         ]
         self._tables = [_Table(folder / f"{TABLE}{s}.csv") for s in suffixes]
-        self._files: list[_Output] = [*self._trajectories, *self._tables]
+        self._uncertain = [
+            _ExtendedXYZ(folder / f"{UNCERTAIN}{s}.extxyz") for s in suffixes if uncertain
+        ]
+        self._files: list[_Output] = [*self._trajectories, *self._tables, *self._uncertain]
         self.state: State | None = None
         self._marks: list[list[int]] = []
         if (folder / STATE).exists():
@@ -88,6 +94,10 @@ class FileRecorder:
     def frame(self, replica: int, atoms: Atoms) -> None:
         """Append a frame."""
         self._trajectories[replica].append(atoms)
+
+    def uncertain(self, replica: int, atoms: Atoms) -> None:
+        """Append a frame to those of which the model is uncertain."""
+        self._uncertain[replica].append(atoms)
 
     def row(self, replica: int, row: Row) -> None:
         """Append a row."""

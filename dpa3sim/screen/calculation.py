@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpa3sim.common import errors
 from dpa3sim.common.errors import Dpa3simError, EngineError
+from dpa3sim.run.certainty import certainty
 from dpa3sim.screen.database import (
     DONE,
     FAILED,
@@ -80,8 +81,9 @@ class Calculation:
                 found, left = self._relax(atoms, potential, progress, save)
             else:
                 found = module.run(atoms, potential, self.settings)
-            content = found.to_dict()
-            content["warnings"] = list(dict.fromkeys([*warnings, *content["warnings"]]))
+            values, doubts = certainty(potential, [atoms], found)
+            content = found.to_dict() | values
+            content["warnings"] = list(dict.fromkeys([*warnings, *content["warnings"], *doubts]))
             result = json.dumps(content, allow_nan=False)  # NaN is not a result
             final = found.atoms if hasattr(found, "atoms") else found.prepared.atoms
             return Outcome(

@@ -198,7 +198,7 @@ class Rigidity:
             atoms=np.tril(factors[1]),
             alpha=alpha,
             alpha_forces=alpha_forces,
-            path=path,
+            path=path.resolve(),
             count=int(found["count"]),
             elements=tuple(str(found["elements"]).split()),
             sha256=str(found["sha256"]),

@@ -42,6 +42,9 @@ class Recorder(Protocol):
     def frame(self, replica: int, atoms: Atoms) -> None:
         """Record a frame: positions, momenta, cell; ``info`` holds step and time."""
 
+    def uncertain(self, replica: int, atoms: Atoms) -> None:
+        """Record a frame of which the model is uncertain."""
+
     def row(self, replica: int, row: Row) -> None:
         """Record a row of the table."""
 
@@ -57,16 +60,22 @@ class Recorder(Protocol):
 
 @dataclass
 class MemoryRecorder:
-    """A :class:`Recorder` in memory, which grows with the length of the run."""
+    """A :class:`Recorder` in memory, which grows with the length of the run.
+
+    Attributes:
+        state: see :class:`Recorder`. uncertain_frames: of each replica.
+    """
 
     state: State | None = None
+    uncertain_frames: list[list[Atoms]] = field(default_factory=list)
     _frames: list[list[Atoms]] = field(default_factory=list)
     _rows: list[list[dict[str, float | None]]] = field(default_factory=list)
-    _kept: tuple[list[int], list[int]] = ([], [])
+    _kept: tuple[list[int], list[int], list[int]] = ([], [], [])
 
     def begin(self, columns: Sequence[str], replicas: int) -> None:
         """Start afresh."""
         self._frames = [[] for _ in range(replicas)]
+        self.uncertain_frames = [[] for _ in range(replicas)]
         self._rows = [[] for _ in range(replicas)]
 
     def rewind(self) -> None:
@@ -75,10 +84,16 @@ class MemoryRecorder:
             del frames[n:]
         for rows, n in zip(self._rows, self._kept[1], strict=True):
             del rows[n:]
+        for frames, n in zip(self.uncertain_frames, self._kept[2], strict=True):
+            del frames[n:]
 
     def frame(self, replica: int, atoms: Atoms) -> None:
         """Keep a frame."""
         self._frames[replica].append(atoms)
+
+    def uncertain(self, replica: int, atoms: Atoms) -> None:
+        """Keep a frame of which the model is uncertain."""
+        self.uncertain_frames[replica].append(atoms)
 
     def row(self, replica: int, row: Row) -> None:
         """Keep a row."""
@@ -87,7 +102,8 @@ class MemoryRecorder:
     def save(self, state: State) -> None:
         """Keep a state."""
         self.state = state
-        self._kept = list(map(len, self._frames)), list(map(len, self._rows))
+        frames, rows, uncertain = self._frames, self._rows, self.uncertain_frames
+        self._kept = list(map(len, frames)), list(map(len, rows)), list(map(len, uncertain))
 
     def frames(self, replica: int) -> Iterator[Atoms]:
         """The frames."""

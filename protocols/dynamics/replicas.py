@@ -15,7 +15,7 @@ from dpa3sim.clients.engine import Client, Engine
 from dpa3sim.common.durations import estimated
 from dpa3sim.common.errors import InputError, NonFiniteError, UnphysicalError
 from dpa3sim.common.units import GPA
-from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.potential.evaluation import Evaluation, Uncertainty
 from dpa3sim.potential.interface import BatchPotential
 from dpa3sim.potential.potential import Potential
 
@@ -30,6 +30,7 @@ from .integrators import (
 )
 from .recorders import Recorder, State
 from .statistics import Jumps
+from .watch import Watch
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -59,6 +60,7 @@ class Replica:
     Attributes:
         atoms: with ``calculator``, which holds the last evaluation.
         rng: its random numbers. jumps: changes of its conserved quantity.
+        watch: the novelty of its atoms.
     """
 
     atoms: Atoms
@@ -66,11 +68,13 @@ class Replica:
     integrator: Integrator
     rng: np.random.Generator
     jumps: Jumps
+    watch: Watch
 
-    def count(self) -> None:
-        """Note the conserved quantity after a step."""
+    def count(self, step: int) -> None:
+        """Note the conserved quantity and the novelty after a step."""
         assert self.calculator.evaluation is not None
         self.jumps.add(self.integrator.conserved(), self.calculator.evaluation.n_angles)
+        self.watch.see(step, self.calculator.evaluation)
 
     def state(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Facts and arrays from which :meth:`Simulation._continue` restores it."""
@@ -79,6 +83,8 @@ class Replica:
         facts = {
             "rng": self.rng.bit_generator.state,
             "jumps": self.jumps.state(),
+            "watch": self.watch.state(),
+            "uncertainty": evaluation.uncertainty and evaluation.uncertainty.to_dict(),
             "energy": evaluation.energy,
             "warnings": list(evaluation.warnings),
             **{name: getattr(evaluation, name) for name in _COUNTS},
@@ -152,12 +158,12 @@ class Simulation:
         evaluations = self.potential.evaluate(systems)
         self._bulk_modulus = self._measure_bulk_modulus()
         self.replicas = [
-            self._replica(*parts, Jumps())
+            self._replica(*parts, Jumps(), Watch())
             for parts in zip(systems, evaluations, generators, strict=True)
         ]
         self.recorder.begin(self.plan.columns, settings.replicas)
         for replica in self.replicas:
-            replica.count()
+            replica.count(self.step)
         self._record()
         self._save()
 
@@ -180,10 +186,14 @@ class Simulation:
             known: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
             known |= {name: facts[name] for name in _COUNTS}
             warnings = tuple(facts["warnings"])
-            evaluation = Evaluation(energy=facts["energy"], warnings=warnings, **known)
+            judged = facts["uncertainty"] and Uncertainty.from_dict(facts["uncertainty"])
+            evaluation = Evaluation(
+                energy=facts["energy"], warnings=warnings, uncertainty=judged, **known
+            )
             rng = np.random.default_rng(0)
             rng.bit_generator.state = facts["rng"]
-            replica = self._replica(atoms, evaluation, rng, Jumps.restored(facts["jumps"]))
+            jumps, watch = Jumps.restored(facts["jumps"]), Watch(**facts["watch"])
+            replica = self._replica(atoms, evaluation, rng, jumps, watch)
             mark = "integrator."
             replica.integrator.restore(
                 {k.removeprefix(mark): v for k, v in arrays.items() if k.startswith(mark)}
@@ -192,7 +202,12 @@ class Simulation:
         self.recorder.rewind()
 
     def _replica(
-        self, atoms: Atoms, evaluation: Evaluation, rng: np.random.Generator, jumps: Jumps
+        self,
+        atoms: Atoms,
+        evaluation: Evaluation,
+        rng: np.random.Generator,
+        jumps: Jumps,
+        watch: Watch,
     ) -> Replica:
         plan = self.plan
         calculator = DPA3Calculator(self.potential)
@@ -209,7 +224,7 @@ class Simulation:
             rng=rng,
         )
         integrator = make(atoms, plan.thermostat, plan.barostat, given)
-        return Replica(atoms, calculator, integrator, rng, jumps)
+        return Replica(atoms, calculator, integrator, rng, jumps, watch)
 
     def _measure_bulk_modulus(self) -> float:
         """The bulk modulus, eV/Å^3, on which the time constant of Berendsen's barostat depends."""
@@ -240,6 +255,7 @@ class Simulation:
             UnphysicalError: a replica exploded.
         """
         self._heed()  # the caller may have wanted to stop during the first evaluation
+        self._stop_where_new()
         if len(self.replicas) == 1:
             while self._goes_on():
                 self._move(0)
@@ -331,7 +347,9 @@ class Simulation:
         self.step += 1
         for index, replica in enumerate(self.replicas):
             self._check(index)
-            replica.count()
+            before = replica.watch.last
+            replica.count(self.step)
+            self._keep_uncertain(index, before)
         self._record()
         now = time.monotonic()
         if self.step % self.plan.settings.checkpoint == 0:
@@ -353,9 +371,20 @@ class Simulation:
             self.interrupted = True
             self._reason = f"interrupted after {self.step} of {steps} steps"
 
+    def _stop_where_new(self) -> None:
+        """End the simulation if it came to surroundings that are too new to the model."""
+        limit, steps = self.plan.settings.novelty_stop, self.plan.settings.steps
+        for index, replica in enumerate(self.replicas):
+            if self._goes_on() and replica.watch.exceeds(limit):
+                self._reason = (
+                    f"stopped after {self._where(index, self.step)} of {steps}: the novelty of an "
+                    f"atom is {replica.watch.last:.3g} > {limit:g} (novelty_stop)"
+                )
+
     def _decide(self) -> None:
         settings = self.plan.settings
         self._heed()
+        self._stop_where_new()
         if self._goes_on() and settings.max_hours is not None:
             limit = 3600 * settings.max_hours
             now, done = time.monotonic(), self.step - self._first_step
@@ -395,6 +424,15 @@ class Simulation:
             for index, replica in enumerate(self.replicas):
                 self.recorder.row(index, self._row(replica))
 
+    def _keep_uncertain(self, index: int, before: float | None) -> None:
+        """Keep a frame that has come above the limit, and those of the trajectory above it."""
+        limit, watch = self.plan.settings.novelty_keep, self.replicas[index].watch
+        if limit is None or not watch.exceeds(limit):
+            return
+        if before is None or before <= limit or self.step % self.plan.interval == 0:
+            self.recorder.uncertain(index, self._frame(self.replicas[index]))
+            watch.kept += 1
+
     def _save(self) -> None:
         facts: dict[str, Any] = {
             "ramp": self._ramp,
@@ -415,6 +453,8 @@ class Simulation:
         frame = replica.atoms.copy()
         frame.set_constraint()
         frame.info = {"step": self.step, "time_ps": self.plan.time(self.step)}
+        if replica.watch.last is not None:
+            frame.info["novelty"] = replica.watch.last
         frame.calc = SinglePointCalculator(
             frame,
             energy=replica.atoms.get_potential_energy(),

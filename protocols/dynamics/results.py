@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .plan import Plan
     from .statistics import Jumps, Statistics
     from .trajectories import Analysis
+    from .watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Result(base.Result[Any]):
     Attributes:
         plan: the settings with everything decided. atoms: the last structure of each replica.
         n_steps: number of steps done so far.
-        statistics, jumps: of each replica. analysis: of all replicas together.
+        statistics, jumps, watches: of each replica. analysis: of all replicas together.
         equilibration: number of steps that averages leave out.
     """
 
@@ -38,6 +39,7 @@ class Result(base.Result[Any]):
     n_steps: int
     statistics: tuple[Statistics, ...]
     jumps: tuple[Jumps, ...]
+    watches: tuple[Watch, ...]
     analysis: Analysis
     equilibration: int
 
@@ -80,6 +82,7 @@ class Result(base.Result[Any]):
             "drift_meV_per_atom_per_ps": drift and drift[0],
             "drift_error_meV_per_atom_per_ps": drift and drift[1],
             **self._averages(),
+            **self._novelties(),
             "diffusion": {
                 name: {
                     "coefficient_m2_per_s": d.coefficient,
@@ -113,6 +116,20 @@ class Result(base.Result[Any]):
             mass = float(self.atoms[0].get_masses().sum()) * G_PER_CM3
             found["density_g_per_cm3"] = mass / self.mean("volume_A3")[0]
         return found
+
+    def _novelties(self) -> dict[str, Any]:
+        """What was new to the model, if that has an uncertainty."""
+        if any(watch.initial is None for watch in self.watches):
+            return {}
+        worst = max(self.watches, key=lambda watch: watch.largest)
+        return {
+            "novelty_initial": max(watch.initial or 0.0 for watch in self.watches),
+            "novelty_final": max(watch.last or 0.0 for watch in self.watches),
+            "novelty_largest": worst.largest,
+            "novelty_largest_step": worst.step,
+            "novelty_largest_atom": worst.atom,
+            "uncertain_frames": sum(watch.kept for watch in self.watches),
+        }
 
     def _replica(self, index: int) -> dict[str, Any]:
         statistics, atoms = self.statistics[index], self.atoms[index]

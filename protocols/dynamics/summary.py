@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from ase import units
 
+from dpa3sim.potential.evaluation import NEW
+
 from ..base import Event
 from ..crystals import guards
 from .plan import highest_frequency
@@ -57,6 +59,7 @@ def summarise(simulation: Simulation, reason: str | None) -> Result:
         reasons=(reason or f"all {done} steps are done",),
         statistics=tables,
         jumps=tuple(replica.jumps for replica in simulation.replicas),
+        watches=tuple(replica.watch for replica in simulation.replicas),
         analysis=_analyse(simulation, equilibration),
         equilibration=equilibration,
     )
@@ -110,6 +113,7 @@ def _warnings(simulation: Simulation, result: Result) -> list[str]:
     evaluation = simulation.replicas[0].calculator.evaluation
     assert evaluation is not None
     warnings = guards.domain(simulation.start, potential, evaluation)
+    warnings += _new(result)
     if "berendsen" in (plan.thermostat, plan.barostat):
         warnings.append(
             "berendsen samples no ensemble: fluctuations are too small, and heat flows between "
@@ -132,6 +136,17 @@ def _warnings(simulation: Simulation, result: Result) -> list[str]:
             "smaller interval"
         )
     return warnings
+
+
+def _new(result: Result) -> list[str]:
+    """A warning if the simulation came to surroundings that are new to the model."""
+    worst = max(result.watches, key=lambda watch: watch.largest)
+    if worst.largest <= NEW:
+        return []
+    return [
+        f"the model was not fitted to what happened: the novelty of atom {worst.atom} was "
+        f"{worst.largest:.3g} in step {worst.step} (above {NEW:g} it extrapolates)"
+    ]
 
 
 def _temperature(result: Result) -> list[str]:

@@ -92,6 +92,8 @@ def _follow(
     if coupling.stopped:
         terminal.say("interrupted; the run ended after its step, and later runs were left out")
         return INTERRUPTED
+    if coupling.largest_novelty is not None:
+        terminal.say(f"largest novelty of an atom {coupling.largest_novelty:.3g}")
     terminal.say(f"{coupling.evaluations} evaluations in {time.monotonic() - start:.1f} s")
     return 0
 

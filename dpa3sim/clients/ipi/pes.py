@@ -42,6 +42,7 @@ class DPA3PES:
     Args:
         structure: file with the elements, their order and the periodic axes.
         extras: names of :data:`dpa3sim.clients.ipi.evaluator.EXTRAS`, separated by ``;``.
+        members: of a committee made from the model's uncertainty; see :class:`BatchEvaluator`.
         verbosity: added by i-PI; it is not used.
         options: those of :class:`ModelSettings`: model (several, for a committee, separated by
             ``;``), head, device, dtype ...; and elements and format of the structure, see
@@ -57,6 +58,7 @@ class DPA3PES:
         structure: Any = None,
         *,
         extras: Any = "",
+        members: Any = 0,
         verbosity: Any = None,
         **options: Any,
     ) -> None:
@@ -68,7 +70,9 @@ class DPA3PES:
         )
         potentials = [Potential.load(_settings(options | {"model": m})) for m in models]
         atoms = read_structure(str(structure), given).atoms
-        self._evaluate = BatchEvaluator(potentials, atoms, _words(extras))
+        if isinstance(members, bool) or not isinstance(members, int) or members < 0:
+            raise InputError(f"members = {members!r} must be a whole number, at least 0")
+        self._evaluate = BatchEvaluator(potentials, atoms, _words(extras), members)
         self._evaluate.warm_up()
 
     def __call__(self, cell: Any, positions: Any) -> Result | list[Result]:
@@ -111,7 +115,7 @@ def _settings(options: dict[str, Any]) -> ModelSettings:
     known = options_of.options(ModelSettings)
     for name in options:
         if name not in known:
-            names = ("structure", "extras", *known)
+            names = ("structure", "extras", "members", *known)
             hint = options_of.suggestion(name, names)
             raise InputError(f"unknown parameter {name!r}{hint}; known are {', '.join(names)}")
     given: dict[str, Any] = {

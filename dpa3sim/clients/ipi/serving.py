@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 class Settings:
     """How to serve i-PI."""
 
-    extras: str = option("", "additional quantities to send, as JSON: energy_atomic, n_edges ...")
+    extras: str = option(
+        "",
+        "additional quantities to send, as JSON: energy_atomic, n_edges, novelty ...",
+    )
+    members: int = option(
+        0,
+        "with --uncertainty, members of a committee made from it, sent for <ffcommittee>",
+        minimum=0,
+    )
     batch: int = option(
         1, "structures per message of i-PI; the model is warmed up for this number", minimum=1
     )
@@ -103,9 +111,13 @@ def make_evaluator(what: Any, structure: Atoms, settings: Settings) -> Evaluate:
 
     potentials = getattr(what, "potential", what)  # our own calculator is batched
     if isinstance(potentials, PotentialLike | list):
-        batched = BatchEvaluator(_as_list(potentials), structure, settings.extra_names)
+        batched = BatchEvaluator(
+            *(_as_list(potentials), structure, settings.extra_names, settings.members)
+        )
         batched.warm_up(settings.batch)
         return batched
+    if settings.members:
+        raise InputError("members of a committee are available with a DPA3 model only")
     if settings.extra_names:
         raise InputError(f"extras {settings.extras!r} are available with a DPA3 model only")
     if isinstance(what, BaseCalculator):

@@ -72,7 +72,9 @@ class Coupling:
 
     Attributes:
         evaluations: number of evaluations.
-        evaluation: the last result, in eV and Å, with atoms in the order of their ids.
+        evaluation: the last result, in eV and Å, with atoms in the order of their ids; with its
+            ``uncertainty``, if the potential has one.
+        largest_novelty: of an atom, in all evaluations; None without an uncertainty.
         error: why the model computed no forces; later steps get none either.
         stopped: whether :meth:`stop` was called.
         fix_id: name of the fix.
@@ -83,6 +85,7 @@ class Coupling:
     ) -> None:
         self.evaluations = 0
         self.evaluation: Evaluation | None = None
+        self.largest_novelty: float | None = None
         self.error: BaseException | None = None
         self.stopped = False
         self.fix_id = fix_id
@@ -168,6 +171,8 @@ class Coupling:
         structure = System(self._numbers[types[order]], x[order], cell, pbc)
         self.evaluation = result = self._potential.evaluate([structure])[0]
         self.evaluations += 1
+        if result.uncertainty is not None:
+            self.largest_novelty = max(self.largest_novelty or 0.0, result.uncertainty.novelty)
         f[order] = result.forces / self._energy_unit
         energies = np.empty(nlocal)
         energies[order] = result.energies / self._energy_unit

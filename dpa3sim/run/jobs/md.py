@@ -23,10 +23,11 @@ class MDJob(Job):
 
     name, title, protocol = "md", "molecular dynamics", md
     settings: md.Settings
-    EXTENDING = ("steps", "equilibration", "max_hours")
+    EXTENDING = ("steps", "equilibration", "max_hours", "novelty_stop")
 
     def check(self) -> None:
-        """Raise InputError if the settings do not fit the structure."""
+        """Raise InputError if the settings do not fit the structure, or the model."""
+        md.check_uncertainty(self.potential, self.settings)
         self._plan = md.check(self.atoms, self.settings)
 
     def is_final(self, stored: dict[str, Any]) -> bool:
@@ -42,7 +43,10 @@ class MDJob(Job):
         settings, folder = self.settings, self.directory.path
         stop = threading.Event()
         with (
-            FileRecorder(folder, settings.replicas, settings.trajectory_format) as recorder,
+            FileRecorder(
+                *(folder, settings.replicas, settings.trajectory_format),
+                uncertain=settings.novelty_keep is not None,
+            ) as recorder,
             self.reporter.stopping(stop.set),
         ):
             if recorder.state is not None:
