@@ -100,6 +100,7 @@ def _from_native(path: Path, sha256: str, head: str | None) -> ModelFile:
         heads=(found.head,) if found.head else (),
         origin=found.origin,
         truncate=found.truncate,
+        covariance=found.covariance,
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dpa3sim.checkpoints.covariance import Covariance
 from dpa3sim.common.elements import ATOMIC_NUMBERS
 from dpa3sim.common.errors import CheckpointError
 from dpa3sim.graph.edges import Truncation
@@ -32,6 +33,7 @@ class ModelFile:
         origin: the original checkpoint of a converted model.
         notes: facts about the file that the user should know.
         truncate: which neighbours the model was trained with, see :class:`dpa3sim.Potential`.
+        covariance: how certain it is, if the file says so; for these weights and options only.
     """
 
     config: ModelConfig
@@ -45,6 +47,7 @@ class ModelFile:
     origin: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     truncate: Truncation = "deepmd"
+    covariance: Covariance | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -79,7 +82,7 @@ class ModelFile:
 
     def smoothed(self, width: float) -> ModelFile:
         """This model without the step at the angle cutoff, see :meth:`ModelConfig.smoothed`."""
-        return replace(self, config=self.config.smoothed(width))
+        return replace(self, config=self.config.smoothed(width), covariance=None)
 
     def traps(self) -> list[str]:
         """Limits of this model that its user should know (docs/model.md#traps)."""

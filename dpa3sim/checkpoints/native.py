@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from dpa3sim.checkpoints.covariance import Covariance
 from dpa3sim.checkpoints.model_file import ModelFile
 from dpa3sim.common.errors import CheckpointError
 from dpa3sim.common.files import atomic_write, usual_recursion
@@ -20,7 +21,9 @@ from dpa3sim.model.config import ModelConfig
 from dpa3sim.model.weights import Weights
 
 METADATA_KEY = "dpa3sim"
-FORMAT_VERSION = 1
+# Files with a covariance have the later version, which older readers refuse with this reason.
+FORMAT_VERSION, _WITH_COVARIANCE = 1, 2
+_COVARIANCE = "covariance."
 SUFFIX = ".safetensors"
 
 
@@ -33,6 +36,7 @@ class NativeModel(NamedTuple):
     head: str | None
     origin: dict[str, str]
     truncate: Truncation
+    covariance: Covariance | None
 
 
 def write_native(model: ModelFile, path: Path) -> None:
@@ -47,7 +51,8 @@ def write_native(model: ModelFile, path: Path) -> None:
         "sha256": model.sha256,
         "format": model.source_format,
     }
-    header = {
+    arrays: dict[str, np.ndarray] = dict(model.weights)
+    header: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": model.name,
         "head": model.head,
@@ -56,9 +61,14 @@ def write_native(model: ModelFile, path: Path) -> None:
         "truncate": model.truncate,
         "content_sha256": content_hash(config, model.weights),
     }
+    if model.covariance is not None:
+        more, facts = model.covariance.to_parts()
+        arrays |= {_COVARIANCE + name: array for name, array in more.items()}
+        header |= {"format_version": _WITH_COVARIANCE, "covariance": facts}
+        header["covariance_sha256"] = content_hash(facts, more)
     # Only one entry, because safetensors writes several in random order.
     metadata = {METADATA_KEY: json.dumps(header, sort_keys=True)}
-    data = save({k: np.ascontiguousarray(v) for k, v in model.weights.items()}, metadata=metadata)
+    data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata=metadata)
     atomic_write(path, data)
 
 
@@ -77,11 +87,14 @@ def read_native(path: Path) -> NativeModel:
     if METADATA_KEY not in metadata:
         raise CheckpointError(f"{path}: a safetensors file, but not a dpa3sim model")
     header = _json_object(path, metadata[METADATA_KEY])
-    if header.get("format_version") != FORMAT_VERSION:
+    if header.get("format_version") not in (FORMAT_VERSION, _WITH_COVARIANCE):
         raise CheckpointError(
             f"{path}: format version {header.get('format_version')}, "
-            f"this dpa3sim reads version {FORMAT_VERSION}"
+            f"this dpa3sim reads version {FORMAT_VERSION} and {_WITH_COVARIANCE}"
         )
+    covariance = None
+    if header["format_version"] == _WITH_COVARIANCE:
+        covariance = _covariance(path, header, weights)
     config, origin = header.get("config"), header.get("origin")
     if not isinstance(config, dict) or not isinstance(origin, dict):
         raise CheckpointError(f"{path}: malformed metadata")
@@ -96,7 +109,24 @@ def read_native(path: Path) -> NativeModel:
     truncate = header.get("truncate", "deepmd")
     if truncate not in get_args(Truncation):
         raise CheckpointError(f"{path}: truncate = {truncate!r} is not known to this dpa3sim")
-    return NativeModel(parsed, weights, name, str(head) if head else None, origin, truncate)
+    chosen = str(head) if head else None
+    return NativeModel(parsed, weights, name, chosen, origin, truncate, covariance)
+
+
+def _covariance(
+    path: Path, header: Mapping[str, Any], tensors: dict[str, np.ndarray]
+) -> Covariance:
+    """Take the covariance out of what was read."""
+    names = [name for name in tensors if name.startswith(_COVARIANCE)]
+    arrays = {name.removeprefix(_COVARIANCE): tensors.pop(name) for name in names}
+    try:
+        facts = header["covariance"]
+        if header["covariance_sha256"] != content_hash(facts, arrays):
+            raise ValueError("it does not match its checksum")
+        return Covariance.from_parts(arrays, facts)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{error}".split())
+        raise CheckpointError(f"{path}: damaged: its covariance ({reason})") from None
 
 
 def content_hash(config: Mapping[str, Any], weights: Weights) -> str:

@@ -31,7 +31,7 @@ from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
 from dpa3sim.structures.geometry import check_geometry
 from dpa3sim.structures.system import AtomsLike, System, as_system
-from dpa3sim.uncertainty.rigidity import MEMBERS, Rigidity
+from dpa3sim.uncertainty.rigidity import MEMBERS, OWN, Rigidity
 
 DEFAULT_SKIN = 1.0
 MAX_SKIN = 5.0
@@ -85,8 +85,9 @@ class Potential:
         matmul: how the products of edges and angles round their inputs, on GPUs with the Triton
             programs and in float32: ``"full"`` not at all, ``"tf32"`` to 10 and ``"bf16"`` to 7
             bits. Faster, but see :attr:`matmul_deviation`.
-        uncertainty: file that ``dpa3sim uncertainty fit`` made for this model, or what is in it;
-            evaluations then have an uncertainty. None for none.
+        uncertainty: file that ``dpa3sim uncertainty fit`` made for this model, or what is in it,
+            or ``"model"``: what the file of the model says; evaluations then have an uncertainty.
+            None for none.
 
     Attributes:
         model: the model in use.
@@ -138,7 +139,8 @@ class Potential:
         if matmul != "full" and self.dtype != "float32":
             raise InputError(f"matmul={matmul!r} is for float32, not for {self.dtype}")
         if uncertainty is not None and not isinstance(uncertainty, Rigidity):
-            uncertainty = Rigidity.load(Path(uncertainty))
+            own = str(uncertainty) == OWN
+            uncertainty = Rigidity.of(self.model) if own else Rigidity.load(Path(uncertainty))
         self.rigidity = uncertainty
         judge = None
         if self.rigidity is not None:

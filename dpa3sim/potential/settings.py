@@ -45,7 +45,8 @@ class ModelSettings:
     )
     uncertainty: str | None = option(
         None,
-        "file of 'dpa3sim uncertainty fit' for this model: results get uncertainties [none]",
+        "results get uncertainties from this file of 'dpa3sim uncertainty fit', or from that of "
+        "the model itself: model [none]",
     )
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import save as to_safetensors
 
 import dpa3sim
 from dpa3sim.checkpoints import SUFFIX, ModelFile, write_native, write_training
+from dpa3sim.checkpoints.covariance import Covariance
 from dpa3sim.common.durations import elapsed
 from dpa3sim.common.elements import ATOMIC_NUMBERS, SYMBOLS
 from dpa3sim.common.errors import (
@@ -51,7 +52,7 @@ STATE, CURVE, ERRORS = f"state{SUFFIX}", "lcurve.csv", "errors.csv"
 # Options that continue a training instead of making another one.
 EXTENDING = (
     *("steps", "epochs", "max_hours", "patience"),
-    *("report_every", "save_every", "validate_every", "device", "ranks"),
+    *("report_every", "save_every", "validate_every", "device", "ranks", "covariance"),
 )
 _METADATA, _VERSION = "dpa3sim_training", 1
 # Steps from which the time of all is estimated.
@@ -118,6 +119,11 @@ class FolderRecorder:
         from dpa3sim.checkpoints import read_model
 
         return read_model(self._folder / model_file("best", task))
+
+    def add_covariance(self, task: str, covariance: Covariance) -> None:
+        """Write into the best model of a task how certain it is."""
+        path = self._folder / model_file("best", task)
+        write_native(replace(self.best(task), covariance=covariance), path)
 
     def models_for_deepmd(self, tasks: Sequence[str]) -> str | None:
         """Write the best of all tasks to one ``.pt``; the reason if deepmd-kit has no such."""
@@ -353,6 +359,8 @@ class TrainingRun:
                 warnings.append(f"no file for deepmd-kit: {reason}")
             recorder.clean()
         appraisal = self._appraise(recorder, warnings) if outcome.finished else {}
+        if outcome.finished and recipe.train.covariance:
+            self._add_covariances(recorder, warnings)
         if self._options.plots and outcome.rows:
             from dpa3sim.report.plots.training import plot_learning_curve
 
@@ -399,6 +407,19 @@ class TrainingRun:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.append(f"the comparison with the model before failed ({reason})")
             return {}
+
+    def _add_covariances(self, recorder: FolderRecorder, warnings: list[str]) -> None:
+        """Models say how certain they are; but they are worth more than that."""
+        from dpa3sim.train.certainty import certainty_of
+
+        for task in self.recipe.main:
+            try:
+                potential = Potential(recorder.best(task.name), device=self.recipe.device)
+                found = certainty_of(potential, task.training, task.validation)
+                recorder.add_covariance(task.name, found)
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                warnings.append(f"{task.name}: the model has no uncertainty ({reason})")
 
     def _compared(
         self, recorder: FolderRecorder, start: Mapping[str, Weights], warnings: list[str]

@@ -90,7 +90,7 @@ def _model(own: FinetuneSettings) -> ModelFile:
     if own.smooth_cutoff is not None:
         model = model.smoothed(own.smooth_cutoff)
     truncate: Any = own.truncate
-    return model if truncate == "auto" else replace(model, truncate=truncate)
+    return model if truncate == "auto" else replace(model, truncate=truncate, covariance=None)
 
 
 def _frames(options: FinetuneOptions) -> tuple[Frames, Frames, list[Rejected]]:

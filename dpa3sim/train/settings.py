@@ -241,6 +241,9 @@ class TrainSettings:
     separate_fitting: bool = option(
         False, "several tasks: a fitting net for each, instead of one that is told the task"
     )
+    covariance: bool = option(
+        True, "the best model's file says how certain it is (--uncertainty model)"
+    )
     seed: int = option(1, "of the first weights, and of the order of the frames", minimum=0)
     max_hours: float | None = option(
         None, "stop in time to be continued later", unit="h", minimum=0

@@ -17,11 +17,9 @@ scale is another number, because errors of energies say little about those of fo
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -31,6 +29,7 @@ from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import brentq
 from scipy.stats import norm
 
+from dpa3sim.checkpoints.covariance import Covariance
 from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.files import atomic_write
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 Method = Literal["absolute", "squared", "crps"]
 METHODS = get_args(Method)
 FORMAT_VERSION = 2
+OWN = "model"
+"""In place of the name of a file: what the file of the model says of itself."""
 # Members for uncertainties of forces: the scatter of 45 numbers is that of an atom.
 MEMBERS = 16
 # Structures that are evaluated in one request.
@@ -58,28 +59,32 @@ _NAMES = (
 
 
 @dataclass(frozen=True)
-class Rigidity:
-    """The covariance of the features of training structures.
+class Rigidity(Covariance):
+    """The covariance of the features of training structures, of one model.
 
     Attributes:
-        factor: ``(width, width)`` lower Cholesky factor of F^T F + s 1, a row for each structure.
-        atoms: the same with a row for each atom.
-        alpha: scale of the uncertainties of energies, eV; None before calibration.
-        alpha_forces: the same for forces; None where no forces were known.
-        count: number of training structures. elements: of them.
         sha256, head: of the model that it belongs to.
-        path: the file that it was read from.
+        path: the file that it was read from; :data:`OWN` for that of the model.
     """
 
-    factor: np.ndarray
-    atoms: np.ndarray
-    alpha: float | None
-    count: int
-    elements: tuple[str, ...]
     sha256: str
     head: str | None
-    alpha_forces: float | None = None
     path: Path | None = None
+
+    @classmethod
+    def of(cls, model: ModelFile) -> Rigidity:
+        """What the file of a model says of it.
+
+        Raises:
+            InputError: nothing.
+        """
+        if model.covariance is None:
+            raise InputError(
+                f"{model.name} does not say how certain it is (or was changed since); make an "
+                "uncertainty with 'dpa3sim uncertainty fit' and give its file"
+            )
+        own = {f.name: getattr(model.covariance, f.name) for f in fields(Covariance)}
+        return cls(**own, sha256=model.sha256, head=model.head, path=Path(OWN))
 
     def check(self, model: ModelFile) -> None:
         """Raise InputError for another model than that whose features these are."""
@@ -89,14 +94,6 @@ class Rigidity:
                 f"the uncertainty is that of another model than {model.name}; make one with "
                 "'dpa3sim uncertainty fit'"
             )
-
-    @cached_property
-    def identity(self) -> str:
-        """A hash of all numbers, which tells uncertainties apart."""
-        digest = hashlib.sha256(repr((self.alpha, self.alpha_forces)).encode())
-        for factor in (self.factor, self.atoms):
-            digest.update(np.ascontiguousarray(factor).data)
-        return digest.hexdigest()
 
     def whitening(self) -> np.ndarray:
         """``(width, 2 width)``: what features are multiplied with.
@@ -182,28 +179,22 @@ class Rigidity:
                 found = {name: archive[name] for name in _NAMES}
             if int(found["version"]) != FORMAT_VERSION:
                 raise ValueError(f"format version {found['version']}")
-            alpha, alpha_forces = (_scale(found[name]) for name in ("alpha", "alpha_forces"))
-            factors = found["factor"], found["atoms"]
-            for factor in factors:
-                square = factor.ndim == 2 and factor.shape == (len(factors[0]), len(factors[0]))
-                if factor.dtype != np.float64 or not square or not np.isfinite(factor).all():
-                    raise ValueError("a covariance in it is not a square of finite numbers")
-                if not (np.diag(factor) > 0).all():
-                    raise ValueError("a covariance in it is not positive")
+            scales = (float(found[name]) for name in ("alpha", "alpha_forces"))
+            alpha, alpha_forces = (None if np.isnan(x) else x for x in scales)
+            return cls(
+                factor=found["factor"],
+                atoms=found["atoms"],
+                alpha=alpha,
+                alpha_forces=alpha_forces,
+                path=path.resolve(),
+                count=int(found["count"]),
+                elements=tuple(str(found["elements"]).split()),
+                sha256=str(found["sha256"]),
+                head=str(found["head"]) or None,
+            )
         except Exception as error:  # numpy and zipfile have many errors for damaged files
             reason = " ".join(f"{error}".split())
             raise InputError(f"{path}: not an uncertainty of a model ({reason})") from None
-        return cls(
-            factor=np.tril(factors[0]),
-            atoms=np.tril(factors[1]),
-            alpha=alpha,
-            alpha_forces=alpha_forces,
-            path=path.resolve(),
-            count=int(found["count"]),
-            elements=tuple(str(found["elements"]).split()),
-            sha256=str(found["sha256"]),
-            head=str(found["head"]) or None,
-        )
 
 
 def fit(potential: Potential, structures: Iterable[AtomsLike | System]) -> Rigidity:
@@ -229,6 +220,7 @@ def fit(potential: Potential, structures: Iterable[AtomsLike | System]) -> Rigid
         factor=factorised(of_structures),
         atoms=factorised(of_atoms),
         alpha=None,
+        alpha_forces=None,
         count=count,
         elements=tuple(SYMBOLS[z - 1] for z in sorted(numbers)),
         sha256=potential.model.sha256,
@@ -367,20 +359,6 @@ def scale(errors: np.ndarray, spreads: np.ndarray, method: Method = "absolute") 
     if method == "squared":
         return float(np.sqrt(np.mean(ratio**2)))
     return _least_crps(ratio, spreads[good])
-
-
-def _scale(value: np.ndarray) -> float | None:
-    """A scale as it is in a file.
-
-    Raises:
-        ValueError: it is neither a positive number, nor NaN for none.
-    """
-    number = float(value)
-    if np.isnan(number):
-        return None
-    if not 0 < number < np.inf:
-        raise ValueError(f"a scale in it is {number:g}")
-    return number
 
 
 def _least_crps(ratio: np.ndarray, spreads: np.ndarray) -> float:

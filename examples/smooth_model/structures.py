@@ -8,7 +8,6 @@ dimers, from deep in their repulsion to the cutoff. They have no labels yet.
 """
 
 import argparse
-from collections.abc import Iterator
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +15,7 @@ from ase.build import bulk, molecule
 from ase.collections import g2
 from ase.data import atomic_numbers, covalent_radii
 from ase.io import write
+
 from dpa3sim import Potential
 from dpa3sim.common.errors import Dpa3simError
 
@@ -84,6 +84,7 @@ LARGEST_FORCE = 30.0
 
 
 def main() -> None:
+    """Write the structures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out")
     parser.add_argument("--scale", type=float, default=1.0, help=f"1 makes {TOTAL} structures")
@@ -136,10 +137,12 @@ def variation(kind: str, potential: Potential, rng: np.random.Generator) -> Atom
     strain = rng.normal(scale=0.015, size=(3, 3))
     deformed = (1 + change) ** (1 / 3) * (np.eye(3) + (strain + strain.T) / 2)
     atoms.set_cell(atoms.cell[:] @ deformed, scale_atoms=True)
-    return rattled(atoms, rng.choice([0.01, 0.03, 0.06, 0.1, 0.2], p=[0.2, 0.3, 0.25, 0.2, 0.05]), rng)
+    amplitude = rng.choice([0.01, 0.03, 0.06, 0.1, 0.2], p=[0.2, 0.3, 0.25, 0.2, 0.05])
+    return rattled(atoms, amplitude, rng)
 
 
 def rattled(atoms: Atoms, amplitude: float, rng: np.random.Generator) -> Atoms:
+    """Displace each coordinate by a normal random number."""
     atoms.positions += rng.normal(scale=amplitude, size=atoms.positions.shape)
     return atoms
 
@@ -165,11 +168,13 @@ def at_lowest_energy(atoms: Atoms, potential: Potential) -> Atoms | None:
 
 
 def radius(symbol: str) -> float:
+    """The covalent radius, A."""
     return float(covalent_radii[atomic_numbers[symbol]])
 
 
-def pick(lists: list[str], rng: np.random.Generator) -> str:
-    return str(rng.choice(lists))
+def pick(names: list[str], rng: np.random.Generator) -> str:
+    """One of them."""
+    return str(rng.choice(names))
 
 
 def crystal(kind: str, elements: tuple[str, ...], rng: np.random.Generator) -> Atoms:
@@ -204,6 +209,7 @@ def crystal(kind: str, elements: tuple[str, ...], rng: np.random.Generator) -> A
 
 
 def binary(structure: str, first: str, second: str) -> Atoms:
+    """A compound of two elements."""
     bond = radius(first) + radius(second)
     if structure == "wurtzite":
         return bulk(first + second, structure, a=1.633 * bond)
@@ -213,6 +219,7 @@ def binary(structure: str, first: str, second: str) -> Atoms:
 
 
 def perovskite(corner: str, centre: str, faces: str) -> Atoms:
+    """A cubic perovskite."""
     a = max(2 * (radius(centre) + radius(faces)), 1.414 * (radius(corner) + radius(faces)))
     places = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
     order = [corner, centre, faces, faces, faces]
@@ -247,7 +254,10 @@ def liquid(rng: np.random.Generator) -> Atoms:
 
 
 def dimer(elements: tuple[str, ...], cutoff: float, rng: np.random.Generator) -> Atoms:
-    names = [pick([x for x in elements if atomic_numbers[x] < len(covalent_radii)], rng) for _ in "12"]
+    """Two atoms, from their repulsion to the cutoff."""
+    names = [
+        pick([x for x in elements if atomic_numbers[x] < len(covalent_radii)], rng) for _ in "12"
+    ]
     bond = sum(map(radius, names))
     return Atoms(names, [[0, 0, 0], [rng.uniform(0.65 * bond, cutoff), 0, 0]])
 

@@ -121,9 +121,20 @@ def model_info(model: ModelFile) -> dict[str, Any]:
         "heads": list(model.heads),
         "extra inputs": ", ".join(extra) or "-",
         "elements": f"{len(model.elements)}: {' '.join(model.elements)}",
+        "uncertainty": _certainty(model),
         "notes": list(model.notes),
         "traps": model.traps(),
     }
+
+
+def _certainty(model: ModelFile) -> str:
+    found = model.covariance
+    if found is None:
+        return "-"
+    scales = {"energies": found.alpha, "forces": found.alpha_forces}
+    known = " and ".join(name for name, scale in scales.items() if scale is not None)
+    text = f"from {found.count} training structures of {' '.join(found.elements)}"
+    return text + (f", calibrated with {known}" if known else ", not calibrated")
 
 
 def _pull(args: argparse.Namespace) -> int:

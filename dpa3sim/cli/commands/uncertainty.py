@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +21,8 @@ if TYPE_CHECKING:
 
     from dpa3sim.potential.potential import Potential
     from dpa3sim.train.data.frames import Frames
-    from dpa3sim.uncertainty.rigidity import Labelled, Rigidity
+    from dpa3sim.uncertainty.rigidity import Rigidity
 
-# Frames whose forces calibrate an uncertainty, spread over all of them: each takes some ten
-# evaluations.
-FORCE_FRAMES = 64
 EXAMPLES = """\
 dpa3sim uncertainty fit train.xyz --validation valid.xyz --model best.safetensors
 dpa3sim uncertainty fit structures.xyz --no-labels --out known.npz      # novelty only
@@ -92,9 +88,10 @@ def _calibrated(
     potential: Potential, rigidity: Rigidity, frames: Frames, settings: Any, terminal: Terminal
 ) -> Rigidity:
     """With scales from the errors of known energies and forces, as far as there are any."""
+    from dpa3sim.train.certainty import labelled
     from dpa3sim.uncertainty.rigidity import Errors
 
-    errors = Errors.of(potential, rigidity, _labelled(frames), settings.members)
+    errors = Errors.of(potential, rigidity, labelled(frames), settings.members)
     rigidity = errors.calibrated(rigidity, settings.calibration)
     if rigidity.alpha is None:
         terminal.say("no errors of energies are known: structures get a novelty without a unit")
@@ -107,18 +104,6 @@ def _calibrated(
         shown = _compared(errors.forces, rigidity.alpha_forces * errors.force_spreads)
         terminal.say(f"calibrated with {len(errors.forces)} forces, in meV/Å: {shown}")
     return rigidity
-
-
-def _labelled(frames: Frames) -> Iterator[Labelled]:
-    """Frames with what is known of them; forces, which take long, of some."""
-    import numpy as np
-
-    from dpa3sim.uncertainty.rigidity import Labelled
-
-    known = np.flatnonzero(frames.has_forces)
-    kept = set(known[:: max(1, -(-len(known) // FORCE_FRAMES))].tolist())
-    for index, frame in enumerate(frames):
-        yield Labelled(frame.system, frame.energy, frame.forces if index in kept else None)
 
 
 def _compared(errors: np.ndarray, sigma: np.ndarray) -> str:
