@@ -103,14 +103,14 @@ def test_other_models_do_not_say_it(folder, best):
     assert main(arguments) == BAD_INPUT
 
 
-def test_it_can_be_left_out_and_added(folder):
+def test_it_can_be_left_out(folder):
     files = ["train", str(folder / "train.xyz"), "--validation", str(folder / "valid.xyz")]
     given = [*files, *ARGUMENTS, "--out", str(folder / "without")]
     assert main([*given, "--no-covariance"]) == DONE
     assert read_model(folder / "without/best.safetensors").covariance is None
-    weights = [read_model(folder / name / "best.safetensors").weights for name in ("run", "without")]
-    for name, array in weights[0].items():
-        np.testing.assert_array_equal(array, weights[1][name])
+    first, second = (read_model(folder / x / "best.safetensors") for x in ("run", "without"))
+    for name, array in first.weights.items():
+        np.testing.assert_array_equal(array, second.weights[name])
 
 
 def test_damaged_files_are_refused(best, tmp_path):
