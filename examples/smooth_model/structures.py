@@ -1,10 +1,11 @@
-"""Structures for the distillation of `dpa3-openlam-smooth`: crystals, molecules and liquids.
+"""Labelled structures for the distillation of `dpa3-openlam-smooth`.
 
 python structures.py OUT.extxyz [--scale 1.0] [--seed 1]
 
-Known compounds of simple structure types and invented ones, strained and rattled at volumes around
-the one where the model says that their energy is lowest; molecules alone and close together; and
-dimers, from deep in their repulsion to the cutoff. They have no labels yet.
+Crystals, surfaces, molecules, liquids and dimers, with energies, forces and stresses of the
+embedded model with all neighbours. Crystals are known compounds of simple structure types and
+invented ones. They are strained and rattled at volumes around the one where the model says that
+their energy is lowest.
 """
 
 import argparse
@@ -12,9 +13,11 @@ import argparse
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.collections import g2
 from ase.data import atomic_numbers, covalent_radii
 from ase.io import write
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from dpa3sim import Potential
 from dpa3sim.common.errors import Dpa3simError
@@ -64,19 +67,27 @@ PEROVSKITES = [
     (["K", "Rb", "Cs"], ["Mg", "Ca", "Zn", "Pb", "Sn"], ["F", "Cl", "Br", "I"]),
 ]
 ALLOYS = (NOBLE, ["Al", "Cu", "Ti", "Sn", "Mn", "Zn", "Mg", "Pt", "Ni"])  # L1_2
+# Elements in the structure that they have.
+COMMON = {
+    "diamond": "C Si Ge Sn",
+    "fcc": "Al Cu Ag Au Ni Pd Pt Rh Ir Pb Ca Sr",
+    "bcc": "Li Na K Rb Ba V Nb Ta Cr Mo W Fe",
+    "hcp": "Be Mg Sc Y Ti Zr Hf Co Zn Cd Ru Re",
+}
 HALF_HEUSLERS = (EARLY[:6], ["Fe", "Co", "Ni"], ["Sn", "Sb", "As", "Ge"])
 SCALES = np.linspace(0.86, 1.2, 12)
 # Shares of the kinds of parents.
 KINDS = {
-    "element": 0.14,
-    "binary": 0.34,
-    "perovskite": 0.09,
+    "common": 0.13,
+    "element": 0.11,
+    "binary": 0.30,
+    "perovskite": 0.08,
     "alloy": 0.05,
-    "half-heusler": 0.05,
-    "invented": 0.12,
-    "molecule": 0.07,
+    "half-heusler": 0.04,
+    "invented": 0.10,
+    "molecule": 0.06,
     "liquid": 0.10,
-    "dimer": 0.04,
+    "dimer": 0.03,
 }
 TOTAL = 4000
 # Largest force, eV/A.
@@ -91,7 +102,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     rng = np.random.default_rng(options.seed)
-    potential = Potential()
+    potential = Potential(truncate="none")
     found: list[Atoms] = []
     for kind, share in KINDS.items():
         wanted = round(share * TOTAL * options.scale)
@@ -112,6 +123,11 @@ def next_usable(kind: str, potential: Potential, rng: np.random.Generator) -> At
         if isinstance(out, Dpa3simError) or np.abs(out.forces).max() > LARGEST_FORCE:
             continue
         atoms.info = {"config_type": kind}
+        results = {"energy": out.energy, "forces": out.forces}
+        if atoms.pbc.all():
+            stress = -(out.virial + out.virial.T) / (2 * atoms.get_volume())
+            results["stress"] = full_3x3_to_voigt_6_stress(stress)
+        atoms.calc = SinglePointCalculator(atoms, **results)
         return atoms
 
 
@@ -137,7 +153,9 @@ def variation(kind: str, potential: Potential, rng: np.random.Generator) -> Atom
     strain = rng.normal(scale=0.015, size=(3, 3))
     deformed = (1 + change) ** (1 / 3) * (np.eye(3) + (strain + strain.T) / 2)
     atoms.set_cell(atoms.cell[:] @ deformed, scale_atoms=True)
-    amplitude = rng.choice([0.01, 0.03, 0.06, 0.1, 0.2], p=[0.2, 0.3, 0.25, 0.2, 0.05])
+    # Elastic constants and phonons are those of small displacements; liquids have large ones.
+    shares = {0.0: 0.1, 0.01: 0.2, 0.03: 0.25, 0.06: 0.2, 0.1: 0.13, 0.2: 0.07, 0.35: 0.05}
+    amplitude = rng.choice(list(shares), p=list(shares.values()))
     return rattled(atoms, amplitude, rng)
 
 
@@ -180,8 +198,11 @@ def pick(names: list[str], rng: np.random.Generator) -> str:
 def crystal(kind: str, elements: tuple[str, ...], rng: np.random.Generator) -> Atoms:
     """An ideal crystal, with a lattice constant from covalent radii."""
     known = [x for x in elements if atomic_numbers[x] < len(covalent_radii)]
-    if kind == "element":
+    if kind in ("element", "common"):
         symbol, structure = pick(known, rng), pick(["fcc", "bcc", "hcp", "diamond", "sc"], rng)
+        if kind == "common":
+            structure = pick(list(COMMON), rng)
+            symbol = pick(COMMON[structure].split(), rng)
         distance = 2 * radius(symbol)
         shares = {"fcc": 0.7071, "bcc": 0.866, "hcp": 1.0, "diamond": 0.433, "sc": 1.0}
         return bulk(symbol, structure, a=distance / shares[structure])
