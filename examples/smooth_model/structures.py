@@ -9,6 +9,7 @@ their energy is lowest.
 """
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 from ase import Atoms
@@ -75,8 +76,10 @@ COMMON = {
     "hcp": "Be Mg Sc Y Ti Zr Hf Co Zn Cd Ru Re",
 }
 HALF_HEUSLERS = (EARLY[:6], ["Fe", "Co", "Ni"], ["Sn", "Sb", "As", "Ge"])
-SCALES = np.linspace(0.86, 1.2, 12)
-# Shares of the kinds of parents.
+SCALES = np.linspace(0.92, 1.16, 7)
+# Structures from one parent, whose volume takes longer to find.
+VARIATIONS = 3
+# Shares of the kinds of structures.
 KINDS = {
     "common": 0.13,
     "element": 0.11,
@@ -106,20 +109,22 @@ def main() -> None:
     found: list[Atoms] = []
     for kind, share in KINDS.items():
         wanted = round(share * TOTAL * options.scale)
-        made = [next_usable(kind, potential, rng) for _ in range(wanted)]
+        made: list[Atoms] = []
+        while len(made) < wanted:
+            made += usable(kind, potential, rng)[: wanted - len(made)]
         print(f"{kind}: {len(made)} structures, {sum(map(len, made))} atoms", flush=True)
         found += made
-    rng.shuffle(found)  # type: ignore[arg-type]
-    write(options.out, found)
+    order = rng.permutation(len(found))
+    write(options.out, [found[k] for k in order])
 
 
-def next_usable(kind: str, potential: Potential, rng: np.random.Generator) -> Atoms:
-    """Draw structures of a kind until one can be computed, with forces that are not too large."""
-    while True:
-        atoms = variation(kind, potential, rng)
-        if atoms is None or not set(atoms.get_chemical_symbols()) <= set(potential.model.elements):
-            continue
-        (out,) = potential.evaluate_each([atoms])
+def usable(kind: str, potential: Potential, rng: np.random.Generator) -> list[Atoms]:
+    """Draw a few structures of a kind, and label those that have forces like in calculations."""
+    drawn = list(variations(kind, potential, rng))
+    known = set(potential.model.elements)
+    drawn = [atoms for atoms in drawn if set(atoms.get_chemical_symbols()) <= known]
+    found = []
+    for atoms, out in zip(drawn, potential.evaluate_each(drawn), strict=True):
         if isinstance(out, Dpa3simError) or np.abs(out.forces).max() > LARGEST_FORCE:
             continue
         atoms.info = {"config_type": kind}
@@ -128,31 +133,37 @@ def next_usable(kind: str, potential: Potential, rng: np.random.Generator) -> At
             stress = -(out.virial + out.virial.T) / (2 * atoms.get_volume())
             results["stress"] = full_3x3_to_voigt_6_stress(stress)
         atoms.calc = SinglePointCalculator(atoms, **results)
-        return atoms
+        found.append(atoms)
+    return found
 
 
-def variation(kind: str, potential: Potential, rng: np.random.Generator) -> Atoms | None:
-    """One structure of a kind; None if it cannot be computed."""
+def variations(kind: str, potential: Potential, rng: np.random.Generator) -> Iterator[Atoms]:
+    """Some structures of a kind; none if it cannot be computed."""
     if kind == "dimer":
-        return dimer(potential.model.elements, potential.model.config.descriptor.e_rcut, rng)
-    if kind == "molecule":
-        atoms = molecule(str(rng.choice([x for x in g2.names if len(g2[x]) > 1])))
-        return rattled(atoms, rng.choice([0.02, 0.05, 0.1]), rng)
-    if kind == "liquid":
-        return liquid(rng)
-    parent = at_lowest_energy(crystal(kind, potential.model.elements, rng), potential)
-    if parent is None:
-        return None
+        yield dimer(potential.model.elements, potential.model.config.descriptor.e_rcut, rng)
+    elif kind == "molecule":
+        one = molecule(str(rng.choice([x for x in g2.names if len(g2[x]) > 1])))
+        yield rattled(one, rng.choice([0.02, 0.05, 0.1]), rng)
+    elif kind == "liquid":
+        yield liquid(rng)
+    else:
+        parent = at_lowest_energy(crystal(kind, potential.model.elements, rng), potential)
+        for _ in range(0 if parent is None else VARIATIONS):
+            yield deformed(parent, rng)
+
+
+def deformed(parent: Atoms, rng: np.random.Generator) -> Atoms:
+    """A crystal at another volume, strained and rattled; some have a vacancy or a surface."""
     atoms = parent.repeat(repetitions(parent, int(rng.choice([4, 8, 12, 16]))))
-    if len(atoms) > 2 and rng.random() < 0.1:  # a vacancy
+    if len(atoms) > 2 and rng.random() < 0.1:
         del atoms[int(rng.integers(len(atoms)))]
-    if rng.random() < 0.1:  # a surface
+    if rng.random() < 0.1:
         atoms.center(vacuum=6.0, axis=int(rng.integers(3)))
     # Large changes of volume are rare: most calculations are done near the minimum.
     change = rng.uniform(-0.12, 0.15) if rng.random() < 0.25 else rng.normal(scale=0.03)
     strain = rng.normal(scale=0.015, size=(3, 3))
-    deformed = (1 + change) ** (1 / 3) * (np.eye(3) + (strain + strain.T) / 2)
-    atoms.set_cell(atoms.cell[:] @ deformed, scale_atoms=True)
+    factor = (1 + change) ** (1 / 3) * (np.eye(3) + (strain + strain.T) / 2)
+    atoms.set_cell(atoms.cell[:] @ factor, scale_atoms=True)
     # Elastic constants and phonons are those of small displacements; liquids have large ones.
     shares = {0.0: 0.1, 0.01: 0.2, 0.03: 0.25, 0.06: 0.2, 0.1: 0.13, 0.2: 0.07, 0.35: 0.05}
     amplitude = rng.choice(list(shares), p=list(shares.values()))
@@ -186,8 +197,8 @@ def at_lowest_energy(atoms: Atoms, potential: Potential) -> Atoms | None:
 
 
 def radius(symbol: str) -> float:
-    """The covalent radius, A."""
-    return float(covalent_radii[atomic_numbers[symbol]])
+    """The covalent radius, A, but not as small as that of H, which forms no dense crystals."""
+    return max(float(covalent_radii[atomic_numbers[symbol]]), 0.65)
 
 
 def pick(names: list[str], rng: np.random.Generator) -> str:
