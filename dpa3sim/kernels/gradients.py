@@ -7,7 +7,7 @@ autograd carries the sums back to the weights that the model has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
@@ -127,8 +127,19 @@ def through(
 
 def relative_difference(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     """``|a - b| / |b|`` over all weights together; asks the device."""
+    return largest_difference([(found, expected)])
+
+
+def largest_difference(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]) -> float:
+    """The largest ``|a - b|`` over the largest ``|b|`` of several gradients; asks the device.
+
+    Gradients that vanish, but for rounding, therefore do not count.
+    """
     difference = size = 0.0
-    for name, gradient in expected.items():
-        difference += float((found[name] - gradient).square().sum())
-        size += float(gradient.square().sum())
+    for found, expected in pairs:
+        squares = [0.0, 0.0]
+        for name, gradient in expected.items():
+            squares[0] += float((found[name] - gradient).square().sum())
+            squares[1] += float(gradient.square().sum())
+        difference, size = max(difference, squares[0]), max(size, squares[1])
     return (difference / size) ** 0.5 if size else 0.0

@@ -36,6 +36,7 @@ from dpa3sim.train.loss import Labels, Measures, Predictions, Seeds
 # Displacements of the edge vectors, Å: root mean square and largest (docs/methods.md).
 RMS_STEP = {torch.float32: 0.004, torch.float64: 0.0001}
 LARGEST_STEP = 5.0  # in units of the former
+_LARGEST_SCALE = 16.0
 
 LossFunction = Callable[[Predictions, Labels], tuple[Tensor, Seeds, Measures]]
 
@@ -241,7 +242,8 @@ def suitable_scale(method: DifferenceGradient, batch: Batch, loss: LossFunction)
     The truncation error grows with the square of the step, rounding falls with it. Where the
     gradients of a step and of twice the step differ by more than 3 %, truncation dominates: the
     step is halved. Where half the step differs more than twice the step does, rounding dominates:
-    the step is doubled.
+    the step is doubled. It stays within a factor of 16, because gradients of frames without errors
+    are nothing but rounding.
     """
     before, found = method.scale, {}
     try:
@@ -253,5 +255,5 @@ def suitable_scale(method: DifferenceGradient, batch: Batch, loss: LossFunction)
     below = relative_difference(found[0.5], found[1.0])
     above = relative_difference(found[2.0], found[1.0])
     if above > 0.03:
-        return before / 2
-    return before * 2 if below > above else before
+        return max(before / 2, 1 / _LARGEST_SCALE)
+    return min(before * 2, _LARGEST_SCALE) if below > above else before

@@ -18,7 +18,7 @@ from dpa3sim.common.errors import InputError, NonFiniteError
 from dpa3sim.graph.blocks import BlockGraph
 from dpa3sim.graph.lists import Counters
 from dpa3sim.kernels.evaluator import MemoryPolicy
-from dpa3sim.kernels.gradients import relative_difference
+from dpa3sim.kernels.gradients import largest_difference
 from dpa3sim.model.initial import case_vector, initial_weights
 from dpa3sim.model.network import DTYPES, Network
 from dpa3sim.model.weights import Weights
@@ -48,9 +48,9 @@ from dpa3sim.train.weights import TaskWeights
 # Frames whose energies by an untrained model are fitted; and of a model that is trained further,
 # the atoms of such frames together.
 _FIT_FRAMES, _SHIFT_ATOMS = 32, 2048
-# Frames on which the error of gradients is measured, and their angles at most: second derivatives
-# of more would take gigabytes.
-_CHECKED_FRAMES, _CHECKED_ANGLES = 3, 20_000
+# The error of gradients is measured on frames of these ranks among those with at most so many
+# angles: second derivatives of more would take gigabytes.
+_CHECKED_FRAMES, _CHECKED_ANGLES = (0.1, 0.2, 0.3), 20_000
 # Steps between two looks for a better displacement.
 _RESCALE_EVERY = 1000
 # Atoms that are validated together.
@@ -337,10 +337,12 @@ class Trainer:
         task = self._recipe.tasks[0]
         store, loss = self._stores[task.name], self._loss(task.name)
         self._select(task.name)
-        cost = store.angles
-        chosen = np.argsort(cost, kind="stable")[:_CHECKED_FRAMES]
-        batches = [self._batch(store, [int(k)]) for k in chosen]
-        if cost[chosen].max() <= _CHECKED_ANGLES:
+        order = np.argsort(store.angles, kind="stable")
+        cheap = order[store.angles[order] <= _CHECKED_ANGLES]
+        # Some of the smaller frames, but not only the smallest: those may be single atoms.
+        chosen = {int(len(cheap) * share) for share in _CHECKED_FRAMES}
+        batches = [self._batch(store, [int(cheap[k])]) for k in sorted(chosen) if len(cheap)]
+        if batches:
             network = Network(
                 self._recipe.config,
                 self._weights.arrays(task.name, self._recipe.config, self._weights.trained),
@@ -353,12 +355,13 @@ class Trainer:
                 pairs.append((found, {name: expected[name] for name in found}))
             self._check = "second derivatives in float64"
         else:
+            batch = self._batch(store, [int(order[0])])
             self._difference.scale = 2.0
-            coarse = self._difference(batches[0], loss).weights
+            coarse = self._difference(batch, loss).weights
             self._difference.scale = 1.0
-            pairs = [(coarse, self._difference(batches[0], loss).weights)]
+            pairs = [(coarse, self._difference(batch, loss).weights)]
             self._check = "twice the displacement"
-        self._error = max(relative_difference(*pair) for pair in pairs)
+        self._error = largest_difference(pairs)
         self._say("gradient", f"gradients err by {self._error:.1e} against {self._check}")
 
     def _find_reachable(self) -> dict[str, list[str]]:

@@ -93,8 +93,8 @@ KINDS = {
     "dimer": 0.03,
 }
 TOTAL = 4000
-# Largest force, eV/A.
-LARGEST_FORCE = 30.0
+# Largest force, eV/A, and largest component of the stress, eV/A^3.
+LARGEST_FORCE, LARGEST_STRESS = 30.0, 0.6
 
 
 def main() -> None:
@@ -131,6 +131,8 @@ def usable(kind: str, potential: Potential, rng: np.random.Generator) -> list[At
         results = {"energy": out.energy, "forces": out.forces}
         if atoms.pbc.all():
             stress = -(out.virial + out.virial.T) / (2 * atoms.get_volume())
+            if np.abs(stress).max() > LARGEST_STRESS:
+                continue
             results["stress"] = full_3x3_to_voigt_6_stress(stress)
         atoms.calc = SinglePointCalculator(atoms, **results)
         found.append(atoms)

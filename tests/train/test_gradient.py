@@ -14,7 +14,7 @@ from tests_support import (
 
 from dpa3sim import Potential
 from dpa3sim.graph.blocks import BlockLimits
-from dpa3sim.kernels.gradients import relative_difference
+from dpa3sim.kernels.gradients import largest_difference, relative_difference
 from dpa3sim.model.network import Network
 from dpa3sim.train.gradient import Batch, DifferenceGradient, ExactGradient, suitable_scale
 from dpa3sim.train.loss import Labels, Loss
@@ -179,3 +179,13 @@ def test_a_bad_step_is_found(water):
         method.scale = suitable_scale(method, batch, loss_of())
     expected = exact(potential, batch, loss_of()).weights
     assert relative_difference(method(batch, loss_of()).weights, expected) < 1e-2
+
+
+def test_frames_without_errors_do_not_count():
+    """Their gradients are rounding alone."""
+    ones, noise = {"w": torch.ones(4)}, {"w": torch.full((4,), 1e-9)}
+    assert largest_difference([(noise, {"w": -noise["w"]}), (ones, ones)]) < 1e-8
+    assert relative_difference(noise, {"w": -noise["w"]}) == pytest.approx(2.0)
+    worse = {"w": 1.1 * ones["w"]}
+    assert largest_difference([(worse, ones), (ones, ones)]) == pytest.approx(0.1, rel=1e-5)
+    assert largest_difference([]) == 0.0
