@@ -39,7 +39,15 @@ from dpa3sim.run.job import JobOptions, calculation_facts, config, fingerprint
 from dpa3sim.run.provenance import model_facts, session
 from dpa3sim.run.reporter import LINE_SECONDS, Reporter
 from dpa3sim.run.store import StoredPotential
-from dpa3sim.run.training import CURVE, STATE, FolderRecorder, model_file, train, write_curve
+from dpa3sim.run.training import (
+    CURVE,
+    STATE,
+    FolderRecorder,
+    add_certainty,
+    model_file,
+    train,
+    write_curve,
+)
 from dpa3sim.run.training import estimate as training
 from dpa3sim.sample.export import FRAMES, from_extxyz, to_extxyz
 from dpa3sim.sample.frames import PARENT, supercell
@@ -47,7 +55,6 @@ from dpa3sim.sample.generation import LEFT_OUT
 from dpa3sim.sample.labelling import Label, labelled
 from dpa3sim.sample.variations import rattled
 from dpa3sim.structures.reading import Source, introduction
-from dpa3sim.train.certainty import certainty_of
 from dpa3sim.train.prepare import Prepared
 from dpa3sim.train.ranks import place
 from dpa3sim.train.settings import SINGLE
@@ -315,18 +322,12 @@ class DistillRun:
         """Write the student's files; returns it, and what did not succeed."""
         prepared = self._prepared(self._last)
         recorder = FolderRecorder(self._directory.path, prepared.recipe)
-        said: list[str] = []
         (task,) = prepared.recipe.tasks
         recorder.models("best", {SINGLE: dict(self._model(self._last).weights)})
+        missing = None
         if self._options.train.covariance:
-            try:
-                student = Potential(recorder.best(SINGLE), device=self._teacher.device)
-                found = certainty_of(student, task.training, task.validation)
-                recorder.add_covariance(SINGLE, found)
-            except Exception as error:  # the student is worth more than that
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                said.append(f"the student has no uncertainty ({reason})")
-        return recorder.best(SINGLE), said
+            missing = add_certainty(recorder, task, prepared.recipe.device)
+        return recorder.best(SINGLE), [] if missing is None else [missing]
 
     def _checked(self, model: ModelFile) -> dict[str, Any]:
         """What the student can do; measured once for each student."""
@@ -480,11 +481,17 @@ class DistillRun:
             if not stored["converged"]:
                 return False
             lines = self._lines(stored)
+            worst = 1e3 * _worst(stored["held_out"])
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
                 f"{self._directory.path / rundir.RESULT}: damaged "
                 f"({type(error).__name__}: {error}); --force starts again"
             ) from None
+        if worst > self._options.distill.target:
+            raise InputError(
+                f"{self._directory.path}: done, with a larger target; choose another --out, or "
+                "--force to replace it"
+            )
         for line in (*lines, f"already done in {self._directory.path}"):
             self._say(line)
         return True

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
@@ -41,7 +42,7 @@ from dpa3sim.run.reporter import LINE_SECONDS, Reporter
 from dpa3sim.train.prepare import Prepared
 from dpa3sim.train.ranks import place
 from dpa3sim.train.ranks import run as run_on_ranks
-from dpa3sim.train.recipe import Recipe
+from dpa3sim.train.recipe import Recipe, Task
 from dpa3sim.train.recording import Models, Row, State
 from dpa3sim.train.settings import SINGLE
 from dpa3sim.train.team import Team
@@ -178,6 +179,23 @@ def model_file(kind: str, task: str) -> str:
 def never() -> bool:
     """Do not stop."""
     return False
+
+
+def add_certainty(recorder: FolderRecorder, task: Task, device: torch.device) -> str | None:
+    """Write into the best model of a task how certain it is, or return the reason if that fails.
+
+    The model is worth more than that.
+    """
+    from dpa3sim.train.certainty import certainty_of
+
+    try:
+        potential = Potential(recorder.best(task.name), device=device)
+        found = certainty_of(potential, task.training, task.validation)
+        recorder.add_covariance(task.name, found)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{task.name}: the model has no uncertainty ({reason})"
+    return None
 
 
 @dataclass(frozen=True)
@@ -394,7 +412,8 @@ class TrainingRun:
             recorder.clean()
         appraisal = self._appraise(recorder, warnings) if outcome.finished else {}
         if outcome.finished and recipe.train.covariance:
-            self._add_covariances(recorder, warnings)
+            found = (add_certainty(recorder, task, recipe.device) for task in recipe.main)
+            warnings += [reason for reason in found if reason is not None]
         if self._options.plots and outcome.rows:
             from dpa3sim.report.plots.training import plot_learning_curve
 
@@ -441,19 +460,6 @@ class TrainingRun:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.append(f"the comparison with the model before failed ({reason})")
             return {}
-
-    def _add_covariances(self, recorder: FolderRecorder, warnings: list[str]) -> None:
-        """Models say how certain they are; but they are worth more than that."""
-        from dpa3sim.train.certainty import certainty_of
-
-        for task in self.recipe.main:
-            try:
-                potential = Potential(recorder.best(task.name), device=self.recipe.device)
-                found = certainty_of(potential, task.training, task.validation)
-                recorder.add_covariance(task.name, found)
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                warnings.append(f"{task.name}: the model has no uncertainty ({reason})")
 
     def _compared(
         self, recorder: FolderRecorder, start: Mapping[str, Weights], warnings: list[str]

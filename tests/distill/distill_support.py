@@ -19,7 +19,7 @@ SHORT = [
     *("--kinds", "rattled md dimers", "--rattle-count", "2", "--dimer-points", "3"),
     *("--min-atoms", "3", "--steps", "6", "--round-steps", "4", "--rounds", "1"),
     *("--validate-every", "2", "--report-every", "2", "--save-every", "1", "--target", "1000"),
-    *("--check-atoms", "3", "--no-plot"),
+    *("--check-atoms", "3"),
 ]
 COMMAND = ["distill", "water.xyz", *MODEL, *STUDENT, *SHORT]
 

@@ -1,6 +1,9 @@
 """`dpa3sim distill` in its run directory: files, kills, what continues, bad input."""
 
+import io
 import json
+import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +15,13 @@ from dpa3sim import Potential
 from dpa3sim.checkpoints import read_model
 from dpa3sim.cli.main import main
 from dpa3sim.common.errors import BAD_INPUT, DONE, INTERRUPTED, NOT_CONVERGED
+from dpa3sim.distill.rules import ALL_ROUNDS, NO_GAIN
 from dpa3sim.run import distilling
 from dpa3sim.train.trainer import Trainer
 
-QUIET = [*COMMAND, "--quiet"]
+# Nothing is good enough for this target: every round has frames to add.
+STRICT = [*COMMAND, "--target", "1"]
+QUIET = [*COMMAND, "--quiet", "--no-plot"]
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +29,20 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     water()
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of an undisturbed distillation, what it printed, and the pictures it drew."""
+    path, printed, drawn = tmp_path_factory.mktemp("whole"), io.StringIO(), []
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+        patch.chdir(path)
+        patch.setattr(
+            "dpa3sim.report.plots.training.save", lambda figure, folder, name: drawn.append(name)
+        )
+        water()
+        assert main(STRICT) == NOT_CONVERGED
+    return path / "water.distill", printed.getvalue(), drawn
 
 
 class Killer:
@@ -69,85 +89,79 @@ class Killer:
         return stage
 
 
-def test_kills_compute_nothing_twice_and_change_nothing(monkeypatch):
-    # Every frame of the student's dynamics counts as bad: there is something to add.
-    command = [*QUIET, "--target", "1"]
-    assert main([*command, "--out", "whole"]) == NOT_CONVERGED
-    with monkeypatch.context() as patch:
-        killer = Killer(patch)
-        for _ in range(5):
-            assert main(command) == INTERRUPTED
-            assert not Path("water.distill/result.json").exists()
-        assert main(command) == NOT_CONVERGED
-        assert killer.begun == {*Killer.STAGES}
-        # The last three evaluations are those of the speed.
-        assert len(killer.by_teacher) == len(set(killer.by_teacher))
-        assert killer.steps == 6 + 4
-        # Continued without anything to do, and then with another round.
-        before = len(killer.by_teacher)
-        assert main(command) == NOT_CONVERGED
-        assert (len(killer.by_teacher), killer.steps) == (before, 10)
-    whole, killed = result("whole"), result()
-    for key in ("held_out", "own_dynamics", "nve", "rounds", "excursions", "reasons"):
-        assert whole[key] == killed[key], key
-    assert killed["excursions"][0]["frames_added"] == 2
-    assert killed["rounds"][1]["frames"] == killed["rounds"][0]["frames"] + 2
-    texts = [Path(x, "frames.extxyz").read_text() for x in ("whole", "water.distill")]
-    assert texts[0] == texts[1]
-    one, other = (read_model(Path(x, "best.safetensors")) for x in ("whole", "water.distill"))
-    for name, array in one.weights.items():
-        np.testing.assert_array_equal(array, other.weights[name])
-    # The student is now good enough.
-    assert main([*QUIET, "--target", "100000"]) == DONE
-    assert result()["converged"]
-
-
-def test_what_a_newcomer_gets(capsys):
-    water(periodic=True)
-    arguments = [word for word in COMMAND if word != "--no-plot"]
-    assert main([*arguments, "--target", "100000"]) == DONE
-    printed = capsys.readouterr().out
+def test_what_a_newcomer_gets(whole, tmp_path, capsys):
+    folder, printed, drawn = whole
     assert "times the teacher's" in printed
     assert "its own dynamics  600 K: forces RMSE" in printed
-    found = result()
-    assert found["reasons"] == ["the target is reached"]
+    assert drawn == ["lcurve", "parity"]
+    found = result(folder)
+    assert found["reasons"][0] in (ALL_ROUNDS, NO_GAIN)
+    assert "a larger --size" in found["warnings"][0]
     assert [row["temperature_K"] for row in found["held_out"]] == [300.0, 600.0]
     assert [row["temperature_K"] for row in found["own_dynamics"]] == [300.0, 600.0]
     assert found["units"]["forces_rmse_eV_per_A"] == "eV/Å"
     speed = found["speed"]
     assert speed["ratio"] == pytest.approx(speed["teacher_s"] / speed["student_s"])
+    # The student works as every model does, and says how certain it is.
+    model = str(folder / "best.safetensors")
+    student = Potential(model, uncertainty="model")
+    assert student.model.truncate == "none"
+    assert student.model.origin["teacher"] == "model"
+    frames = read(folder / "held_out.extxyz", ":")
+    assert all(out.uncertainty is not None for out in student.evaluate(frames))
+    assert main(["sp", "water.xyz", "--model", model, "--quiet"]) == DONE
+    # It goes on where it was, until it is good enough; then nothing is left to do.
+    shutil.copytree(folder, "water.distill")
+    assert main([*QUIET, "--target", "100000"]) == DONE
+    assert result()["speed"] == speed
     assert {path.name for path in Path("water.distill").iterdir()} == {
         *("best.safetensors", "frames.extxyz", "held_out.extxyz", "lcurve.csv", "result.json"),
         *("config.resolved.yaml", "provenance.json", "run.log"),
-        *(f"{name}.{kind}" for name in ("lcurve", "parity") for kind in ("png", "svg")),
     }
-    # The student works as every model does, and says how certain it is.
-    student = Potential("water.distill/best.safetensors", uncertainty="model")
-    assert student.model.truncate == "none"
-    assert student.model.origin["teacher"] == "model"
-    frames = read("water.distill/held_out.extxyz", ":")
-    assert all(out.uncertainty is not None for out in student.evaluate(frames))
-    command = ["sp", "water.xyz", "--model", "water.distill/best.safetensors", "--quiet"]
-    assert main(command) == DONE
-    # The same command again, and with its own config.
-    assert main([*arguments, "--target", "100000"]) == DONE
-    assert "already done" in capsys.readouterr().out
     config = ["--config", "water.distill/config.resolved.yaml"]
+    capsys.readouterr()
     assert main(["distill", "water.xyz", *config, "--json"]) == DONE
     assert json.loads(capsys.readouterr().out)["speed"] == speed
-    assert main([*QUIET, "--seed", "3"]) == BAD_INPUT  # another distillation
+    for other in (["--seed", "3"], ["--target", "1"]):
+        assert main([*QUIET, "--target", "100000", *other]) == BAD_INPUT
+        assert "choose another --out" in capsys.readouterr().err
 
 
-def test_time_is_over_and_continues(capsys):
-    assert main([*COMMAND, "--max-hours", "0"]) == NOT_CONVERGED
-    assert "the same command continues" in capsys.readouterr().out
-    found = result()
-    assert found["reasons"] == ["max_hours is over"]
-    assert found["rounds"] == []
-    assert found["speed"]["ratio"] > 0
+def test_kills_compute_nothing_twice_and_change_nothing(whole, monkeypatch):
+    killer = Killer(monkeypatch)
+    monkeypatch.setattr(distilling, "time_in_turn", lambda *arguments: ([0.2], [0.1]))
+    command = [*STRICT, "--quiet", "--no-plot"]
+    for _ in range(3):  # twice while sampling, and while training
+        assert main(command) == INTERRUPTED
+        assert not Path("water.distill/result.json").exists()
+    # A limit of time ends the first training early, and there is a student already.
+    killer.begun.add("everywhere")
+    assert main([*command, "--max-hours", "0"]) == NOT_CONVERGED
+    early = result()
+    assert early["reasons"] == ["max_hours is over"]
+    assert early["rounds"] == []
     Potential("water.distill/best.safetensors")
-    assert main([*QUIET, "--target", "100000"]) == DONE
-    assert result()["rounds"][0]["steps"] == 6
+    killer.begun.remove("everywhere")
+    for _ in range(2):
+        assert main(command) == INTERRUPTED
+    assert main(command) == NOT_CONVERGED
+    assert killer.begun == {*Killer.STAGES}
+    assert len(killer.by_teacher) == len(set(killer.by_teacher))
+    assert killer.steps == 6 + 4
+    before = len(killer.by_teacher)
+    assert main(command) == NOT_CONVERGED
+    assert (len(killer.by_teacher), killer.steps) == (before, 10)
+    one, other = whole[0], Path("water.distill")
+    found, expected = result(other), result(one)
+    for key in ("held_out", "own_dynamics", "nve", "rounds", "excursions", "reasons"):
+        assert found[key] == expected[key], key
+    assert found["speed"]["ratio"] == 2
+    assert found["excursions"][0]["frames_added"] == 2
+    assert found["rounds"][1]["frames"] == found["rounds"][0]["frames"] + 2
+    assert (one / "frames.extxyz").read_text() == (other / "frames.extxyz").read_text()
+    weights = [read_model(x / "best.safetensors").weights for x in (one, other)]
+    for name, array in weights[0].items():
+        np.testing.assert_array_equal(array, weights[1][name])
 
 
 @pytest.mark.parametrize(
