@@ -155,7 +155,8 @@ def resolve(args: argparse.Namespace, *classes: Any) -> list[Any]:
             raise options_of.unknown_option(name, kinds)
     resolved = []
     for cls in classes:
-        mine = {k: v for k, v in values.items() if k in options_of.options(cls)}
+        known = options_of.options(cls)
+        mine = {k: v for k, v in values.items() if k in known}
         mine = {k: _typed(cls, k, v) for k, v in mine.items()}
         default = cls() if isinstance(cls, type) else cls
         resolved.append(options_of.replace_checked(default, mine))

@@ -47,7 +47,7 @@ class DistillSettings:
         "frames the teacher labels, and another training",
         minimum=1,
     )
-    round_steps: int = option(2000, "steps of training in each round", minimum=1)
+    round_steps: int = option(3000, "steps of training in each round", minimum=1)
     own_time: float = option(
         1000.0,
         "length of the student's own dynamics, in each round and at the end",
@@ -91,7 +91,7 @@ class DistillSampleSettings(SampleSettings):
         "md=60", "least shares of kinds in percent, KIND=PERCENT; can be repeated", repeatable=True
     )
     min_atoms: int = option(32, "periodic structures are repeated to at least so many", minimum=1)
-    rattle: str = option("0.05 0.1 0.2", "standard deviations of displacements", unit="Å")
+    rattle: str = option("0.03 0.06 0.12", "standard deviations of displacements", unit="Å")
     rattle_count: int = option(6, "rattled candidates of each amplitude", minimum=0)
     strain: float = option(
         4.0, "largest component of random symmetric strains", unit="%", minimum=0.0
@@ -136,7 +136,7 @@ class StudentSettings(ArchitectureSettings):
 class StudentTrainSettings(TrainSettings):
     """Options of the trainings; ``steps`` are those of the first one."""
 
-    steps: int = option(5000, "number of steps of the first training", minimum=1)
+    steps: int = option(10000, "number of steps of the first training", minimum=1)
     ema_decay: float | None = option(
         0.99, "train exponential averages of the weights too, with this decay", minimum=0
     )

@@ -15,7 +15,7 @@ STUDENT = [
 ]
 SHORT = [
     *("--temperatures", "300 600", "--md-time", "4", "--md-interval", "2"),
-    *("--held-out-time", "6", "--own-time", "6", "--own-frames", "2", "--frames", "8"),
+    *("--held-out-time", "4", "--own-time", "4", "--own-frames", "2", "--frames", "6"),
     *("--kinds", "rattled md dimers", "--rattle-count", "2", "--dimer-points", "3"),
     *("--min-atoms", "3", "--steps", "6", "--round-steps", "4", "--rounds", "1"),
     *("--validate-every", "2", "--report-every", "2", "--save-every", "1", "--target", "1000"),

@@ -130,7 +130,7 @@ def test_what_a_newcomer_gets(whole, tmp_path, capsys):
 def test_kills_compute_nothing_twice_and_change_nothing(whole, monkeypatch):
     killer = Killer(monkeypatch)
     monkeypatch.setattr(distilling, "time_in_turn", lambda *arguments: ([0.2], [0.1]))
-    command = [*STRICT, "--quiet", "--no-plot"]
+    command = [*STRICT, "--quiet", "--no-plot", "--no-covariance"]
     for _ in range(3):  # twice while sampling, and while training
         assert main(command) == INTERRUPTED
         assert not Path("water.distill/result.json").exists()
