@@ -35,6 +35,7 @@ ROOMS = (
     "train.data",
     "train",
     "sample",
+    "distill",
     "report.plots",
     "run",
     "run.jobs",

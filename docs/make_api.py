@@ -45,6 +45,8 @@ API: dict[str, tuple[str, ...]] = {
     "dpa3sim.reading": ("Source", "read_structure", "read_structures"),
     "dpa3sim.ipi": ("serve",),
     "dpa3sim.sample": ("generate", "choose", "label"),
+    "dpa3sim.distill": ("DistillOptions", "Errors"),
+    "dpa3sim.run.distilling": ("DistillRun",),
 }
 
 

@@ -61,6 +61,7 @@ GROUPS = {
         "sample": "make training structures from given ones, and label them",
         "train": "train a model on structures with energies, forces and stresses",
         "finetune": "train a model further, such as the embedded one, on your structures",
+        "distill": "make a small fast model that imitates a large one for your structures",
         "data": "check training data: labels, ranges, strange energies",
         "uncertainty": "fit how certain a model is, from its training structures",
         "score": "tell how certain a model is of structures",

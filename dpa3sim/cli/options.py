@@ -131,6 +131,8 @@ def add_config(parser: Parser) -> None:
 def resolve(args: argparse.Namespace, *classes: Any) -> list[Any]:
     """Settings of each class from flags, ``--set`` and ``--config``, in this precedence.
 
+    In place of a class, settings of it can be given: their values count where no other is given.
+
     Raises:
         InputError: unknown option, unreadable value or file.
     """
@@ -153,9 +155,11 @@ def resolve(args: argparse.Namespace, *classes: Any) -> list[Any]:
             raise options_of.unknown_option(name, kinds)
     resolved = []
     for cls in classes:
-        mine = {k: v for k, v in values.items() if k in options_of.options(cls)}
+        known = options_of.options(cls)
+        mine = {k: v for k, v in values.items() if k in known}
         mine = {k: _typed(cls, k, v) for k, v in mine.items()}
-        resolved.append(options_of.replace_checked(cls(), mine))
+        default = cls() if isinstance(cls, type) else cls
+        resolved.append(options_of.replace_checked(default, mine))
     return resolved
 
 

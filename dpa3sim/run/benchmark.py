@@ -50,3 +50,19 @@ def peak_memory() -> int:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def time_in_turn(slow: Any, fast: Any, turns: int, calls: int) -> tuple[list[float], list[float]]:
+    """Seconds of evaluations of two calculators in turn, so that both see the same other load.
+
+    Args:
+        slow, fast: ``ase.Atoms`` with calculators; they are moved.
+        turns: how often each has its turn. calls: evaluations of the fast one in each of its own.
+    """
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for atoms in (slow, fast):
+        time_calls(atoms, 2, seed=0)  # allocations and neighbour lists are not timed
+    for turn in range(1, turns + 1):
+        seconds[0].extend(time_calls(slow, 1, seed=turn))
+        seconds[1].extend(time_calls(fast, calls, seed=turn))
+    return seconds

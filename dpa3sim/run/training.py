@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
@@ -41,7 +42,7 @@ from dpa3sim.run.reporter import LINE_SECONDS, Reporter
 from dpa3sim.train.prepare import Prepared
 from dpa3sim.train.ranks import place
 from dpa3sim.train.ranks import run as run_on_ranks
-from dpa3sim.train.recipe import Recipe
+from dpa3sim.train.recipe import Recipe, Task
 from dpa3sim.train.recording import Models, Row, State
 from dpa3sim.train.settings import SINGLE
 from dpa3sim.train.team import Team
@@ -64,11 +65,14 @@ class FolderRecorder:
 
     Args:
         folder: the directory, which gives the model its name. recipe: what is trained.
+        prefix: the beginning of the names of all files; one directory can hold several trainings.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, prefix: str = "") -> None:
         self._folder, self._config, self._truncate = folder, recipe.config, recipe.truncate
+        self._prefix = prefix
         names = {"model": "started_from", "sha256": "started_from_sha256", "head": "started_head"}
+        names |= {"teacher": "teacher", "teacher_sha256": "teacher_sha256"}
         origin = recipe.origin
         self._origin = {names[name]: x for name, x in origin.items() if name in names and x}
 
@@ -78,7 +82,7 @@ class FolderRecorder:
         Raises:
             InputError: the state is damaged.
         """
-        path = self._folder / STATE
+        path = self._path(STATE)
         if not path.exists():
             return None
         try:
@@ -96,33 +100,26 @@ class FolderRecorder:
         content = {"version": _VERSION, "step": state.step, "facts": state.facts}
         tensors = {name: x.detach().cpu().contiguous() for name, x in state.tensors.items()}
         data = to_safetensors(tensors, metadata={_METADATA: json.dumps(content)})
-        atomic_write(self._folder / STATE, data)
+        atomic_write(self._path(STATE), data)
 
     def curve(self, rows: Sequence[Row]) -> None:
-        """Write the learning curve; what was not measured at a step is empty."""
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        for row in rows:
-            values = (row.get(name) for name in columns)
-            writer.writerow(["" if x is None else f"{x:.10g}" for x in values])
-        atomic_write(self._folder / CURVE, text.getvalue())
+        """Write the learning curve."""
+        write_curve(self._path(CURVE), rows)
 
     def models(self, kind: str, weights: Models) -> None:
         """Write one file for each task."""
         for task, arrays in weights.items():
-            write_native(self.model(task, arrays), self._folder / model_file(kind, task))
+            write_native(self.model(task, arrays), self._path(model_file(kind, task)))
 
     def best(self, task: str) -> ModelFile:
         """The best model of a task."""
         from dpa3sim.checkpoints import read_model
 
-        return read_model(self._folder / model_file("best", task))
+        return read_model(self._path(model_file("best", task)))
 
     def add_covariance(self, task: str, covariance: Covariance) -> None:
         """Write into the best model of a task how certain it is."""
-        path = self._folder / model_file("best", task)
+        path = self._path(model_file("best", task))
         write_native(replace(self.best(task), covariance=covariance), path)
 
     def models_for_deepmd(self, tasks: Sequence[str]) -> str | None:
@@ -130,19 +127,22 @@ class FolderRecorder:
         found = {task: self.best(task) for task in tasks}
         one = found[SINGLE] if list(found) == [SINGLE] else found
         try:
-            write_training(one, self._folder / "best.pt")
+            write_training(one, self._path("best.pt"))
         except CheckpointError as error:
             return str(error)
         return None
 
     def graphs(self, name: str) -> Path | None:
         """Edges are kept here as long as the training is not done."""
-        return self._folder / f"edges.{name}"
+        return self._path(f"edges.{name}")
 
     def clean(self) -> None:
         """Remove what only a continuation needs, but for the state."""
-        for path in self._folder.glob("edges.*"):
+        for path in self._folder.glob(f"{self._prefix}edges.*"):
             path.unlink()
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{self._prefix}{name}"
 
     def model(self, task: str, arrays: Weights) -> ModelFile:
         """A model with these weights, as if it came from a file of this directory."""
@@ -159,6 +159,18 @@ class FolderRecorder:
         )
 
 
+def write_curve(path: Path, rows: Sequence[Row]) -> None:
+    """Write a learning curve as CSV; what was not measured at a step is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (row.get(name) for name in columns)
+        writer.writerow(["" if x is None else f"{x:.10g}" for x in values])
+    atomic_write(path, text.getvalue())
+
+
 def model_file(kind: str, task: str) -> str:
     """Name of the file of a model: ``best.safetensors``, or with the task."""
     return f"{kind}{SUFFIX}" if task == SINGLE else f"{kind}.{task}{SUFFIX}"
@@ -169,6 +181,23 @@ def never() -> bool:
     return False
 
 
+def add_certainty(recorder: FolderRecorder, task: Task, device: torch.device) -> str | None:
+    """Write into the best model of a task how certain it is, or return the reason if that fails.
+
+    The model is worth more than that.
+    """
+    from dpa3sim.train.certainty import certainty_of
+
+    try:
+        potential = Potential(recorder.best(task.name), device=device)
+        found = certainty_of(potential, task.training, task.validation)
+        recorder.add_covariance(task.name, found)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"{task.name}: the model has no uncertainty ({reason})"
+    return None
+
+
 @dataclass(frozen=True)
 class _Work:
     """What each process does; only the first one reports, and knows whether all is done already."""
@@ -176,21 +205,47 @@ class _Work:
     recipe: Recipe
     folder: Path
     began: float
+    prefix: str = ""
     progress: Progress = silent
     stop: Callable[[], bool] = never
     done: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Work, (self.recipe, self.folder, self.began)
+        return _Work, (self.recipe, self.folder, self.began, self.prefix)
 
     def __call__(self, team: Team) -> Outcome | None:
         if team.any(self.done):
             return None
-        recorder = FolderRecorder(self.folder, self.recipe)
+        recorder = FolderRecorder(self.folder, self.recipe, self.prefix)
         stop = self.stop
         return Trainer(
             self.recipe, recorder, team, self.progress, stop, self.began, give_up=stop
         ).run()
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    began: float,
+    reporter: Reporter,
+    *,
+    prefix: str = "",
+    progress: Progress = silent,
+    done: bool = False,
+) -> Outcome | None:
+    """Train, or continue, on as many processes as the recipe says; None if the first says ``done``.
+
+    The first signal of the user ends it with a saved state.
+
+    Args:
+        recipe: what to do. folder, prefix: see :class:`FolderRecorder`.
+        began: when the command began, by :func:`time.monotonic`. reporter: hears signals.
+        progress: receives events. done: whether there is nothing to do.
+    """
+    stopped: list[bool] = []
+    with reporter.shown(), reporter.stopping(lambda: stopped.append(True)):
+        work = _Work(recipe, folder, began, prefix, progress, lambda: bool(stopped), done)
+        return run_on_ranks(recipe.train.ranks, work, recipe.device)
 
 
 class TrainingRun:
@@ -268,11 +323,8 @@ class TrainingRun:
 
     def _train(self, progress: Progress = silent, done: bool = False) -> Outcome | None:
         """What all processes do; None if the first one says that it is done."""
-        stopped: list[bool] = []
-        with self._reporter.shown(), self._reporter.stopping(lambda: stopped.append(True)):
-            began, stop = self._options.began, lambda: bool(stopped)
-            work = _Work(self.recipe, self._path, began, progress, stop, done)
-            return run_on_ranks(self.recipe.train.ranks, work, self.recipe.device)
+        began, reporter = self._options.began, self._reporter
+        return train(self.recipe, self._path, began, reporter, progress=progress, done=done)
 
     def _introduction(self) -> list[str]:
         """What is going to be trained on what."""
@@ -360,7 +412,8 @@ class TrainingRun:
             recorder.clean()
         appraisal = self._appraise(recorder, warnings) if outcome.finished else {}
         if outcome.finished and recipe.train.covariance:
-            self._add_covariances(recorder, warnings)
+            found = (add_certainty(recorder, task, recipe.device) for task in recipe.main)
+            warnings += [reason for reason in found if reason is not None]
         if self._options.plots and outcome.rows:
             from dpa3sim.report.plots.training import plot_learning_curve
 
@@ -407,19 +460,6 @@ class TrainingRun:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.append(f"the comparison with the model before failed ({reason})")
             return {}
-
-    def _add_covariances(self, recorder: FolderRecorder, warnings: list[str]) -> None:
-        """Models say how certain they are; but they are worth more than that."""
-        from dpa3sim.train.certainty import certainty_of
-
-        for task in self.recipe.main:
-            try:
-                potential = Potential(recorder.best(task.name), device=self.recipe.device)
-                found = certainty_of(potential, task.training, task.validation)
-                recorder.add_covariance(task.name, found)
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                warnings.append(f"{task.name}: the model has no uncertainty ({reason})")
 
     def _compared(
         self, recorder: FolderRecorder, start: Mapping[str, Weights], warnings: list[str]

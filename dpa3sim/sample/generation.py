@@ -28,9 +28,8 @@ from dpa3sim.sample.settings import (
     amplitudes,
     chosen_kinds,
     substitutes,
-    temperatures,
 )
-from dpa3sim.sample.trajectories import simulate
+from dpa3sim.sample.trajectories import conditions, simulate
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -303,20 +302,20 @@ def _trajectories(
 ) -> Iterator[Atoms | str]:
     if settings.md_time == 0 or len(parent.start) < 2:
         return
-    for temperature in temperatures(settings):
-        what = f"{parent.name} at {temperature:g} K"
+    for condition in conditions(parent.start, settings):
+        what = f"{parent.name} at {condition}"
 
         def tell(event: Event, what: str = what) -> None:
             progress(Event("md", f"{what}: {event.message}", event.done, event.total))
 
         seed = int(rng.integers(2**31))
         try:
-            found = simulate(parent.start, potential, temperature, settings, seed, tell)
+            found = simulate(parent.start, potential, condition, settings, seed, tell)
         except (InputError, NonFiniteError) as error:
             yield f"{what}: {error}"
             continue
         for frame, time in zip(found.frames, found.times, strict=True):
-            yield marked(frame, "md", parent.name, f"{temperature:g} K, {time:g} fs")
+            yield marked(frame, "md", parent.name, f"{condition}, {time:g} fs")
         if found.problem:
             yield f"{what}: {found.problem}; {len(found.frames)} frames before are used"
 

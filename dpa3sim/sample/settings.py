@@ -21,6 +21,7 @@ POOL = "pool"
 SHARES = "all=4 md=25 rattled=15 atoms=100"
 """Shares of kinds that the option does not name."""
 FORMATS = ("extxyz", "vasp", "espresso")
+_LARGEST_PRESSURE = 1e4  # GPa; a tension is at most that
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class SampleSettings:
     expansion: float = option(30.0, "how much the largest volume is larger", unit="%", minimum=0.0)
     volume_points: int = option(10, "number of volumes", minimum=0)
     temperatures: str = option("300 800 1500", "temperatures of molecular dynamics", unit="K")
+    pressures: str = option(
+        "",
+        "pressures of molecular dynamics of crystals and liquids; without, the volume is kept",
+        unit="GPa",
+    )
     md_time: float = option(500.0, "length of each simulation", unit="fs", minimum=0.0)
     md_interval: float = option(25.0, "time between its frames", unit="fs", minimum=0.0)
     substitute: str = option(
@@ -87,6 +93,7 @@ class SampleSettings:
         chosen_kinds(self)
         amplitudes(self)
         temperatures(self)
+        pressures(self)
         substitutes(self)
         least_shares(self)
         parse_miller(self.miller)
@@ -196,6 +203,11 @@ def temperatures(settings: SampleSettings) -> list[float]:
     return _numbers("temperatures", settings.temperatures)
 
 
+def pressures(settings: SampleSettings) -> list[float]:
+    """Pressures of molecular dynamics, GPa, in the given order; none: the volume is kept."""
+    return _numbers("pressures", settings.pressures, -_LARGEST_PRESSURE)
+
+
 def substitutes(settings: SampleSettings) -> dict[str, list[str]]:
     """For each element that is exchanged, those that take its place."""
     found: dict[str, list[str]] = {}
@@ -237,9 +249,9 @@ def by_kind(name: str, text: str) -> dict[str, float]:
     return every | found
 
 
-def _numbers(name: str, text: str) -> list[float]:
-    """Positive numbers between blanks or commas."""
-    return [_number(name, word, 1e-6) for word in text.replace(",", " ").split()]
+def _numbers(name: str, text: str, least: float = 1e-6) -> list[float]:
+    """Numbers between blanks or commas; positive ones by default."""
+    return [_number(name, word, least) for word in text.replace(",", " ").split()]
 
 
 def _number(name: str, word: str, least: float) -> float:

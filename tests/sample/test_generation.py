@@ -16,6 +16,7 @@ from dpa3sim.sample.clusters import dimer_distances
 from dpa3sim.sample.frames import supercell, too_close
 from dpa3sim.sample.generation import LEFT_OUT
 from dpa3sim.sample.settings import KINDS, LabelSettings, PoolSettings, chosen_kinds, least_shares
+from dpa3sim.sample.trajectories import start_temperature
 from dpa3sim.sample.variations import random_strain
 
 SMALL = SampleSettings(
@@ -232,12 +233,34 @@ class Diverging(EMTPotential):
 
 def test_frames_before_a_divergence_are_kept_and_it_is_said():
     events = []
-    frames = made("md", copper(), potential=Diverging(13), progress=events.append)
+    # The start is evaluated twice: whether it is at rest decides about the velocities.
+    frames = made("md", copper(), potential=Diverging(14), progress=events.append)
     assert [a.info["detail"] for a in frames] == ["300 K, 5 fs", "300 K, 10 fs"]
     said = [event.message for event in events if event.stage == LEFT_OUT]
     assert len(said) == 1
     assert said[0].startswith("md: copper at 300 K: step 13: the model returned")
     assert said[0].endswith("2 frames before are used")
+
+
+def test_pressures_are_those_of_what_can_have_one():
+    copper_at = made("md", copper(), pressures="0 10", md_time=10.0, md_interval=5.0)
+    details = [a.info["detail"] for a in copper_at]
+    assert details[::2] == ["300 K, 0 GPa, 5 fs", "300 K, 10 GPa, 5 fs"]
+    # They start from the same volume, and a barostat changes it.
+    assert copper_at[3].get_volume() < copper_at[1].get_volume() != copper().get_volume()
+    slab = copper()
+    slab.pbc = [True, True, False]
+    for atoms in made("md", slab, pressures="0 10", md_time=10.0):
+        assert "GPa" not in atoms.info["detail"]
+        assert atoms.cell.volume == pytest.approx(2 * slab.cell.volume)  # repeated
+
+
+def test_atoms_at_rest_start_with_twice_the_temperature():
+    potential = EMTPotential()
+    assert start_temperature(copper(), potential, 300.0) == 600.0
+    moved = copper()
+    moved.positions[0] += 0.2
+    assert start_temperature(moved, potential, 300.0) == 300.0
 
 
 def test_a_simulation_that_cannot_begin_is_said():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.command import Command
+from dpa3sim.cli.commands import distill
 from dpa3sim.cli.live import Terminal
 from dpa3sim.cli.options import Parser
 from dpa3sim.common.durations import estimated
@@ -43,6 +44,7 @@ SUBCOMMANDS = {
     "pimd": "path integrals",
     "train": "training",
     "finetune": "training a model further",
+    "distill": "a small fast model",
 }
 EXAMPLES = """\
 dpa3sim plan phonon POSCAR --supercell 20A   # evaluations, atoms, memory and time
@@ -65,12 +67,14 @@ def run(args: argparse.Namespace) -> int:
     raise InputError(f"plan needs a command, one of {', '.join(SUBCOMMANDS)}")
 
 
-def subcommand(name: str) -> PlannedCommand | PlannedTraining:
+def subcommand(name: str) -> PlannedCommand | PlannedTraining | PlannedDistillation:
     """The replacement for the module of a command."""
     module = import_module(f"dpa3sim.cli.commands.{name}")
     examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
     if name in ("train", "finetune"):
         return PlannedTraining(name, examples)
+    if name == "distill":
+        return PlannedDistillation(examples)
     return PlannedCommand(module.COMMAND, examples)
 
 
@@ -127,6 +131,37 @@ class PlannedTraining:
         )
         if args.json:
             print(json.dumps(found, indent=2))
+        return 0
+
+
+@dataclass(frozen=True)
+class PlannedDistillation:
+    """A distillation of which a few evaluations and steps are made."""
+
+    EXAMPLES: str
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command; those for its output have no effect."""
+        parser.description = __doc__
+        distill.configure(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Say how long the teacher's evaluations and the trainings take."""
+        from dpa3sim.run.distilling import estimate
+
+        options, model, sources = distill.prepare(args)
+        terminal = Terminal(args.quiet or args.json)
+        cost, training = estimate(sources, terminal.load(model), options)
+        for line in (*introduction(sources), *lines(cost)):
+            terminal.say(line)
+        least, most = (training[f"steps_{x}"] for x in ("least", "most"))
+        terminal.say(
+            f"training: {least} to {most} steps of {training['step_s']:.3g} s, at most "
+            f"{estimated(training['time_most_s'])}; checks and the student's dynamics aside"
+        )
+        if args.json:
+            shown = {"command": "distill", **cost.to_dict(), "training": training}
+            print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
 
 
