@@ -12,13 +12,13 @@ from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure
 
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+LONG = ("md_copper.py", "phonon_silicon.py", "elastic_silicon.py")
 STRUCTURES = [p for p in sorted(EXAMPLES.iterdir()) if p.suffix not in (".py", ".md", "")]
 
 
 @pytest.mark.parametrize(
     "script",
-    # Thousands of steps take minutes.
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.name == "md_copper.py")) for p in SCRIPTS],
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.name in LONG)) for p in SCRIPTS],
     ids=lambda p: p.name,
 )
 def test_script_prints_what_it_says(script, tmp_path):

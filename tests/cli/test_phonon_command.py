@@ -290,6 +290,7 @@ def check_kills(atoms, options, kills):
         assert last["computed"] + last["found"] == last["asked"]
 
 
+@pytest.mark.slow
 def test_a_few_kills():
     check_kills(bulk("Si", a=5.44), [*QUICK, "--no-plot"], 2)
 

@@ -250,6 +250,7 @@ def kill_and_resume(workplace, monkeypatch, command, kills, seed):
     assert set(asked["killed"]) == set(asked["undisturbed"])
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(workplace, monkeypatch):
     kill_and_resume(workplace, monkeypatch, "elastic", kills=3, seed=1)
 

@@ -290,7 +290,7 @@ def test_metadata_for_a_model_that_takes_charges(info):
         ["sp"],
         ["md", "--steps", "1"],
         ["eos"],
-        ["plan", "phonon"],
+        pytest.param(["plan", "phonon"], marks=pytest.mark.slow),
         ["bench", "--steps", "1", "--warm-up", "0"],
     ],
 )

@@ -37,6 +37,7 @@ def test_a_rotated_copy_in_another_order_is_the_same_minimum(capsys):
     assert "same minimum" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_hydrogen_goes_around_hydrogen_cyanide(embedded64):
     """Through carbon and nitrogen on the straight line; 2.1 eV around them in the literature."""
     folder = HERE / "neb-hcn-linear"

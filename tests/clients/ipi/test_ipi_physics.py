@@ -124,6 +124,7 @@ def energy_errors(ipi, potential, atoms, timesteps, time):
     return rms, server
 
 
+@pytest.mark.slow
 def test_energy_conservation_is_of_second_order(ipi, smooth):
     """NVE with a small model: half the step, a quarter of the error."""
     (large, small), _ = energy_errors(ipi, smooth, water(), (0.25, 0.125), 25.0)

@@ -372,6 +372,7 @@ def command(*arguments):
     ]
 
 
+@pytest.mark.slow
 def test_a_command_that_is_interrupted_continues(tmp_path, capsys):
     """SIGINT: code 130, the state saved; then the same command, and another with more steps."""
     arguments = [sys.executable, "-m", "dpa3sim", *command("--out", "run", "--no-plot")]
