@@ -37,7 +37,7 @@ from dpa3sim.run.cost import estimate as evaluations
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.run.job import JobOptions, calculation_facts, config, fingerprint
 from dpa3sim.run.provenance import model_facts, session
-from dpa3sim.run.reporter import LINE_SECONDS, Reporter
+from dpa3sim.run.reporter import Narrator, Reporter
 from dpa3sim.run.store import StoredPotential
 from dpa3sim.run.training import (
     CURVE,
@@ -105,7 +105,7 @@ class DistillRun:
         self._sources, self._teacher, self._options = sources, teacher, options
         self._path, self._job = path, job or JobOptions()
         self._reporter = reporter or Reporter()
-        self._said = 0.0
+        self._narrator = Narrator(self._reporter, lambda line: self._directory.log(line))
         self._structures = [_named(source) for source in sources]
         for atoms in self._structures:
             teacher.check(atoms)
@@ -511,8 +511,7 @@ class DistillRun:
         }
 
     def _say(self, message: str) -> None:
-        self._directory.log(message)
-        self._reporter.say(message)
+        self._narrator.say(message)
 
     def _follow(self, event: Event) -> None:
         """Show an event; report or log a line now and then."""
@@ -520,16 +519,8 @@ class DistillRun:
             self._state["left_out"].append(event.message)
             self._say(f"left out: {event.message}")
             return
-        line = event.message if event.stage == "train" else f"{event.stage}: {event.message}"
-        self._reporter.show(line)
-        now = time.monotonic()
-        if now - self._said < LINE_SECONDS:
-            return
-        self._said = now
-        if self._reporter.terminal:
-            self._directory.log(line)
-        else:
-            self._say(line)
+        training = event.stage == "train"
+        self._narrator.follow(event.message if training else f"{event.stage}: {event.message}")
 
 
 def estimate(

@@ -31,7 +31,7 @@ from dpa3sim.run import directory as rundir
 from dpa3sim.run.certainty import certainty, certainty_lines
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.run.provenance import model_facts, session
-from dpa3sim.run.reporter import LINE_SECONDS, Reporter
+from dpa3sim.run.reporter import Narrator, Reporter
 from dpa3sim.run.store import StoredPotential
 from dpa3sim.structures.reading import Source, introduction
 
@@ -169,7 +169,7 @@ class Job:
         self.sources, self.potential, self.settings = sources, potential, settings
         self.path, self.options = path, options or JobOptions()
         self.reporter = reporter or Reporter()
-        self._said = 0.0
+        self._narrator = Narrator(self.reporter, lambda line: self.directory.log(line))
         # Refuse a bad structure before a directory is made for it.
         for source in sources:
             potential.check(source.atoms)
@@ -286,21 +286,11 @@ class Job:
 
     def say(self, message: str) -> None:
         """Report and log a line."""
-        self.directory.log(message)
-        self.reporter.say(message)
+        self._narrator.say(message)
 
     def follow(self, event: Event) -> None:
         """Show an event in the status line; report or log a line now and then."""
-        line = f"{event.stage}: {event.message}"
-        self.reporter.show(line)
-        now = time.monotonic()
-        if now - self._said < LINE_SECONDS and event.done < event.total:
-            return
-        self._said = now
-        if self.reporter.terminal:
-            self.directory.log(line)
-        else:
-            self.say(line)
+        self._narrator.follow(f"{event.stage}: {event.message}", event.done >= event.total)
 
     def _summary(self) -> dict[str, Any]:
         """Everything that decides the result, readable."""

@@ -24,7 +24,7 @@ from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.run.job import JobOptions, calculation_facts, config, exit_code, fingerprint
 from dpa3sim.run.provenance import model_facts, session
-from dpa3sim.run.reporter import LINE_SECONDS, Reporter
+from dpa3sim.run.reporter import Narrator, Reporter
 from dpa3sim.run.store import StoredPotential
 from dpa3sim.sample.export import FRAMES, export, from_extxyz, to_extxyz
 from dpa3sim.sample.frames import PARENT, kind_of, marked, plain
@@ -95,7 +95,8 @@ class SampleRun:
         self._files, self._labelling = files, labelling
         self._path, self._options = path, options or JobOptions()
         self._reporter = reporter or Reporter()
-        self._said = time.monotonic()
+        log = lambda line: self._directory.log(line)  # noqa: E731
+        self._narrator = Narrator(self._reporter, log, time.monotonic())
         self._left_out: list[str] = []
         self._labeller = self._make_labeller()
 
@@ -346,8 +347,7 @@ class SampleRun:
         }
 
     def _say(self, message: str) -> None:
-        self._directory.log(message)
-        self._reporter.say(message)
+        self._narrator.say(message)
 
     def _follow(self, event: Event) -> None:
         """Show an event; report or log a line now and then."""
@@ -355,16 +355,7 @@ class SampleRun:
             self._left_out.append(event.message)
             self._say(f"left out: {event.message}")
             return
-        line = f"{event.stage}: {event.message}"
-        self._reporter.show(line)
-        now = time.monotonic()
-        if now - self._said < LINE_SECONDS:
-            return
-        self._said = now
-        if self._reporter.terminal:
-            self._directory.log(line)
-        else:
-            self._say(line)
+        self._narrator.follow(f"{event.stage}: {event.message}")
 
 
 class LabelFile:

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import resource
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from dpa3sim.run import directory as rundir
 from dpa3sim.run.directory import RunDirectory
 from dpa3sim.run.job import JobOptions
 from dpa3sim.run.provenance import process_facts
-from dpa3sim.run.reporter import LINE_SECONDS, Reporter
+from dpa3sim.run.reporter import Narrator, Reporter
 from dpa3sim.train.prepare import Prepared
 from dpa3sim.train.ranks import place
 from dpa3sim.train.ranks import run as run_on_ranks
@@ -270,7 +269,7 @@ class TrainingRun:
         self._settings, self._path = settings, path
         self._name = FINETUNE if prepared.recipe.start is not None else NAME
         self._options, self._reporter = options, reporter
-        self._said = 0.0
+        self._narrator = Narrator(reporter, lambda line: self._directory.log(line))
 
     def execute(self) -> dict[str, Any]:
         """Train, continue, or find done; returns the content of ``result.json``.
@@ -507,18 +506,12 @@ class TrainingRun:
         return found
 
     def _say(self, message: str) -> None:
-        self._directory.log(message)
-        self._reporter.say(message)
+        self._narrator.say(message)
 
     def _follow(self, event: Event) -> None:
-        """Show an event; report or log a line now and then."""
-        self._reporter.show(event.message)
-        now = time.monotonic()
-        if event.stage == NAME and now - self._said < LINE_SECONDS and event.done < event.total:
-            return
-        self._said = now
-        if self._reporter.terminal and event.stage == NAME:
-            self._directory.log(event.message)
+        """Show a step, and report or log a line now and then; report everything else."""
+        if event.stage == NAME:
+            self._narrator.follow(event.message, event.done >= event.total)
         else:
             self._say(event.message)
 
