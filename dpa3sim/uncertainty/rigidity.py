@@ -26,8 +26,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import brentq
-from scipy.stats import norm
 
 from dpa3sim.checkpoints.covariance import Covariance
 from dpa3sim.common.elements import SYMBOLS
@@ -367,6 +365,8 @@ def _least_crps(ratio: np.ndarray, spreads: np.ndarray) -> float:
     The score of an error r is sigma (z (2 Phi(z) - 1) + 2 phi(z) - 1/sqrt(pi)) with z = r / sigma,
     and its derivative with respect to the scale is proportional to 2 phi(z) - 1/sqrt(pi).
     """
+    from scipy.optimize import brentq  # these take long to import, and commands rarely need them
+    from scipy.stats import norm
 
     def slope(logarithm: float) -> float:
         z = ratio / np.exp(logarithm)
