@@ -9,6 +9,7 @@ from typing import Any
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.settings import option, replace_checked, validate
 from dpa3sim.sample.settings import SampleSettings, by_kind, temperatures
+from dpa3sim.train.options import Parts
 from dpa3sim.train.schedule import ScheduleSettings
 from dpa3sim.train.settings import (
     ArchitectureSettings,
@@ -173,7 +174,7 @@ class StudentLossSettings(LossSettings):
 
 
 @dataclass(frozen=True)
-class DistillOptions:
+class DistillOptions(Parts):
     """All options of a distillation, beside those of the teacher."""
 
     distill: DistillSettings = field(default_factory=DistillSettings)
@@ -183,19 +184,6 @@ class DistillOptions:
     schedule: StudentScheduleSettings = field(default_factory=StudentScheduleSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loss: StudentLossSettings = field(default_factory=StudentLossSettings)
-
-    @classmethod
-    def classes(cls) -> list[Any]:
-        """The classes of the options, in this order."""
-        return [
-            DistillSettings,
-            DistillSampleSettings,
-            StudentSettings,
-            StudentTrainSettings,
-            StudentScheduleSettings,
-            OptimizerSettings,
-            StudentLossSettings,
-        ]
 
 
 def of_size(size: str) -> StudentSettings:

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -136,7 +135,9 @@ class DistillRun:
         directory = self._directory
         directory.write_provenance(session(self._teacher, self._job.command_line), summary)
         with directory.session(self._say) as ending:
-            directory.write_config(config(self._teacher, self._options.distill) | self._settings())
+            directory.write_config(
+                config(self._teacher, self._options.distill) | self._options.values()
+            )
             for source in self._sources:
                 for line in introduction((source,), str(directory.path)):
                     self._say(line)
@@ -393,7 +394,7 @@ class DistillRun:
             "excursions": self._state["excursions"],
             "left_out": self._state["left_out"],
             "parameters": model.parameter_count,
-            "settings": self._settings(),
+            "settings": self._options.values(),
             "model": model_facts(self._teacher.model),
             "dtype": self._teacher.dtype,
             "directory": str(folder),
@@ -500,18 +501,13 @@ class DistillRun:
             self._say(line)
         return True
 
-    def _settings(self) -> dict[str, Any]:
-        """All options by name."""
-        parts = [asdict(part) for part in vars(self._options).values()]
-        return {name: value for part in parts for name, value in part.items()}
-
     def _summary(self) -> dict[str, Any]:
         """Everything that decides the result, readable."""
         return {
             "structure": [source.origin.rpartition("/")[2] for source in self._sources],
             "structure_sha256": [source.sha256 for source in self._sources],
             **calculation_facts(NAME, self._teacher, self._options.distill),
-            **self._settings(),
+            **self._options.values(),
         }
 
     def _say(self, message: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from dpa3sim.train.data.settings import DataSettings
@@ -20,8 +20,21 @@ from dpa3sim.train.settings import (
 )
 
 
+class Parts:
+    """A dataclass whose fields are groups of options, each with its class as the default."""
+
+    @classmethod
+    def classes(cls) -> list[Any]:
+        """The classes of the options, in this order."""
+        return [part.default_factory for part in fields(cls)]  # type: ignore[arg-type]
+
+    def values(self) -> dict[str, Any]:
+        """All options by name, for ``config.resolved.yaml``."""
+        return {k: v for part in vars(self).values() for k, v in asdict(part).items()}
+
+
 @dataclass(frozen=True)
-class Options:
+class Options(Parts):
     """All options of a training that is described in our own terms."""
 
     sources: SourceSettings = field(default_factory=SourceSettings)
@@ -32,22 +45,9 @@ class Options:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loss: LossSettings = field(default_factory=LossSettings)
 
-    @classmethod
-    def classes(cls) -> list[Any]:
-        """The classes of the options, in this order."""
-        return [
-            SourceSettings,
-            DataSettings,
-            ArchitectureSettings,
-            TrainSettings,
-            ScheduleSettings,
-            OptimizerSettings,
-            LossSettings,
-        ]
-
 
 @dataclass(frozen=True)
-class FinetuneOptions:
+class FinetuneOptions(Parts):
     """All options of a fine-tuning."""
 
     sources: SourceSettings = field(default_factory=SourceSettings)
@@ -57,16 +57,3 @@ class FinetuneOptions:
     schedule: FinetuneScheduleSettings = field(default_factory=FinetuneScheduleSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     loss: FinetuneLossSettings = field(default_factory=FinetuneLossSettings)
-
-    @classmethod
-    def classes(cls) -> list[Any]:
-        """The classes of the options, in this order."""
-        return [
-            SourceSettings,
-            DataSettings,
-            FinetuneSettings,
-            FinetuneTrainSettings,
-            FinetuneScheduleSettings,
-            OptimizerSettings,
-            FinetuneLossSettings,
-        ]

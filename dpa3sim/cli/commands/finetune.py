@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.commands import train
-from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
+from dpa3sim.cli.options import Parser, add_config, add_settings
 from dpa3sim.train.options import FinetuneOptions
 
 if TYPE_CHECKING:
@@ -53,11 +50,5 @@ def prepare(args: argparse.Namespace) -> tuple[Prepared, dict[str, Any], str]:
     """
     from dpa3sim.train.finetune import from_model
 
-    if args.files:
-        words = [shlex.join(args.files), getattr(args, "data", "")]
-        args.data = " ".join(filter(None, words))
-    options = FinetuneOptions(*resolve(args, *FinetuneOptions.classes()))
-    prepared = from_model(options)
-    settings = {k: v for part in vars(options).values() for k, v in asdict(part).items()}
-    first = next(iter(options.sources.by_task("data").values()))[0]
-    return prepared, settings, Path(first.rpartition("#")[0] or first).stem
+    options = train.resolved(args, FinetuneOptions)
+    return from_model(options), options.values(), train.name_of(options.sources)

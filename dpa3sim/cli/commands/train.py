@@ -6,20 +6,21 @@ import argparse
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dpa3sim.cli.live import Terminal
 from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
 from dpa3sim.common.errors import InputError
 from dpa3sim.common.settings import options as options_of
 from dpa3sim.run.job import JobOptions, system_errors
-from dpa3sim.train.options import Options
+from dpa3sim.train.options import Options, Parts
 
 if TYPE_CHECKING:
     from dpa3sim.train.prepare import Prepared
+    from dpa3sim.train.settings import SourceSettings
 
+T = TypeVar("T", bound=Parts)
 EXAMPLES = """\
 dpa3sim train frames.xyz --steps 20000 --out water.train           # holds out 5 % to validate
 dpa3sim train train.xyz --validation valid.xyz --nlayers 3 --n-dim 64 --e-dim 32 --a-dim 16
@@ -93,10 +94,7 @@ def prepare(args: argparse.Namespace) -> tuple[Prepared, dict[str, Any], str]:
     """
     from dpa3sim.train.prepare import from_deepmd, from_options
 
-    if args.files:
-        words = [shlex.join(args.files), getattr(args, "data", "")]
-        args.data = " ".join(filter(None, words))
-    options = Options(*resolve(args, *Options.classes()))
+    options = resolved(args, Options)
     if args.input:
         if options.sources.data or options.sources.validation:
             raise InputError(f"--input {args.input} names its data; leave out other files")
@@ -104,9 +102,21 @@ def prepare(args: argparse.Namespace) -> tuple[Prepared, dict[str, Any], str]:
         prepared = from_deepmd(Path(args.input), options.data, given)
         return prepared, {**given, "input": args.input}, Path(args.input).stem
     prepared = from_options(options)
-    settings = {k: v for part in vars(options).values() for k, v in asdict(part).items()}
-    first = next(iter(options.sources.by_task("data").values()))[0]
-    return prepared, settings, Path(first.rpartition("#")[0] or first).stem
+    return prepared, options.values(), name_of(options.sources)
+
+
+def resolved(args: argparse.Namespace, kind: type[T]) -> T:
+    """The options of a training, with the files of the command line among its data."""
+    if args.files:
+        words = [shlex.join(args.files), getattr(args, "data", "")]
+        args.data = " ".join(filter(None, words))
+    return kind(*resolve(args, *kind.classes()))
+
+
+def name_of(sources: SourceSettings) -> str:
+    """The name of the first file of the training data."""
+    first = next(iter(sources.by_task("data").values()))[0]
+    return Path(first.rpartition("#")[0] or first).stem
 
 
 def _given(args: argparse.Namespace) -> dict[str, Any]:
