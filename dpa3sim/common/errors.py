@@ -115,5 +115,9 @@ class RankLostError(ConnectionLostError):
     """A process of several that work together is gone, and the others cannot go on without it."""
 
 
+class NoAnswerError(RankLostError):
+    """A process of several exists, but does not answer."""
+
+
 class Dpa3simWarning(UserWarning):
     """A valid result about which the user must know something."""

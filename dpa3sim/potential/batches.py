@@ -46,6 +46,7 @@ class BatchEvaluator:
         counters: where the work is counted.
         matmul: see :class:`dpa3sim.potential.Potential`.
         judge: makes uncertainties, if there are to be any.
+        sharers: how many processes share the memory of this machine.
 
     Attributes:
         config, device, dtype: of the network.
@@ -66,6 +67,7 @@ class BatchEvaluator:
         counters: Counters,
         matmul: Matmul = "full",
         judge: Judge | None = None,
+        sharers: int = 1,
     ) -> None:
         self.config = network.config
         self.rules = rules
@@ -73,7 +75,7 @@ class BatchEvaluator:
         self.counters = counters
         self.skin, self.judge = skin, judge
         self.selection = select(network, matmul)
-        self._identity, self._max_memory = identity, max_memory
+        self._identity, self._max_memory, self._sharers = identity, max_memory, sharers
         self._lists = ListCache(rules.e_rcut, skin, counters)
         self.sessions: OrderedDict[tuple[bool, tuple[tuple[bytes, ...], ...]], Session] = (
             OrderedDict()
@@ -84,7 +86,8 @@ class BatchEvaluator:
         """Compute the layers by this evaluator from now on."""
         self.evaluator = evaluator
         self.memory = MemoryPlan(
-            evaluator, self.config, self.device, self._identity, self._max_memory
+            *(evaluator, self.config, self.device, self._identity),
+            *(self._max_memory, self._sharers),
         )
         self.sessions.clear()
 
@@ -172,16 +175,19 @@ class BatchEvaluator:
         """Evaluate the other structures; overlapping ones get the error of a fresh search."""
         results: dict[int, Evaluation | Dpa3simError] = {}
         for index in bad:
-            x = systems[index]
-            try:
-                find_edges(x.positions, x.cell, x.pbc, x.types, self.rules)
-                results[index] = InputError(f"atoms are closer than {MIN_DISTANCE} Å")
-            except InputError as error:
-                results[index] = error
+            results[index] = self.overlap(systems[index])
         good = [index for index in range(len(systems)) if index not in results]
         outputs = self.evaluate([systems[index] for index in good])
         results |= dict(zip(good, outputs, strict=True))
         return [results[index] for index in range(len(systems))]
+
+    def overlap(self, x: System) -> InputError:
+        """Which atoms of a structure are too close."""
+        try:
+            find_edges(x.positions, x.cell, x.pbc, x.types, self.rules)
+        except InputError as error:
+            return error
+        return InputError(f"atoms are closer than {MIN_DISTANCE} Å")
 
     def _too_many(self, sizes: Sequence[int]) -> bool:
         """Whether structures of these numbers of atoms are better evaluated in parts."""

@@ -194,6 +194,7 @@ class MemoryPlan:
         device: where it runs.
         identity: what tells this model and its precision from others.
         max_memory: GiB; None is a share of what is free.
+        sharers: how many processes share the memory of a host.
 
     Attributes:
         on_host: whether the device is the host.
@@ -207,7 +208,9 @@ class MemoryPlan:
         device: torch.device,
         identity: str,
         max_memory: float | None,
+        sharers: int = 1,
     ) -> None:
+        self._sharers = sharers if device.type == "cpu" else 1
         self.max_memory, self.on_host = max_memory, device.type == "cpu"
         self._evaluator, self._config, self._device = evaluator, config, device
         self._model = MemoryModel(evaluator, config, device, identity)
@@ -294,11 +297,12 @@ class MemoryPlan:
     def _budget(self) -> int:
         """Bytes that an evaluation should not exceed."""
         if self.max_memory is not None:
-            return int(self.max_memory * 2**30)
+            return int(self.max_memory * 2**30 / self._sharers)
         return int(memory_share(self._device) * self._free())
 
     def _free(self) -> int:
-        return free_bytes(self._device) + self._evaluator.workspace.nbytes
+        free = free_bytes(self._device) // self._sharers
+        return free + self._evaluator.workspace.nbytes
 
     def _fastest(self) -> MemoryPolicy:
         # Others compute pre-activations faster than they could be written and read.

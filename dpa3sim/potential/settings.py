@@ -49,6 +49,15 @@ class ModelSettings:
         "the model itself: model [none]",
     )
 
+    ranks: str = option(
+        "1",
+        "processes that share the work: a number on this machine, each with its part of the cores "
+        "or its own GPU, or env for those of torchrun or srun",
+    )
+    rank_timeout: float = option(
+        300.0, "how long another process is waited for", unit="s", minimum=0.0
+    )
+
     def __post_init__(self) -> None:
         validate(self)
 
