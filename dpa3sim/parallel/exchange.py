@@ -140,19 +140,18 @@ class HaloExchange:
         """Forces ``(n_atoms, 3)`` on the centres from the parts ``(n_nodes, 3)`` found here."""
         return self._return("forces", rows)
 
-    def finish(self) -> None:
-        """End the step: of a rank that failed, what others still wait for is NaN."""
-        for name, left in list(self._left.items()):
-            like = self._like.new_empty(0, 3, dtype=torch.float64) if name == "forces" else None
-            like = self._like if like is None else like
-            count = len(self._rows) if name == "forward" else self._n_ghosts
-            for _ in range(left):
-                self._swap(name, like.new_full((count, like.shape[1]), torch.nan))
-
     def end(self) -> None:
         """Check that all exchanges of the step were made."""
         if any(self._left.values()):
             raise RuntimeError(f"a step ended without exchanges: {self._left}")
+
+    def finish(self) -> None:
+        """Make the exchanges that are left: of a rank that failed, others get NaN."""
+        features, forces = self._like, self._like.new_empty((0, 3), dtype=torch.float64)
+        for name, like in (("forward", features), ("backward", features), ("forces", forces)):
+            count = len(self._rows) if name == "forward" else self._n_ghosts
+            while self._left[name]:
+                self._swap(name, like.new_full((count, like.shape[1]), torch.nan))
 
     def _return(self, name: str, rows: Tensor) -> Tensor:
         own, ghosts = rows.split([self._n_atoms, self._n_ghosts])
@@ -165,8 +164,8 @@ class HaloExchange:
         return own
 
     def _swap(self, name: str, rows: Tensor) -> Tensor:
-        before = self._order_of(name)
-        if not self._left[name] or before:
+        turn = next((kind for kind, left in self._left.items() if left), None)
+        if name != turn:
             raise RuntimeError(f"exchange {name!r} is out of turn: {self._left} are left")
         start = perf_counter()
         send, receive = self._routes.send, self._routes.receive
@@ -180,8 +179,3 @@ class HaloExchange:
         traffic.received += row * sum(receive)
         traffic.seconds += perf_counter() - start
         return received
-
-    def _order_of(self, name: str) -> bool:
-        """Whether an exchange that comes before this one is left."""
-        names = list(self._left)
-        return any(self._left[earlier] for earlier in names[: names.index(name)])

@@ -24,11 +24,33 @@ class Sharing:
     together: tuple[tuple[int, int], ...]
     alone: tuple[tuple[int, ...], ...]
 
+    def busiest(self, sizes: Sequence[int]) -> float:
+        """Atoms that the busiest rank evaluates, of structures of so many."""
+        shared = sum(sizes[index] / parts for index, parts in self.together)
+        return shared + max(sum(sizes[index] for index in own) for own in self.alone)
+
+    def __str__(self) -> str:
+        found = []
+        if self.together:
+            parts = sorted({parts for _, parts in self.together})
+            count = " or ".join(map(str, parts))
+            found.append(f"{_structures(len(self.together))} divided among {count} ranks")
+        whole = sum(map(len, self.alone))
+        if whole:
+            ranks = sum(map(bool, self.alone))
+            where = "1 rank" if ranks == 1 else f"{ranks} ranks, whole ones side by side"
+            found.append(f"{_structures(whole)} on {where}")
+        return ", ".join(found)
+
     @property
     def used(self) -> int:
         """How many ranks have work."""
         most = max((parts for _, parts in self.together), default=1)
         return max(most, sum(map(bool, self.alone)))
+
+
+def _structures(count: int) -> str:
+    return f"{count} structure" if count == 1 else f"{count} structures"
 
 
 def share_out(sizes: Sequence[int], ranks: int, least: int) -> Sharing:

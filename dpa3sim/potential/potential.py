@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,20 +27,23 @@ from dpa3sim.kernels.api import Matmul
 from dpa3sim.kernels.evaluator import MemoryPolicy
 from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
+from dpa3sim.parallel.scaling import IMBALANCE
 from dpa3sim.potential.batches import BatchEvaluator
 from dpa3sim.potential.evaluation import NEW, Ensemble, Evaluation, raise_first
 from dpa3sim.potential.judge import Judge
-from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
-from dpa3sim.potential.team import (
+from dpa3sim.potential.settings import (
     RANK_TIMEOUT,
-    ModelOptions,
-    Team,
-    TeamEvaluator,
+    Dtype,
+    ModelSettings,
+    Truncate,
     number_of_ranks,
 )
 from dpa3sim.structures.geometry import check_geometry
 from dpa3sim.structures.system import AtomsLike, System, as_system
 from dpa3sim.uncertainty.rigidity import MEMBERS, OWN, Rigidity
+
+if TYPE_CHECKING:
+    from dpa3sim.potential.team import Team, TeamEvaluator
 
 DEFAULT_SKIN = 1.0
 MAX_SKIN = 5.0
@@ -147,7 +152,8 @@ class Potential:
         self.counters = Counters()
         self.rules = edge_rules(config, self.truncate)
         self.network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
-        self._team = self._team_of(ranks, rank_timeout)
+        self._rank_timeout = rank_timeout
+        self._team = self._team_of(ranks)
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
         self.matmul: Matmul = matmul
@@ -175,19 +181,25 @@ class Potential:
         self._lock = RLock()
         self._shared: TeamEvaluator | None = None
         if self._team is not None:
+            from dpa3sim.potential.team import ModelOptions, TeamEvaluator
+
             options = ModelOptions(
                 *(self.dtype, self.truncate, skin, max_memory, matmul, self._memory_key)
             )
             self._shared = TeamEvaluator(self._team, self.batcher, options, self.rigidity)
 
-    def _team_of(self, ranks: int | str | Team, rank_timeout: float) -> Team | None:
+    def _team_of(self, ranks: int | str | Team) -> Team | None:
         """The other processes; None if this one is alone."""
-        if not rank_timeout > 0:
-            raise InputError(f"rank_timeout {rank_timeout!r} must be positive (s)")
-        if isinstance(ranks, Team):
+        if not self._rank_timeout > 0:
+            raise InputError(f"rank_timeout {self._rank_timeout!r} must be positive (s)")
+        if not isinstance(ranks, int | float | str):
             return ranks
         number = number_of_ranks(ranks)
-        return None if number == 1 else Team(self.model, number, self.device, rank_timeout)
+        if number == 1:
+            return None
+        from dpa3sim.potential.team import Team  # imports what one process does not need
+
+        return Team(self.model, number, self.device, self._rank_timeout)
 
     @property
     def ranks(self) -> int:
@@ -285,6 +297,7 @@ class Potential:
             smooth_cutoff=self.smooth_cutoff,
             uncertainty=None if path is None else str(path),
             ranks=str(self.ranks),
+            rank_timeout=self._rank_timeout,
         )
 
     @property
@@ -379,6 +392,7 @@ class Potential:
             matmul=self.matmul if dtype == "float32" else "full",
             uncertainty=rigidity,
             ranks=1 if self._team is None else self._team,
+            rank_timeout=self._rank_timeout,
         )
 
     def check(self, structure: AtomsLike | System) -> None:
@@ -398,9 +412,16 @@ class Potential:
     def memory_needed(self, n_edges: np.ndarray, n_angle_edges: np.ndarray) -> tuple[int, bool]:
         """Bytes that a batch of atoms with so many neighbours takes, and whether there are so many.
 
+        Of a structure that several ranks share, those of one of them.
+
         Args:
             n_edges, n_angle_edges: ``(n_atoms,)``, see :meth:`neighbours`.
         """
+        if self._shared is not None and len(n_edges):
+            together = self._shared.sharing([len(n_edges)]).together
+            if together:  # of the fullest rank
+                size = math.ceil(IMBALANCE * len(n_edges) / together[0][1])
+                n_edges, n_angle_edges = n_edges[:size], n_angle_edges[:size]
         with self._lock:
             return self.batcher.memory.needed(n_edges, n_angle_edges)
 

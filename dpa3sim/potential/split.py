@@ -299,15 +299,16 @@ class SplitSession:
             assert part.measured is not None
             part.laid.fit(part.measured)
             exchanges.append(exchange(part.graph.row_of))
-            return self._results(part, exchanges[0])
+            results = self._results(part, exchanges[0])
+            exchanges[0].end()
+            return results
 
         rows = self._attempt(evaluate) if part.laid is not None else None
         if not exchanges:
             exchanges.append(exchange(torch.arange(part.halo.n_own, device=model.device)))
-        exchanges[0].finish()
-        exchanges[0].end()
         if rows is not None:
             return rows
+        exchanges[0].finish()
         return torch.full((self._width(part.halo.n_own),), torch.nan, dtype=torch.float64)
 
     def _results(self, part: _Part, exchange: HaloExchange) -> Tensor:

@@ -40,6 +40,7 @@ from dpa3sim.parallel.collective import Collective
 from dpa3sim.parallel.exchange import Traffic
 from dpa3sim.parallel.messages import packed, unpacked
 from dpa3sim.parallel.processes import Crew, Meeting
+from dpa3sim.parallel.scaling import LINKS, Scaling
 from dpa3sim.parallel.sharing import LEAST_ATOMS, Sharing, share_out
 from dpa3sim.potential.batches import (
     MAX_SESSION_ATOMS,
@@ -50,33 +51,13 @@ from dpa3sim.potential.batches import (
 from dpa3sim.potential.evaluation import Evaluation, Uncertainty
 from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.session import OverlapError
+from dpa3sim.potential.settings import ENVIRONMENT
 from dpa3sim.potential.split import Balance, PartsFailedError, SplitSession
 from dpa3sim.structures.geometry import complete_cell
 from dpa3sim.structures.system import System
 from dpa3sim.uncertainty.rigidity import Rigidity
 
 T = TypeVar("T")
-
-ENVIRONMENT: Literal["env"] = "env"
-"""In place of a number of ranks: the processes of torchrun or srun."""
-RANK_TIMEOUT = 300.0
-"""s, how long a rank is waited for."""
-
-
-def number_of_ranks(ranks: int | str) -> int | Literal["env"]:
-    """The option ``ranks``, checked.
-
-    Raises:
-        InputError: it is neither a positive number nor ``env``.
-    """
-    if ranks == ENVIRONMENT:
-        return ENVIRONMENT
-    if isinstance(ranks, bool) or not str(ranks).isdecimal() or int(ranks) < 1:
-        raise InputError(
-            f"option ranks = {ranks!r} must be a number of processes, or env for those of torchrun "
-            "or srun"
-        )
-    return int(ranks)
 
 
 @dataclass(frozen=True)
@@ -379,6 +360,17 @@ class TeamEvaluator:
     def sharing(self, sizes: Sequence[int]) -> Sharing:
         """Who evaluates which of structures of so many atoms."""
         return share_out(sizes, self._team.size, LEAST_ATOMS.get(self._batcher.device.type, 200))
+
+    @property
+    def scaling(self) -> Scaling:
+        """How long steps take here."""
+        batcher, descriptor = self._batcher, self._batcher.config.descriptor
+        return Scaling(
+            layers=descriptor.nlayers,
+            row=descriptor.n_dim * batcher.evaluator.itemsize,
+            reach=batcher.rules.e_rcut + batcher.skin,
+            link=LINKS.get(batcher.device.type, LINKS["cuda"]),
+        )
 
     def evaluate(self, systems: Sequence[System]) -> Outcomes:
         """Evaluate any mix of structures; errors stand in the place of results.
