@@ -367,7 +367,7 @@ class _Watch:
 
     def reason(self, store: Store, error: RankLostError) -> Dpa3simError:
         """Why a rank is lost: what a child said, how it ended, or else what was noticed here."""
-        if not isinstance(error, NoAnswerError):
+        if not isinstance(error, NoAnswerError) and not self._ending:
             self._decided.wait(_END)
         told = _told(store)
         if told is None and self._lost is not None:

@@ -233,7 +233,7 @@ def failing(potential, atoms, size, where, error):
     ],
     ids=["evaluate", "policy", "measure", "forward", "backward"],
 )
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_rank_that_fails_keeps_nobody_waiting(small, atoms, size, where):
     error = MemoryError("none left")
     found = failing(small, atoms, size, where, error)

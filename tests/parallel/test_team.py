@@ -151,6 +151,7 @@ def test_a_calculator(two, one):
     assert np.abs(atoms.get_forces() - expected.forces).max() < 1e-10
 
 
+@SLOW
 def test_threads_are_divided_while_there_are_several(few):
     before = torch.get_num_threads()
     torch.set_num_threads(4)
