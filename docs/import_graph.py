@@ -24,6 +24,7 @@ ROOMS = (
     "model",
     "checkpoints",
     "kernels",
+    "parallel",
     "uncertainty",
     "potential",
     "clients",

@@ -47,6 +47,7 @@ class DPA3Calculator(Calculator):
             for models that have one; see :class:`Potential`. None means no smoothing.
         matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
         uncertainty: file of ``dpa3sim uncertainty fit`` for this model, or None.
+        ranks: processes that share the work, see :class:`Potential`.
 
     Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
     ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
@@ -85,18 +86,21 @@ class DPA3Calculator(Calculator):
         smooth_cutoff: float | None = None,
         matmul: Matmul = "full",
         uncertainty: str | Path | Rigidity | None = None,
+        ranks: int | str = 1,
     ) -> None:
         super().__init__()
         self.potential: PotentialLike
-        settings = ModelSettings(None, head, device, dtype, matmul, truncate, smooth_cutoff)
+        settings = ModelSettings(
+            *(None, head, device, dtype, matmul, truncate, smooth_cutoff), ranks=str(ranks)
+        )
         if not isinstance(model, PotentialLike):
             self.potential = Potential.load(settings, model, uncertainty)
         elif settings == ModelSettings() and uncertainty is None:
             self.potential = model
         else:
             raise InputError(
-                "set head, device, dtype, truncate, smooth_cutoff, matmul and uncertainty in the "
-                "Potential"
+                "set head, device, dtype, truncate, smooth_cutoff, matmul, uncertainty and ranks "
+                "in the Potential"
             )
         if model is None:
             _log.warning("no model was named, using the embedded one: %s", self.potential)

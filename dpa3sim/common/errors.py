@@ -12,7 +12,7 @@ EXIT_CODES = {
     NOT_CONVERGED: "the calculation, or a part of it, did not converge",
     UNPHYSICAL: "a result is not finite, or is unphysical; a training diverged",
     SOME_FAILED: "some of several structures failed; the results of the others are there",
-    CONNECTION_LOST: "the connection to i-PI was lost, or to another process of a training",
+    CONNECTION_LOST: "the connection to i-PI was lost, or to one of several processes",
     INTERRUPTED: "interrupted; the state is saved",
 }
 """What the exit codes mean; they are the same for all commands."""
@@ -109,6 +109,14 @@ class ConnectionLostError(Dpa3simError):
     """The other side of a connection is gone, during an exchange or before it began."""
 
     exit_code = CONNECTION_LOST
+
+
+class RankLostError(ConnectionLostError):
+    """A process of several that work together is gone, and the others cannot go on without it."""
+
+
+class NoAnswerError(RankLostError):
+    """A process of several exists, but does not answer."""
 
 
 class Dpa3simWarning(UserWarning):

@@ -300,13 +300,14 @@ def sum_incoming(x: Tensor, graph: BlockGraph) -> Tensor:
 
 
 def forces_and_virials(gradient: Tensor, graph: BlockGraph) -> tuple[Tensor, Tensor]:
-    """Forces ``(n_atoms, 3)``, eV/Å, and the atoms' virials ``(n_atoms, 3, 3)``, eV.
+    """Forces ``(n_nodes, 3)``, eV/Å, and the atoms' virials ``(n_atoms, 3, 3)``, eV.
 
     The virial W = -dE/dstrain of a structure is the sum of those of its atoms, one for the edges
-    of each (docs/model.md#energy-forces-and-virial).
+    of each (docs/model.md#energy-forces-and-virial). The force on a node that is no centre is the
+    part of it that comes from these edges.
 
     Args:
-        gradient: ``(n_edges, 3)`` dE/dd, eV/Å. graph: the batch, all of whose nodes are centres.
+        gradient: ``(n_edges, 3)`` dE/dd, eV/Å. graph: the batch.
     """
     forces = sum_incoming(gradient, graph).neg_()
     virials = gradient.new_empty((graph.n_atoms, 3, 3))

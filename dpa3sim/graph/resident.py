@@ -33,8 +33,9 @@ class Measured:
         vectors: ``(n_atoms, width, 3)`` float64, Å.
         edge, angle_edge: ``(n_atoms, width)`` bool.
         n_edges, n_angle_edges: ``(n_atoms,)`` counts.
+        moved: ``(n_structures, 2)`` displacements of the two most displaced atoms, Å.
         statistics: ``(n_structures, 6)`` float64, columns :data:`STATISTICS`; "moved" is how far
-            the displacements of the two most displaced atoms exceed the budget of the list, Å.
+            the sum of these two displacements exceeds the budget of the list, Å.
     """
 
     vectors: Tensor
@@ -42,14 +43,18 @@ class Measured:
     angle_edge: Tensor
     n_edges: Tensor
     n_angle_edges: Tensor
+    moved: Tensor
     statistics: Tensor
 
 
 class ResidentGraph:
-    """Device state of a batch of structures.
+    """Device state of a batch of structures, or of a part of one structure.
+
+    Of a part, only the first atoms are centres; the others are neighbours of these alone.
 
     Args:
-        lists: candidate list of each structure; displaced copies may share one.
+        lists: candidate list of each structure; displaced copies may share one. If it has fewer
+            centres than the structure has atoms, it is the only one.
         systems: the structures, with the inputs of a model.
         rules: cutoffs and limits of the model.
         with_angles: whether the model has angles.
@@ -74,9 +79,10 @@ class ResidentGraph:
         self._rules = rules
         self._with_angles = with_angles
         self.device = device
-        self.sizes = np.array([len(x) for x in systems])
+        self.sizes = np.array([len(x.count) for x in lists])
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.n_atoms = int(self.sizes.sum())
+        self.n_nodes = sum(len(x) for x in systems)
         self.n_structures = len(systems)
         self._types = [x.types for x in systems]
         self._slots: _Slots | None = None
@@ -98,7 +104,10 @@ class ResidentGraph:
         types, fparam, aparam, charge_spin = model_inputs(systems)
         self.types, self.fparam, self._aparam = map(self._tensor, (types, fparam, aparam))
         self.charge_spin = None if charge_spin is None else self._tensor(charge_spin)
-        self.structure = self._tensor(np.repeat(np.arange(len(systems)), self.sizes))
+        self._structures = self._tensor(
+            np.repeat(np.arange(len(systems)), [len(x) for x in systems])
+        )
+        self.structure = self._structures[: self.n_atoms]
         self.structure_starts = self._tensor(self.starts)
 
     def set_lists(self, lists: Sequence[SkinList]) -> None:
@@ -114,18 +123,19 @@ class ResidentGraph:
         excluded = np.zeros((n, width), dtype=bool)
         can_be_cut = False
         for x, types, start in zip(self.lists, self._types, self.starts, strict=True):
-            rows = slice(start, start + len(types))
-            own = x.neighbour.shape[1]
+            n_rows, own = x.neighbour.shape
+            rows = slice(start, start + n_rows)
             neighbour[rows, :own] = x.neighbour + start
             shifts[rows, :own] = x.shifts
             listed[rows, :own] = np.arange(own) < x.count[:, None]
             for a, b in self._rules.excluded_pairs:
-                excluded[rows, :own] |= (types[:, None] == a) & (types[x.neighbour] == b)
+                centre_types = types[:n_rows, None]
+                excluded[rows, :own] |= (centre_types == a) & (types[x.neighbour] == b)
             can_be_cut |= bool(x.count.max(initial=0) > min(self._rules.a_sel, self._rules.e_sel))
         ranked = can_be_cut and self._rules.truncate == "deepmd"
         if self._bucket > 1:  # ranking has no effect if no neighbour is removed
             ranked = ranked or self._ranked
-        pbc = np.repeat([x.pbc for x in self.lists], self.sizes, axis=0)
+        pbc = np.repeat([x.pbc for x in lists], [len(x.positions) for x in lists], axis=0)
         arrays = [neighbour, shifts, listed, pbc.astype(np.float64)]
         arrays.append(np.concatenate([x.positions for x in self.lists]))
         arrays += [excluded] if self._rules.excluded_pairs else []
@@ -140,14 +150,14 @@ class ResidentGraph:
         ]
         self._excluded = self._candidates[5] if self._rules.excluded_pairs else None
         if self._slots is not None and width != self._width:
-            self._slots = _Slots(self._slots.layout, self.device, width)
+            self._slots = _Slots(self._slots.layout, self.device, width, self.n_nodes)
         self._width, self._ranked = width, ranked
 
     # -- every step ----------------------------------------------------------------------------
 
     @property
     def _input_size(self) -> int:
-        return 3 * self.n_atoms + 28 * self.n_structures
+        return 3 * self.n_nodes + 28 * self.n_structures
 
     def pack(self, systems: Sequence[System]) -> np.ndarray:
         """Positions and quantities derived from the cells, as one array for one transfer.
@@ -173,21 +183,21 @@ class ResidentGraph:
 
     def measure(self) -> Measured:
         """Compute distances of all candidates, and select edges and angle-edges."""
-        rules, b = self._rules, self.n_structures
-        x, *cells, budget = self._input.split([3 * self.n_atoms, 9 * b, 9 * b, 9 * b, b])
+        rules, b, n = self._rules, self.n_structures, self.n_atoms
+        x, *cells, budget = self._input.split([3 * self.n_nodes, 9 * b, 9 * b, 9 * b, b])
         x = x.view(-1, 3)
-        cell, inverse, gradient = (m.view(b, 3, 3).index_select(0, self.structure) for m in cells)
+        cell, inverse, gradient = (m.view(b, 3, 3).index_select(0, self._structures) for m in cells)
         u = x - _row_times(self._reference, gradient)
         images = torch.round(_row_times(u, inverse)) * self._pbc
         moved = torch.linalg.vector_norm(u - _row_times(images, cell), dim=1)
 
         flat = self._neighbour.flatten()
         shifts = self._shifts - (images.index_select(0, flat).view(self._shifts.shape))
-        shifts = shifts + images.unsqueeze(1)
+        shifts = shifts + images[:n].unsqueeze(1)
         # The image first, as in deepmd-kit, because it decides between two equal distances.
-        first, second, third = (shifts[:, :, k : k + 1] * cell[:, None, k] for k in range(3))
+        first, second, third = (shifts[:, :, k : k + 1] * cell[:n, None, k] for k in range(3))
         offset = first + second + third
-        vectors = (x.index_select(0, flat).view(self._shifts.shape) + offset) - x.unsqueeze(1)
+        vectors = (x.index_select(0, flat).view(self._shifts.shape) + offset) - x[:n].unsqueeze(1)
         # Equal to find_edges to the last bit, which decides between equal distances.
         dx, dy, dz = vectors.unbind(dim=2)
         r = (dx * dx + dy * dy + dz * dz).sqrt_()
@@ -208,32 +218,33 @@ class ResidentGraph:
         counts = columns.new_zeros((b, 4)).index_add_(0, self.structure, columns)
         if not self._with_angles:
             angle_edge, n_angle_edges = angle_edge & False, n_angle_edges * 0
+        two = self._two_largest(moved[:n])
         statistics = torch.cat(
             [
-                (self._sum_of_two_largest(moved) - budget).unsqueeze(1),
+                (two.sum(dim=1) - budget).unsqueeze(1),
                 self._smallest(r.amin(dim=1)).unsqueeze(1),
                 counts.to(torch.float64),
             ],
             dim=1,
         )
-        return Measured(vectors, edge, angle_edge, n_edges, n_angle_edges, statistics)
+        return Measured(vectors, edge, angle_edge, n_edges, n_angle_edges, two, statistics)
 
     def _smallest(self, values: Tensor) -> Tensor:
         start = values.new_full((self.n_structures,), torch.inf)
         return start.scatter_reduce_(0, self.structure, values, "amin")
 
-    def _sum_of_two_largest(self, values: Tensor) -> Tensor:
+    def _two_largest(self, values: Tensor) -> Tensor:
         zero = values.new_zeros(self.n_structures)
         first = zero.scatter_reduce(0, self.structure, values, "amax")
         is_first = values == first.index_select(0, self.structure)
         rest = torch.where(is_first, 0.0, values)
         second = zero.scatter_reduce(0, self.structure, rest, "amax")
         how_many = zero.index_add(0, self.structure, is_first.to(values.dtype))
-        return first + torch.where(how_many > 1, first, second)
+        return torch.stack([first, torch.where(how_many > 1, first, second)], dim=1)
 
     def set_layout(self, layout: Layout) -> None:
         """Set the layout; shapes do not change until the next call."""
-        self._slots = _Slots(layout, self.device, self._width)
+        self._slots = _Slots(layout, self.device, self._width, self.n_nodes)
 
     @property
     def layout(self) -> Layout | None:
@@ -262,7 +273,7 @@ class ResidentGraph:
         neighbour = self._neighbour.flatten().index_select(0, candidate)
         edge_j = torch.where(mask, slots.row_of.index_select(0, neighbour), slots.edge_i)
         incoming_j, incoming = edge_j.sort(stable=True)
-        rows = torch.arange(self.n_atoms, device=self.device)
+        rows = torch.arange(self.n_nodes, device=self.device)
         starts = torch.searchsorted(incoming_j, rows)
         return Arrangement(candidate, mask, angle_mask, edge_j, incoming, starts)
 
@@ -275,8 +286,8 @@ class ResidentGraph:
         return BlockGraph(
             layout=slots.layout,
             n_structures=self.n_structures,
-            types=self.types.index_select(0, slots.order),
-            structure=self.structure.index_select(0, slots.order),
+            types=self.types.index_select(0, slots.node_order),
+            structure=self._structures.index_select(0, slots.node_order),
             edge_i=slots.edge_i,
             edge_j=arrangement.edge_j,
             vectors=vectors,
@@ -292,16 +303,20 @@ class ResidentGraph:
 
     def sum_structures(self, rows: Tensor) -> Tensor:
         """Sum block rows ``(n_atoms, width)`` over the atoms of each structure, in their order."""
-        assert self._slots is not None
         total: Tensor = torch.nn.functional.embedding_bag(
-            self._slots.row_of, rows, self.structure_starts, mode="sum"
+            self.row_of, rows, self.structure_starts, mode="sum"
         )
         return total
 
     def to_atoms(self, rows: Tensor) -> Tensor:
         """Reorder from block rows to the order of the atoms."""
+        return rows.index_select(0, self.row_of)
+
+    @property
+    def row_of(self) -> Tensor:
+        """Block row of each centre ``(n_atoms,)``, in the order of the atoms."""
         assert self._slots is not None
-        return rows.index_select(0, self._slots.row_of)
+        return self._slots.row_of[: self.n_atoms]
 
 
 @dataclass(frozen=True)
@@ -324,7 +339,8 @@ class _Slots:
     """Index tensors that follow from a layout.
 
     Attributes:
-        order: ``(n_atoms,)`` atom of each row; row_of: its inverse.
+        order: ``(n_atoms,)`` atom of each row; node_order: ``(n_nodes,)`` the same with the atoms
+            that are no centres, which keep their places; row_of: the inverse of that.
         atom, number: ``(n_edges,)`` centre of a slot and its number within the centre;
             column: the number, where it exists among the candidates.
         edge_i: ``(n_edges,)`` row of the centre.
@@ -333,7 +349,7 @@ class _Slots:
         dummy: ``(1, 3)`` vector of empty slots.
     """
 
-    def __init__(self, layout: Layout, device: torch.device, width: int) -> None:
+    def __init__(self, layout: Layout, device: torch.device, width: int, n_nodes: int) -> None:
         self.layout = layout
         n_rows = len(layout.order)
         k_room, m_room = np.zeros(n_rows, dtype=np.int64), np.zeros(n_rows, dtype=np.int64)
@@ -341,18 +357,21 @@ class _Slots:
             k_room[block.rows], m_room[block.rows] = block.k_room, block.m_room
         rows = np.repeat(np.arange(n_rows), k_room)
         number = np.arange(len(rows)) - (np.cumsum(k_room) - k_room)[rows]
-        row_of = np.empty(n_rows, dtype=np.int64)
-        row_of[layout.order] = np.arange(n_rows)
+        node_order = np.concatenate([layout.order, np.arange(n_rows, n_nodes)])
+        row_of = np.empty(n_nodes, dtype=np.int64)
+        row_of[node_order] = np.arange(n_nodes)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
-        self.order, self.row_of = tensor(layout.order), tensor(row_of)
+        self.order, self.node_order = tensor(layout.order), tensor(node_order)
+        self.row_of = tensor(row_of)
         self.edge_i, self.number = tensor(rows), tensor(number)
         self.atom = tensor(layout.order[rows])
         self.column = tensor(np.minimum(number, width - 1))
         self.angle_slots = tensor(np.flatnonzero(number < m_room[rows]))
-        self.k_room, self.m_room = tensor(k_room[row_of]), tensor(m_room[row_of])
+        rooms = (room[row_of[:n_rows]] for room in (k_room, m_room))
+        self.k_room, self.m_room = map(tensor, rooms)
         self.dummy = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64, device=device)
 
 

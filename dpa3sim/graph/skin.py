@@ -52,8 +52,10 @@ class Deformation:
 class SkinList:
     """All pairs within ``cutoff + skin`` of one structure, as padded rows.
 
+    There may be more atoms than centres: the others, after them, are neighbours only.
+
     Attributes:
-        positions: ``(n_atoms, 3)`` reference positions x0, Å; cell: ``(3, 3)`` completed H0.
+        positions: ``(n_nodes, 3)`` reference positions x0, Å; cell: ``(3, 3)`` completed H0.
         pbc: ``(3,)`` bool.
         cutoff, skin: Å.
         neighbour: ``(n_atoms, width)`` int64; the row's own index in empty slots.
@@ -80,6 +82,13 @@ class SkinList:
         return cls._from_pairs(positions, complete_cell(cell, pbc), pbc, cutoff, skin, i, j, shifts)
 
     @classmethod
+    def empty(cls, cell: np.ndarray, pbc: np.ndarray, cutoff: float, skin: float) -> SkinList:
+        """The list of no atoms, of a completed cell."""
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = padded_rows(nothing, nothing, np.zeros((0, 3)), 0)
+        return cls(np.zeros((0, 3)), cell.copy(), pbc.copy(), cutoff, skin, *rows)
+
+    @classmethod
     def _from_pairs(
         cls,
         positions: np.ndarray,
@@ -92,18 +101,8 @@ class SkinList:
         shifts: np.ndarray,
     ) -> SkinList:
         order = np.lexsort((shifts[:, 2], shifts[:, 1], shifts[:, 0], j, i))
-        i, j, shifts = i[order], j[order], shifts[order]
-        n = len(positions)
-        count = np.bincount(i, minlength=n)
-        column = np.arange(len(i)) - (np.cumsum(count) - count)[i]
-        width = int(count.max(initial=0))
-        neighbour = np.repeat(np.arange(n)[:, None], width, axis=1)
-        neighbour[i, column] = j
-        padded = np.zeros((n, width, 3))
-        padded[i, column] = shifts
-        return cls(
-            positions.copy(), cell.copy(), pbc.copy(), cutoff, skin, neighbour, padded, count
-        )
+        rows = padded_rows(i[order], j[order], shifts[order], len(positions))
+        return cls(positions.copy(), cell.copy(), pbc.copy(), cutoff, skin, *rows)
 
     def deformation(self, positions: np.ndarray, cell: np.ndarray) -> Deformation:
         """Compare a structure, wrapped or not, with the reference."""
@@ -193,6 +192,20 @@ class SkinList:
             neighbours.append(j)
             shifts.append(images[image] + nearest[j])
         return np.concatenate(centres), np.concatenate(neighbours), np.concatenate(shifts)
+
+
+def padded_rows(
+    i: np.ndarray, j: np.ndarray, shifts: np.ndarray, n_atoms: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs that are sorted by centre as ``neighbour``, ``shifts`` and ``count`` of a list."""
+    count = np.bincount(i, minlength=n_atoms)
+    column = np.arange(len(i)) - (np.cumsum(count) - count)[i]
+    width = int(count.max(initial=0))
+    neighbour = np.repeat(np.arange(n_atoms)[:, None], width, axis=1)
+    neighbour[i, column] = j
+    padded = np.zeros((n_atoms, width, 3))
+    padded[i, column] = shifts
+    return neighbour, padded, count
 
 
 def _two_largest(displacements: np.ndarray) -> float:

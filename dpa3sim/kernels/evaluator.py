@@ -76,6 +76,8 @@ class _Course:
         self._policy, self._exchange = policy, exchange
         self._tapes: list[LayerTape] = []
         self._inputs: list[Features] = []
+        # Nodes from elsewhere after layers that are run once more, lest they be fetched again.
+        self._fetched: dict[int, Tensor] = {}
 
     def forward(self, features: Features) -> Features:
         """Run all layers, keeping tapes and inputs; returns the last features."""
@@ -89,8 +91,10 @@ class _Course:
             features = layer.forward(self.data, features, tape)
             if kept or layer is self._layers[-1]:  # others are run, and taped, once more
                 self._tapes.append(tape)
-            if layer is not self._layers[-1]:
-                features = self._exchanged(features)
+            if layer is not self._layers[-1] and self._exchange is not None:
+                features = features._replace(node=self._exchange.forward(features.node))
+                if not kept:
+                    self._fetched[index] = features.node[self.data.graph.n_atoms :].clone()
         return features
 
     def backward(self, grad: Features, weights: Sequence[LayerSums] | None = None) -> Features:
@@ -105,7 +109,10 @@ class _Course:
             for index, layer in enumerate(layers[:-1]):
                 again.append(LayerTape(False, f"again {index}"))
                 features = layer.forward(self.data, segment[-1], again[-1])
-                segment.append(self._exchanged(features))
+                if self._exchange is not None:
+                    node = torch.cat([features.node, self._fetched.pop(first + index)])
+                    features = features._replace(node=node)
+                segment.append(features)
             again.append(self._tapes.pop())
             for index, layer in reversed(list(enumerate(layers, start=first))):
                 sums = None if weights is None else weights[index]
@@ -119,12 +126,8 @@ class _Course:
         data = GraphData(self.data.graph, self.data.weighting, self.data.weighting.zeros_like())
         copy = _Course(self._layers, data, self.geometry, self._policy, self._exchange)
         copy._tapes, copy._inputs = list(self._tapes), list(self._inputs)
+        copy._fetched = dict(self._fetched)
         return copy
-
-    def _exchanged(self, features: Features) -> Features:
-        if self._exchange is None:
-            return features
-        return features._replace(node=self._exchange.forward(features.node))
 
 
 class Evaluator:
@@ -208,10 +211,10 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate_with_features(
-        self, graph: BlockGraph, policy: MemoryPolicy
+        self, graph: BlockGraph, policy: MemoryPolicy, exchange: Exchange | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """What :meth:`evaluate` and :meth:`features` return, for the price of the first."""
-        course, last, types = self._forward(graph, policy)
+        course, last, types = self._forward(graph, policy, exchange)
         readout = self._readout(graph, last.node, types)
         vectors = self._backward(graph, course, last, readout)
         self.workspace.end()

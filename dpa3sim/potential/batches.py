@@ -46,8 +46,11 @@ class BatchEvaluator:
         counters: where the work is counted.
         matmul: see :class:`dpa3sim.potential.Potential`.
         judge: makes uncertainties, if there are to be any.
+        sharers: how many processes share the memory of this machine.
 
     Attributes:
+        config, device, dtype: of the network.
+        rules, skin, counters, judge: as given.
         selection: what computes the layers, and why.
         evaluator: the model as it runs.
         memory: decides how batches are evaluated.
@@ -64,25 +67,27 @@ class BatchEvaluator:
         counters: Counters,
         matmul: Matmul = "full",
         judge: Judge | None = None,
+        sharers: int = 1,
     ) -> None:
-        self._config = network.config
-        self._rules = rules
-        self._device = network.device
-        self._counters = counters
-        self._judge = judge
+        self.config = network.config
+        self.rules = rules
+        self.device, self.dtype = network.device, network.dtype
+        self.counters = counters
+        self.skin, self.judge = skin, judge
         self.selection = select(network, matmul)
-        self._identity, self._max_memory = identity, max_memory
+        self._identity, self._max_memory, self._sharers = identity, max_memory, sharers
         self._lists = ListCache(rules.e_rcut, skin, counters)
         self.sessions: OrderedDict[tuple[bool, tuple[tuple[bytes, ...], ...]], Session] = (
             OrderedDict()
         )
-        self.use(self.selection.evaluator(network, sparse=self._device.type == "cpu"))
+        self.use(self.selection.evaluator(network, sparse=self.device.type == "cpu"))
 
     def use(self, evaluator: Evaluator) -> None:
         """Compute the layers by this evaluator from now on."""
         self.evaluator = evaluator
         self.memory = MemoryPlan(
-            evaluator, self._config, self._device, self._identity, self._max_memory
+            *(evaluator, self.config, self.device, self._identity),
+            *(self._max_memory, self._sharers),
         )
         self.sessions.clear()
 
@@ -119,7 +124,7 @@ class BatchEvaluator:
     def forget(self) -> None:
         """Drop all lists and sessions: what follows depends on what follows alone."""
         self.sessions.clear()
-        self._lists = ListCache(self._lists.cutoff, self._lists.skin, self._counters)
+        self._lists = ListCache(self._lists.cutoff, self._lists.skin, self.counters)
 
     def _attempt(self, systems: Sequence[System], frugal: bool) -> Outcomes:
         """Evaluate as one batch, or in parts if some structures are bad or all are too much."""
@@ -132,8 +137,8 @@ class BatchEvaluator:
             if len(systems) > 1:
                 return self._in_halves(systems, error.costs)
             return [self._too_large(systems[0])] if frugal else self.evaluate(systems, frugal=True)
-        self._counters.batches += 1
-        self._counters.evaluations += len(systems)
+        self.counters.batches += 1
+        self.counters.evaluations += len(systems)
         return list(results)
 
     def _session(self, systems: Sequence[System], frugal: bool) -> Session:
@@ -143,15 +148,15 @@ class BatchEvaluator:
         if session is None:
             session = self.sessions[key] = Session(
                 systems,
-                self._rules,
-                self._config.descriptor.update_angle,
+                self.rules,
+                self.config.descriptor.update_angle,
                 self.evaluator,
                 self.memory,
                 self._lists,
-                self._device,
+                self.device,
                 frugal,
-                self._counters,
-                self._judge,
+                self.counters,
+                self.judge,
             )
             self._evict()
         self.sessions.move_to_end(key)
@@ -170,16 +175,19 @@ class BatchEvaluator:
         """Evaluate the other structures; overlapping ones get the error of a fresh search."""
         results: dict[int, Evaluation | Dpa3simError] = {}
         for index in bad:
-            x = systems[index]
-            try:
-                find_edges(x.positions, x.cell, x.pbc, x.types, self._rules)
-                results[index] = InputError(f"atoms are closer than {MIN_DISTANCE} Å")
-            except InputError as error:
-                results[index] = error
+            results[index] = self.overlap(systems[index])
         good = [index for index in range(len(systems)) if index not in results]
         outputs = self.evaluate([systems[index] for index in good])
         results |= dict(zip(good, outputs, strict=True))
         return [results[index] for index in range(len(systems))]
+
+    def overlap(self, x: System) -> InputError:
+        """Which atoms of a structure are too close."""
+        try:
+            find_edges(x.positions, x.cell, x.pbc, x.types, self.rules)
+        except InputError as error:
+            return error
+        return InputError(f"atoms are closer than {MIN_DISTANCE} Å")
 
     def _too_many(self, sizes: Sequence[int]) -> bool:
         """Whether structures of these numbers of atoms are better evaluated in parts."""
@@ -200,10 +208,10 @@ class BatchEvaluator:
 
     def _after_out_of_memory(self, systems: Sequence[System], frugal: bool) -> Outcomes:
         """Free what can be freed and try with less at a time."""
-        self._counters.retries += 1
+        self.counters.retries += 1
         self.sessions.clear()
         self.evaluator.workspace.release()
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(systems) > 1:
             return self._in_halves(systems, [len(x) for x in systems])
@@ -212,7 +220,7 @@ class BatchEvaluator:
         return [self._too_large(systems[0])]
 
     def _too_large(self, system: System) -> OutOfMemoryError:
-        where = "this machine" if self.memory.on_host else str(self._device)
+        where = "this machine" if self.memory.on_host else str(self.device)
         if self.memory.max_memory is not None:
             where = f"max_memory = {self.memory.max_memory:g} GiB"
         return OutOfMemoryError(

@@ -121,9 +121,14 @@ class MemoryModel:
         }
         self._coefficients: dict[str, np.ndarray] = {}
 
-    def estimate(self, layout: Layout, policy: MemoryPolicy) -> int:
-        """Bytes at the peak of an evaluation, besides the weights."""
-        return int(_counts(layout) @ self._fitted(policy))
+    def estimate(self, layout: Layout, policy: MemoryPolicy, others: int = 0) -> int:
+        """Bytes at the peak of an evaluation, besides the weights.
+
+        Args:
+            layout: of the centres. policy: what is kept.
+            others: nodes that are no centres; each is counted as an isolated atom.
+        """
+        return int(_counts(layout, others) @ self._fitted(policy))
 
     def _fitted(self, policy: MemoryPolicy) -> np.ndarray:
         key = f"{policy.keep} {policy.every}"
@@ -189,6 +194,7 @@ class MemoryPlan:
         device: where it runs.
         identity: what tells this model and its precision from others.
         max_memory: GiB; None is a share of what is free.
+        sharers: how many processes share the memory of a host.
 
     Attributes:
         on_host: whether the device is the host.
@@ -202,7 +208,9 @@ class MemoryPlan:
         device: torch.device,
         identity: str,
         max_memory: float | None,
+        sharers: int = 1,
     ) -> None:
+        self._sharers = sharers if device.type == "cpu" else 1
         self.max_memory, self.on_host = max_memory, device.type == "cpu"
         self._evaluator, self._config, self._device = evaluator, config, device
         self._model = MemoryModel(evaluator, config, device, identity)
@@ -240,8 +248,13 @@ class MemoryPlan:
             bucket=bucket,
         )
 
-    def policy(self, layout: Layout, frugal: bool) -> MemoryPolicy | None:
-        """The fastest way that fits into the memory; None if there is none."""
+    def policy(self, layout: Layout, frugal: bool, others: int = 0) -> MemoryPolicy | None:
+        """The fastest way that fits into the memory; None if there is none.
+
+        Args:
+            layout: of the centres. frugal: use as little as possible.
+            others: nodes that are no centres.
+        """
         d, (per_angle, per_edge) = self._config.descriptor, self._preactivations()
         features = layout.n_angles * d.a_dim + layout.n_edges * d.e_dim
         per_layer = layout.n_angles * per_angle + layout.n_edges * per_edge
@@ -250,13 +263,15 @@ class MemoryPlan:
             return self._frugal() if frugal else self._fastest()
         if frugal:  # the last resort may use all that there is
             limit = self._budget() if self.max_memory is not None else self._free()
-            fits = self._model.estimate(layout, self._frugal()) <= limit
+            fits = self._model.estimate(layout, self._frugal(), others) <= limit
             return self._frugal() if fits else None
         budget = self._budget()
         policies = [MemoryPolicy(), self._frugal()]
         if kept <= KEEP_BYTES:
             policies.insert(0, self._fastest())
-        return next((p for p in policies if self._model.estimate(layout, p) <= budget), None)
+        return next(
+            (p for p in policies if self._model.estimate(layout, p, others) <= budget), None
+        )
 
     def possible_policy(self, layout: Layout, advice: str) -> MemoryPolicy:
         """The fastest policy that fits, or the most frugal one.
@@ -282,11 +297,12 @@ class MemoryPlan:
     def _budget(self) -> int:
         """Bytes that an evaluation should not exceed."""
         if self.max_memory is not None:
-            return int(self.max_memory * 2**30)
+            return int(self.max_memory * 2**30 / self._sharers)
         return int(memory_share(self._device) * self._free())
 
     def _free(self) -> int:
-        return free_bytes(self._device) + self._evaluator.workspace.nbytes
+        free = free_bytes(self._device) // self._sharers
+        return free + self._evaluator.workspace.nbytes
 
     def _fastest(self) -> MemoryPolicy:
         # Others compute pre-activations faster than they could be written and read.
@@ -301,11 +317,11 @@ def _are_six_numbers(values: Any) -> bool:
     return isinstance(values, list) and len(values) == 6 and all(type(v) is float for v in values)
 
 
-def _counts(layout: Layout) -> np.ndarray:
+def _counts(layout: Layout, others: int = 0) -> np.ndarray:
     return np.array(
         [
             1,
-            len(layout.order),
+            len(layout.order) + others,
             layout.n_edges,
             layout.n_angles,
             max(b.n_edges for b in layout.blocks),

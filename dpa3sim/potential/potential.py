@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,13 +27,23 @@ from dpa3sim.kernels.api import Matmul
 from dpa3sim.kernels.evaluator import MemoryPolicy
 from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
+from dpa3sim.parallel.scaling import IMBALANCE
 from dpa3sim.potential.batches import BatchEvaluator
 from dpa3sim.potential.evaluation import NEW, Ensemble, Evaluation, raise_first
 from dpa3sim.potential.judge import Judge
-from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
+from dpa3sim.potential.settings import (
+    RANK_TIMEOUT,
+    Dtype,
+    ModelSettings,
+    Truncate,
+    number_of_ranks,
+)
 from dpa3sim.structures.geometry import check_geometry
 from dpa3sim.structures.system import AtomsLike, System, as_system
 from dpa3sim.uncertainty.rigidity import MEMBERS, OWN, Rigidity
+
+if TYPE_CHECKING:
+    from dpa3sim.potential.team import Team, TeamEvaluator
 
 DEFAULT_SKIN = 1.0
 MAX_SKIN = 5.0
@@ -88,6 +100,11 @@ class Potential:
         uncertainty: file that ``dpa3sim uncertainty fit`` made for this model, or what is in it,
             or ``"model"``: what the file of the model says; evaluations then have an uncertainty.
             None for none.
+        ranks: processes that share the work, this one among them: a number that are started on
+            this machine, each with its own part of the cores or its own GPU, or ``"env"`` for
+            those of torchrun or srun, of which the first goes on and the others end with
+            SystemExit when it ends (docs/parallel.md). Or the team of another potential.
+        rank_timeout: how long one of them is waited for, s.
 
     Attributes:
         model: the model in use.
@@ -115,6 +132,8 @@ class Potential:
         max_memory: float | None = None,
         matmul: Matmul = "full",
         uncertainty: str | Path | Rigidity | None = None,
+        ranks: int | str | Team = 1,
+        rank_timeout: float = RANK_TIMEOUT,
     ) -> None:
         ModelSettings(head=head, dtype=dtype, matmul=matmul, truncate=truncate)
         if not 0 <= skin <= MAX_SKIN:
@@ -133,6 +152,8 @@ class Potential:
         self.counters = Counters()
         self.rules = edge_rules(config, self.truncate)
         self.network = Network(config, self.model.weights, self.device, DTYPES[self.dtype])
+        self._rank_timeout = rank_timeout
+        self._team = self._team_of(ranks)
         self._untrained = set(self.model.untrained_types)
         self._warned: set[str] = set()
         self.matmul: Matmul = matmul
@@ -148,7 +169,7 @@ class Potential:
             judge = Judge(self.rigidity, self.device)
         self.batcher = BatchEvaluator(
             *(self.network, self.rules, skin, max_memory, self._memory_key),
-            *(self.counters, matmul, judge),
+            *(self.counters, matmul, judge, 1 if self._team is None else self._team.sharers),
         )
         self._skin, self._max_memory = skin, max_memory
         if matmul != "full" and self.kernels != "triton":
@@ -158,6 +179,53 @@ class Potential:
             )
         self._others: dict[str, Potential] = {}  # the same model in other precisions
         self._lock = RLock()
+        self._shared: TeamEvaluator | None = None
+        if self._team is not None:
+            from dpa3sim.potential.team import ModelOptions, TeamEvaluator
+
+            options = ModelOptions(
+                *(self.dtype, self.truncate, skin, max_memory, matmul, self._memory_key)
+            )
+            self._shared = TeamEvaluator(self._team, self.batcher, options, self.rigidity)
+
+    def _team_of(self, ranks: int | str | Team) -> Team | None:
+        """The other processes; None if this one is alone."""
+        if not self._rank_timeout > 0:
+            raise InputError(f"rank_timeout {self._rank_timeout!r} must be positive (s)")
+        if not isinstance(ranks, int | float | str):
+            return ranks
+        number = number_of_ranks(ranks)
+        if number == 1:
+            return None
+        from dpa3sim.potential.team import Team  # imports what one process does not need
+
+        return Team(self.model, number, self.device, self._rank_timeout)
+
+    @property
+    def ranks(self) -> int:
+        """How many processes share the work."""
+        return 1 if self._team is None else self._team.size
+
+    @property
+    def history_matters(self) -> bool:
+        """Whether the last bits of results depend on what was evaluated before."""
+        return self.device.type != "cpu" or self._shared is not None
+
+    @property
+    def shared(self) -> TeamEvaluator | None:
+        """What evaluates on several processes; None if there is only this one."""
+        return self._shared
+
+    def close(self) -> None:
+        """End the other processes, if there are any; nothing can be evaluated afterwards."""
+        if self._team is not None:
+            self._team.close()
+
+    def __enter__(self) -> Potential:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @classmethod
     def load(
@@ -228,6 +296,8 @@ class Potential:
             truncate=self.truncate,
             smooth_cutoff=self.smooth_cutoff,
             uncertainty=None if path is None else str(path),
+            ranks=str(self.ranks),
+            rank_timeout=self._rank_timeout,
         )
 
     @property
@@ -252,7 +322,8 @@ class Potential:
         matmul = "" if self.matmul == "full" else f", {self.matmul} products"
         width = self.smooth_cutoff
         smoothed = "" if width is None else f", cutoff smoothed over {width:g} Å"
-        return f"{self.model.name}{head}{smoothed}; {self.dtype}{matmul} on {self.device}"
+        where = f"{self.device}" if self._team is None else f"{self.ranks} ranks of {self.device}"
+        return f"{self.model.name}{head}{smoothed}; {self.dtype}{matmul} on {where}"
 
     def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
         """Evaluate any mix of structures, as few batches as memory allows.
@@ -276,7 +347,7 @@ class Potential:
             except InputError as error:
                 results[index] = error
         with self._lock:
-            outputs = self.batcher.evaluate(list(inputs.values()))
+            outputs = (self._shared or self.batcher).evaluate(list(inputs.values()))
         for (index, system), output in zip(inputs.items(), outputs, strict=True):
             results[index] = self._judged(system, output)
         return [results[index] for index in range(len(structures))]
@@ -284,11 +355,12 @@ class Potential:
     def forget(self) -> None:
         """Drop the kept neighbour lists and layouts.
 
-        On a GPU the last bits of results depend on the history of the layouts: after this they
-        are those of a fresh start. On a CPU they never depend on it.
+        On a GPU the last bits of results depend on the history of the layouts, and with several
+        ranks on that of the owners of atoms: after this they are those of a fresh start. On one
+        CPU they never depend on it.
         """
         with self._lock:
-            self.batcher.forget()
+            (self._shared or self.batcher).forget()
             self._others.clear()
 
     def in_precision(self, dtype: Dtype) -> Potential:
@@ -319,6 +391,8 @@ class Potential:
             max_memory=self._max_memory,
             matmul=self.matmul if dtype == "float32" else "full",
             uncertainty=rigidity,
+            ranks=1 if self._team is None else self._team,
+            rank_timeout=self._rank_timeout,
         )
 
     def check(self, structure: AtomsLike | System) -> None:
@@ -338,9 +412,16 @@ class Potential:
     def memory_needed(self, n_edges: np.ndarray, n_angle_edges: np.ndarray) -> tuple[int, bool]:
         """Bytes that a batch of atoms with so many neighbours takes, and whether there are so many.
 
+        Of a structure that several ranks share, those of one of them.
+
         Args:
             n_edges, n_angle_edges: ``(n_atoms,)``, see :meth:`neighbours`.
         """
+        if self._shared is not None and len(n_edges):
+            together = self._shared.sharing([len(n_edges)]).together
+            if together:  # of the fullest rank
+                size = math.ceil(IMBALANCE * len(n_edges) / together[0][1])
+                n_edges, n_angle_edges = n_edges[:size], n_angle_edges[:size]
         with self._lock:
             return self.batcher.memory.needed(n_edges, n_angle_edges)
 

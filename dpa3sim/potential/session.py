@@ -48,6 +48,73 @@ class TooLargeError(Exception):
         self.costs = costs
 
 
+class LaidOut:
+    """A graph with its blocks and what is in their slots, which are kept as long as they fit.
+
+    Args:
+        graph: the graph. memory: decides how blocks are made. frugal: with little memory.
+        exact: leave no room to spare.
+        counters: where the work is counted.
+    """
+
+    def __init__(
+        self,
+        graph: ResidentGraph,
+        memory: MemoryPlan,
+        frugal: bool,
+        exact: bool,
+        counters: Counters,
+    ) -> None:
+        self.graph = graph
+        self._memory, self._frugal, self._exact = memory, frugal, exact
+        self._counters = counters
+        self._counts: tuple[np.ndarray, np.ndarray] | None = None
+        self._arranged: tuple[Measured, Layout, Arrangement] | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """Blocks in use; there are none before the first measurement."""
+        layout = self.graph.layout
+        assert layout is not None
+        return layout
+
+    def fit(self, measured: Measured) -> bool:
+        """Make sure that every centre has room; returns whether there are new blocks."""
+        counts = measured.n_edges.cpu().numpy(), measured.n_angle_edges.cpu().numpy()
+        known = self._counts
+        if known is not None:
+            if self._exact and all(map(np.array_equal, known, counts)):
+                return False
+            if not self._exact and not int(self.graph.overflow(measured)):
+                return False
+            if not self._exact:
+                counts = np.maximum(known[0], counts[0]), np.maximum(known[1], counts[1])
+        self.graph.set_layout(make_layout(*counts, self._memory.limits(self._frugal)))
+        self._counts, self._arranged = counts, None
+        self._counters.layouts += 1
+        return True
+
+    def block_graph(self, measured: Measured) -> BlockGraph:
+        """The input of the layers; with the last slots if the same candidates are edges."""
+        return self.graph.graph(measured, self._arrange(measured))
+
+    def forget(self) -> None:
+        """Forget what was in the slots."""
+        self._arranged = None
+
+    def _arrange(self, measured: Measured) -> Arrangement:
+        if self._arranged is not None:
+            last, layout, arrangement = self._arranged
+            same = layout is self.layout and torch.equal(last.angle_edge, measured.angle_edge)
+            self._counters.reused_angles += same
+            if same and torch.equal(last.edge, measured.edge):
+                self._counters.reused_edges += 1
+                return arrangement
+        arrangement = self.graph.arrange(measured)
+        self._arranged = measured, self.layout, arrangement
+        return arrangement
+
+
 class Session:
     """Evaluates one batch, step after step, moving only positions in and results out.
 
@@ -87,16 +154,14 @@ class Session:
         self._exact = memory.on_host
         bucket = 1 if self._exact else CANDIDATE_BUCKET
         self.graph = ResidentGraph(found, systems, rules, with_angles, device, bucket=bucket)
+        self._laid = LaidOut(self.graph, memory, frugal, self._exact, counters)
         self._evaluator = evaluator
         self._memory, self._frugal = memory, frugal
         self._lists = lists
-        self._counters = counters
         self._judge = judge
         self._measured: Measured | None = None
-        self._arranged: tuple[Measured, Layout, Arrangement] | None = None
         self._policy: MemoryPolicy | None = None
         self._capture: _Capture | None = None
-        self._layout_counts: tuple[np.ndarray, np.ndarray] | None = None
 
     def step(self, systems: Sequence[System]) -> list[Evaluation]:
         """Evaluate the batch with other positions and cells.
@@ -123,9 +188,7 @@ class Session:
     @property
     def layout(self) -> Layout:
         """Blocks in use; there are none before the first measurement."""
-        layout = self.graph.layout
-        assert layout is not None
-        return layout
+        return self._laid.layout
 
     def _repeat(self, systems: Sequence[System]) -> list[Evaluation] | None:
         """A step with the shapes of the last one, where the host need not look; else None."""
@@ -159,15 +222,15 @@ class Session:
         self.graph.upload(self.graph.pack(systems))
         measured = self._measured = self.graph.measure()
         statistics: np.ndarray = measured.statistics.cpu().numpy()
-        if (statistics[:, 0] <= 0).all():
-            self._fit_layout(measured)
+        if (statistics[:, 0] <= 0).all() and self._laid.fit(measured):
+            self._capture = self._policy = None
         return statistics
 
     def _replace_lists(self, lists: Sequence[SkinList]) -> None:
         """Use new candidate lists, one for each structure."""
         programs = self.graph.programs
         self.graph.set_lists(lists)
-        self._arranged = None
+        self._laid.forget()
         if self.graph.programs != programs:
             self._capture = None
 
@@ -179,12 +242,13 @@ class Session:
             results, statistics, _ = self._run(policy)
             return self._evaluations(results, statistics)
         measured = self._measured
-        results = self._model(self.graph.graph(measured, self._arrange(measured)), policy).numpy()
+        results = self._model(self._laid.block_graph(measured), policy).numpy()
         return self._evaluations(results, measured.statistics.numpy())
 
     def forget(self) -> None:
         """Free what the last step left."""
-        self._measured = self._arranged = self._policy = self._capture = None
+        self._measured = self._policy = self._capture = None
+        self._laid.forget()
 
     def program(self, policy: MemoryPolicy) -> Tensor:
         """From positions on the device to status and results, without asking the device.
@@ -234,35 +298,6 @@ class Session:
                 )
             )
         return found
-
-    def _fit_layout(self, measured: Measured) -> None:
-        """Make sure that every centre has room, with none to spare if ``exact``."""
-        counts = measured.n_edges.cpu().numpy(), measured.n_angle_edges.cpu().numpy()
-        known = self._layout_counts
-        if known is not None:
-            if self._exact and all(map(np.array_equal, known, counts)):
-                return
-            if not self._exact and not int(self.graph.overflow(measured)):
-                return
-            if not self._exact:
-                counts = np.maximum(known[0], counts[0]), np.maximum(known[1], counts[1])
-        self.graph.set_layout(make_layout(*counts, self._memory.limits(self._frugal)))
-        self._layout_counts = counts
-        self._arranged = self._capture = self._policy = None
-        self._counters.layouts += 1
-
-    def _arrange(self, measured: Measured) -> Arrangement:
-        """Candidates in slots; those of the last step if the same candidates are edges."""
-        if self._arranged is not None:
-            last, layout, arrangement = self._arranged
-            same = layout is self.layout and torch.equal(last.angle_edge, measured.angle_edge)
-            self._counters.reused_angles += same
-            if same and torch.equal(last.edge, measured.edge):
-                self._counters.reused_edges += 1
-                return arrangement
-        arrangement = self.graph.arrange(measured)
-        self._arranged = measured, self.layout, arrangement
-        return arrangement
 
     def _model(self, graph: BlockGraph, policy: MemoryPolicy) -> Tensor:
         judged = []

@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from dpa3sim.common.errors import InputError
 from dpa3sim.common.settings import option, validate
 from dpa3sim.kernels.api import Matmul
 
+ENVIRONMENT: Literal["env"] = "env"
+"""In place of a number of ranks: the processes of torchrun or srun."""
+RANK_TIMEOUT = 300.0
+"""How long another process is waited for, s."""
 Dtype = Literal["auto", "float32", "float64"]
 Truncate = Literal["auto", "deepmd", "none"]
 
@@ -49,9 +54,35 @@ class ModelSettings:
         "the model itself: model [none]",
     )
 
+    ranks: str = option(
+        "1",
+        "processes that share the work: a number on this machine, each with its part of the cores "
+        "or its own GPU, or env for those of torchrun or srun",
+    )
+    rank_timeout: float = option(
+        RANK_TIMEOUT, "how long another process is waited for", unit="s", minimum=0.0
+    )
+
     def __post_init__(self) -> None:
         validate(self)
+        number_of_ranks(self.ranks)
 
     def for_protocol(self, settings: Any) -> ModelSettings:
         """The same in the precision of a protocol, where that has an option ``dtype``."""
         return replace(self, dtype=getattr(settings, "dtype", self.dtype))
+
+
+def number_of_ranks(ranks: int | str) -> int | Literal["env"]:
+    """The option ``ranks``, checked.
+
+    Raises:
+        InputError: it is neither a positive number nor ``env``.
+    """
+    if ranks == ENVIRONMENT:
+        return ENVIRONMENT
+    if isinstance(ranks, bool) or not str(ranks).isdecimal() or int(ranks) < 1:
+        raise InputError(
+            f"option ranks = {ranks!r} must be a number of processes, or env for those of torchrun "
+            "or srun"
+        )
+    return int(ranks)

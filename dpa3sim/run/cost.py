@@ -255,6 +255,9 @@ def estimate(stages: Sequence[Stage], potential: Potential, together: int = 1) -
         f"time: of evaluations alone, -{low} % to +{high} % on a machine that does nothing else; "
         f"by timing {pace.timed} on {potential.device}{threads}, and counting neighbours"
     )
+    if potential.shared is not None:
+        shares = dict.fromkeys(str(potential.shared.sharing(stage.atoms)) for stage in stages)
+        basis += f"; {potential.ranks} ranks, structures of a request: {'; '.join(shares)}"
     budget = memory_share(potential.device) * free_bytes(potential.device)
     return Cost(list(parts.values()), int(budget), basis)
 
@@ -270,7 +273,34 @@ def _evaluations(
     needed, _ = potential.memory_needed(in_batch.n_edges, in_batch.n_angle_edges)
     alone, fits = potential.memory_needed(largest.n_edges, largest.n_angle_edges)
     once = pace.seconds(len(batches) / together, work)
+    once = seconds_on_ranks(once, stage.atoms, density(stage.sample), potential)
     return Part.of(stage, once, max(alone, needed) if fits else alone, fits)
+
+
+def seconds_on_ranks(
+    alone: float, sizes: Sequence[int], atoms_per_volume: float, potential: Potential
+) -> float:
+    """How long ranks take for structures that one of them would evaluate in ``alone`` (s).
+
+    Args:
+        alone: see above. sizes: atoms of each structure. atoms_per_volume: Å^-3.
+        potential: the model on its ranks.
+    """
+    shared = potential.shared
+    if shared is None:
+        return alone
+    sharing, total = shared.sharing(sizes), sum(sizes)
+    seconds = alone * (sharing.busiest(sizes) / total)
+    for index, parts in sharing.together:
+        own = alone * sizes[index] / total
+        expected = shared.scaling.seconds(own, sizes[index], parts, atoms_per_volume)
+        seconds += expected - own / parts
+    return seconds
+
+
+def density(atoms: Atoms) -> float:
+    """Atoms per Å^3; a usual number where the structure has no volume."""
+    return len(atoms) / atoms.get_volume() if atoms.pbc.all() else 1 / VOLUME
 
 
 def _derivatives(stage: Stage, potential: Potential) -> Part:

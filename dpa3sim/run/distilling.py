@@ -27,6 +27,7 @@ from dpa3sim.distill.own import drift, everywhere, hottest
 from dpa3sim.distill.rules import end
 from dpa3sim.distill.settings import DistillOptions
 from dpa3sim.distill.students import recipe_of
+from dpa3sim.parallel.processes import place
 from dpa3sim.potential import Potential
 from dpa3sim.protocols.base import Event
 from dpa3sim.run import directory as rundir
@@ -55,7 +56,6 @@ from dpa3sim.sample.labelling import Label, labelled
 from dpa3sim.sample.variations import rattled
 from dpa3sim.structures.reading import Source, introduction
 from dpa3sim.train.prepare import Prepared
-from dpa3sim.train.ranks import place
 from dpa3sim.train.settings import SINGLE
 from dpa3sim.train.trainer import STOPPED, Outcome
 

@@ -25,6 +25,7 @@ def session(potential: Potential, command: Sequence[str]) -> dict[str, Any]:
     return {
         **process_facts(command),
         "device": str(potential.device),
+        "ranks": potential.ranks,
         "kernels": potential.kernels,
         "matmul": potential.matmul,
         "matmul_deviation": deviation and asdict(deviation),

@@ -31,6 +31,7 @@ from dpa3sim.common.errors import (
 )
 from dpa3sim.common.files import atomic_write
 from dpa3sim.model.weights import Weights
+from dpa3sim.parallel.processes import place
 from dpa3sim.potential import Potential
 from dpa3sim.protocols.base import Event, Progress, silent
 from dpa3sim.run import directory as rundir
@@ -39,7 +40,6 @@ from dpa3sim.run.job import JobOptions
 from dpa3sim.run.provenance import process_facts
 from dpa3sim.run.reporter import Narrator, Reporter
 from dpa3sim.train.prepare import Prepared
-from dpa3sim.train.ranks import place
 from dpa3sim.train.ranks import run as run_on_ranks
 from dpa3sim.train.recipe import Recipe, Task
 from dpa3sim.train.recording import Models, Row, State

@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from dpa3sim.common.errors import ConnectionLostError, InputError
+from dpa3sim.common.errors import InputError, RankLostError
 
 # How long an exchange waits for the slowest rank, as long as a step or a validation may take.
 _STEP = timedelta(minutes=30)
-
-
-class RankLostError(ConnectionLostError):
-    """A process of a training is gone, and the others cannot go on without it."""
 
 
 class Team(Protocol):

@@ -354,15 +354,20 @@ class Simulation:
         now = time.monotonic()
         if self.step % self.plan.settings.checkpoint == 0:
             self._save()
-            # On a GPU the layout in use decides the last bits, and a continued run starts with a
-            # new one.
-            if self.potential.device.type != "cpu" and isinstance(self.potential, Potential):
+            # A continued run starts with new lists, and owners of atoms where there are several.
+            if isinstance(self.potential, Potential) and self.potential.history_matters:
                 self.potential.forget()
-        elif self.potential.device.type == "cpu" and now - self._saved_at > SAVE_SECONDS:
+        elif not self._history_matters and now - self._saved_at > SAVE_SECONDS:
             self._save()
         self._decide()
         if self._goes_on():
             self.tell(self._event)
+
+    @property
+    def _history_matters(self) -> bool:
+        if isinstance(self.potential, Potential):
+            return self.potential.history_matters
+        return self.potential.device.type != "cpu"
 
     def _heed(self) -> None:
         """End the simulation if the caller wants to stop."""

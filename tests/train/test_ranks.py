@@ -3,7 +3,6 @@
 A hang must fail: every team runs in a thread with a time limit, or in a process with one.
 """
 
-import multiprocessing
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,9 +32,10 @@ from ranks_work import (
 from tests_support import ENVIRONMENT, TESTS
 from training_support import SMALL, labelled, recipe, water
 
-from dpa3sim.common.errors import InputError, OutOfMemoryError
+from dpa3sim.common.errors import InputError, OutOfMemoryError, RankLostError
+from dpa3sim.parallel import processes
 from dpa3sim.train import ranks
-from dpa3sim.train.team import RankLostError
+from dpa3sim.train.team import Alone
 
 CPU = torch.device("cpu")
 SLOW = pytest.mark.slow
@@ -54,12 +55,21 @@ def within(seconds, call, *args):
     return future.result(seconds)
 
 
+def children():
+    """Processes that this one started."""
+    return [
+        child
+        for thread in Path("/proc/self/task").iterdir()
+        for child in (thread / "children").read_text().split()
+    ]
+
+
 def team(size, work, *args, seconds=120):
     """What the work of several processes returns or raises."""
     try:
         return within(seconds, ranks.run, size, partial(work, *args), CPU)
     finally:
-        assert not multiprocessing.active_children()
+        assert not children()
 
 
 # -- sums ----------------------------------------------------------------------------------------
@@ -120,7 +130,7 @@ def assert_same_training(a, b):
     ("size", "one", "each"), [(2, "4", "2"), pytest.param(3, "3", "1", marks=SLOW)]
 )
 def test_ranks_train_like_one_process_with_larger_batches(size, one, each):
-    alone = train(several(one), ranks.Alone())
+    alone = train(several(one), Alone())
     together = team(size, train, several(each))
     for a, b in zip(alone, together, strict=True):
         assert_same_training(a, b)
@@ -288,7 +298,7 @@ def variables(monkeypatch):
 )
 def test_the_place_within_a_launcher(variables, values, place):
     variables(values)
-    assert ranks.place() == place
+    assert processes.place() == place
 
 
 @pytest.mark.parametrize(
@@ -310,23 +320,23 @@ def test_options_that_do_not_fit(variables, values, number, device, text):
 
 def test_the_first_machine():
     found = {"a": "a", "a,b": "a", "node[07-09,12],gpu1": "node07", "n[3,5]-ib": "n3-ib"}
-    assert {hosts: ranks.first_host(hosts) for hosts in found} == found
+    assert {hosts: processes.first_host(hosts) for hosts in found} == found
     with pytest.raises(InputError, match="SLURM_STEP_NODELIST"):
-        ranks.first_host("")
+        processes.first_host("")
 
 
 def launched(folder, what):
     """Work of a launched rank: trains, or ends as it should not."""
     if what == "train":
         state = ranks.run(1, partial(train, several("2")[:1]), CPU)[0]
-        if ranks.place().rank == 0:
+        if processes.place().rank == 0:
             torch.save(state, folder / "state")
     else:
         how = {"kill": kill, "fail": partial(fail, InputError("no frames"))}[what]
         try:
             ranks.run(1, partial(end_alone, how, "summing"), CPU)
         except (RankLostError, InputError) as error:
-            print(f"rank {ranks.place().rank}: {error}", flush=True)
+            print(f"rank {processes.place().rank}: {error}", flush=True)
             sys.exit(error.exit_code)
 
 
@@ -355,7 +365,7 @@ def test_torchrun(tmp_path):
     done = torchrun(tmp_path, "train")
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "state", weights_only=False)
-    assert_same_training(train(several("4")[:1], ranks.Alone())[0], found)
+    assert_same_training(train(several("4")[:1], Alone())[0], found)
 
 
 @SLOW

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 dpa3sim bench POSCAR
 dpa3sim bench POSCAR --copies 32 --threads 1        # in one batch, on one core
+dpa3sim bench POSCAR --ranks 2                      # measured and predicted for two processes
 """
 
 
@@ -96,6 +97,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
     after = potential.counters.to_dict()
     median = float(np.median(seconds))
     n = len(source.atoms)
+    shared = _shared(source.atoms, potential, settings.copies)
     deviation = potential.matmul_deviation
     return {
         "structure": source.origin,
@@ -115,11 +117,37 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
         "device": str(potential.device),
         "dtype": potential.dtype,
         "smooth_cutoff_A": potential.smooth_cutoff,
+        **shared,
         "kernels": potential.kernels,
         "matmul": potential.matmul,
         "matmul_deviation": deviation and asdict(deviation),
         "counters": {name: after[name] - before[name] for name in after},
         "warnings": [*source.warnings, *batch.results[0].warnings],
+    }
+
+
+def _shared(atoms: Any, potential: Potential, copies: int) -> dict[str, Any]:
+    """How ranks share the structures, and how long it should take; nothing with one rank."""
+    if potential.shared is None:
+        return {"ranks": 1}
+    from dpa3sim.run.cost import Neighbours, Pace, density, seconds_on_ranks
+
+    shared, sizes = potential.shared, [len(atoms)] * copies
+    pace = Pace.measure(atoms, potential)
+    alone = pace.seconds(1, copies * Neighbours.of(atoms, potential).work)
+    facts, balance = shared.facts(), shared.model.balance
+    return {
+        "ranks": potential.ranks,
+        "sharing": str(shared.sharing(sizes)),
+        "imbalance": None if balance is None else balance.imbalance,
+        "atoms_of_ranks": None if balance is None else balance.n_atoms.tolist(),
+        "ghosts_of_ranks": None if balance is None else balance.n_ghosts.tolist(),
+        "predicted_step_ms": 1e3 * seconds_on_ranks(alone, sizes, density(atoms), potential),
+        "exchange_ms_of_ranks": [
+            1e3 * x["traffic"]["seconds"] / max(1, x["traffic"]["steps"]) for x in facts
+        ],
+        "traffic_of_ranks": [x["traffic"] for x in facts],
+        "peak_memory_of_ranks_MiB": [x["peak_memory"] / 2**20 for x in facts],
     }
 
 
@@ -162,4 +190,11 @@ def summary(result: dict[str, Any]) -> str:
         f"peak memory {result['peak_memory_MiB']:.0f} MiB, "
         f"{counters['rebuilds']} neighbour searches in {counters['batches']} steps",
     ]
+    if result["ranks"] > 1:
+        memory = " and ".join(f"{x:.0f}" for x in result["peak_memory_of_ranks_MiB"])
+        lines.append(
+            f"  {result['ranks']} ranks: {result['sharing']}; predicted "
+            f"{result['predicted_step_ms']:.4g} ms/step, exchanges with waiting at most "
+            f"{max(result['exchange_ms_of_ranks']):.3g} ms/step, peak memory {memory} MiB"
+        )
     return "\n".join(lines + [f"  warning: {warning}" for warning in result["warnings"]])

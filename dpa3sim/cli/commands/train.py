@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 def execute(args: argparse.Namespace, prepare: Prepare, ending: str) -> int:
     """Do what was prepared in a run directory; returns the exit code."""
+    from dpa3sim.parallel.processes import place
     from dpa3sim.run.training import TrainingRun
-    from dpa3sim.train.ranks import place
 
     me = place()
     follows = me is not None and me.rank > 0

@@ -1,0 +1,1 @@
+"""One structure on many processes: who owns which atoms, and what they send to each other."""
