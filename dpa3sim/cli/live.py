@@ -59,14 +59,19 @@ class Terminal(Reporter):
 
     def load(self, settings: ModelSettings) -> Potential:
         """Load a model, and say which one computes, and where."""
-        from dpa3sim.checkpoints.registry import embedded_path
         from dpa3sim.potential.potential import Potential
 
         potential = Potential.load(settings)
+        self.introduce(potential)
+        return potential
+
+    def introduce(self, potential: Potential) -> None:
+        """Say which model computes, and where."""
+        from dpa3sim.checkpoints.registry import embedded_path
+
         which = "embedded model" if potential.model.path == embedded_path() else "model"
         self._console.print(f"{which} {potential}", style="dim")
         deviation = potential.matmul_deviation
         if deviation is not None:
             changes = f"{potential.matmul} products change results by {deviation}"
             self._console.print(changes, style="dim")
-        return potential

@@ -214,9 +214,9 @@ class Children:
         if device.type == "cuda" and ranks > torch.cuda.device_count():
             raise InputError(f"option ranks = {ranks}: there are {torch.cuda.device_count()} GPUs")
         me = Place(0, ranks, 0)
-        _select(device, me)
+        select(device, me)
         with on_loopback():
-            store = _local_store()
+            store = local_store()
         self.meeting = Meeting(me, store, device, CONNECT)
         self._advice = advice
         self._watch = _Watch()
@@ -289,7 +289,7 @@ def on_loopback() -> Iterator[None]:
             os.environ[variable] = before
 
 
-def _local_store() -> TCPStore:
+def local_store() -> TCPStore:
     """Where rank 0 and its children meet, at a free port of this machine."""
     with socket.create_server((_HERE, 0)) as server:
         port = server.getsockname()[1]
@@ -438,7 +438,7 @@ def main(arguments: Sequence[str]) -> None:
     with _telling(me, store):
         with open(path, "rb") as opened:
             work = pickle.load(opened)
-        _select(torch.device(device), me)
+        select(torch.device(device), me)
         store.set(f"{_READY}{me.rank}", "")
         work(Meeting(me, store, torch.device(device), CONNECT))
 
@@ -478,7 +478,7 @@ class Launched:
 
 
 def _meet_launched(me: Place, device: torch.device) -> Meeting:
-    _select(device, me)
+    select(device, me)
     return Meeting(me, _launched_store(me), device, CONNECT_LAUNCHED)
 
 
@@ -522,7 +522,7 @@ def _number(name: str) -> int:
 # -- all processes -------------------------------------------------------------------------------
 
 
-def _select(device: torch.device, me: Place) -> None:
+def select(device: torch.device, me: Place) -> None:
     """Make a GPU that of this process.
 
     Raises:
@@ -547,13 +547,18 @@ def _telling(me: Place, store: Store) -> Iterator[None]:
     except RankLostError as error:
         sys.exit(error.exit_code)  # rank 0 learns of it, too
     except Exception as error:
-        store.set(_FAILURE, json.dumps(_in_words(me.rank, error)))
+        fail(store, me.rank, error)
         if isinstance(error, Dpa3simError):
             sys.exit(error.exit_code)
         raise
 
 
-def _in_words(rank: int, error: Exception) -> tuple[str, str]:
+def fail(store: Store, rank: int, error: BaseException) -> None:
+    """Leave an error of a rank for rank 0."""
+    store.set(_FAILURE, json.dumps(_in_words(rank, error)))
+
+
+def _in_words(rank: int, error: BaseException) -> tuple[str, str]:
     """The class of an error for the user, one of :mod:`dpa3sim.common.errors`, and its text."""
     if isinstance(error, Dpa3simError):
         known = (x.__name__ for x in type(error).__mro__ if x.__module__ == errors.__name__)

@@ -12,6 +12,7 @@ import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -58,6 +59,7 @@ from dpa3sim.structures.system import System
 from dpa3sim.uncertainty.rigidity import Rigidity
 
 T = TypeVar("T")
+Message = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -127,40 +129,66 @@ class Model:
 
 
 def serve(model: ModelFile, limit: float, meeting: Meeting) -> None:
-    """Do what rank 0 says, until it says that this is all.
+    """Do what rank 0 says, until it says that this is all; see :class:`Follower`."""
+    Follower(model, limit, meeting).follow()
+
+
+class Follower:
+    """A rank that does what rank 0 says.
 
     Args:
         model: as rank 0 has it. limit: s, how long a rank is waited for.
         meeting: how the ranks find each other.
+
+    Attributes:
+        model: as given. ranks: the team.
     """
-    ranks = Collective(meeting, limit)
-    sharers = _sharers(ranks)
-    models: list[Model] = []
-    while True:
-        words, arrays = unpacked(ranks.hear())
-        match words.pop("do"):
-            case "model":
-                rigidity = _rigidity_from(words.pop("rigidity"), arrays)
-                options = ModelOptions(**words)
-                batcher = _batcher(model, options, rigidity, meeting.device, sharers)
-                models.append(Model(ranks, batcher))
-                ranks.collect(_identity(model, options).encode())
-            case "split":
-                try:
-                    (system,) = _systems_from(words, arrays)
-                    models[words["model"]].split(system, words["parts"], words["frugal"])
-                except OverlapError:
-                    pass  # rank 0 says which atoms
-            case "whole":
-                ranks.collect(_evaluated(models[words["model"]], words, arrays, ranks.rank))
-            case "explain":
-                ranks.collect(_in_words(models[words["model"]].failure).encode())
-            case "facts":
-                ranks.collect(packed(_facts(models[words["model"]]), {}))
-            case "forget":
-                models[words["model"]].forget()
-            case "stop":
-                return
+
+    def __init__(self, model: ModelFile, limit: float, meeting: Meeting) -> None:
+        self.model, self.ranks = model, Collective(meeting, limit)
+        self._device = meeting.device
+        self._sharers = _sharers(self.ranks)
+        self._models: list[Model] = []
+
+    def follow(self) -> Message | None:
+        """Serve until rank 0 gives something, or nothing because this is all.
+
+        Raises:
+            RankLostError: another rank is gone.
+        """
+        while True:
+            words, arrays = unpacked(self.ranks.hear())
+            match words.pop("do"):
+                case "model":
+                    self._add(words, arrays)
+                case "split":
+                    self._split(words, arrays)
+                case "whole":
+                    model = self._models[words["model"]]
+                    self.ranks.collect(_evaluated(model, words, arrays, self.ranks.rank))
+                case "explain":
+                    self.ranks.collect(_in_words(self._models[words["model"]].failure).encode())
+                case "facts":
+                    self.ranks.collect(packed(_facts(self._models[words["model"]]), {}))
+                case "forget":
+                    self._models[words["model"]].forget()
+                case "take":
+                    return words, arrays
+                case "stop":
+                    return None
+
+    def _add(self, words: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        rigidity = _rigidity_from(words.pop("rigidity"), arrays)
+        options = ModelOptions(**words)
+        batcher = _batcher(self.model, options, rigidity, self._device, self._sharers)
+        self._models.append(Model(self.ranks, batcher))
+        self.ranks.collect(_identity(self.model, options).encode())
+
+    def _split(self, words: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        (system,) = _systems_from(words, arrays)
+        model = self._models[words["model"]]
+        with suppress(OverlapError):  # rank 0 says which atoms
+            model.split(system, words["parts"], words["frugal"])
 
 
 def _batcher(
@@ -190,7 +218,7 @@ def _evaluated(
     systems = _systems_from(words, arrays)
     own = [systems[index] for index in words["alone"][rank]]
     try:
-        return _outcomes_packed(model.batcher.evaluate(own))
+        return outcomes_packed(model.batcher.evaluate(own))
     except Exception as error:  # a bug here must not leave the others waiting
         return packed({"failed": _in_words(error)}, {})
 
@@ -223,7 +251,8 @@ class Team:
 
     Args:
         model: the model.
-        ranks: how many there are with this one, at least 2, or those of a launcher.
+        ranks: how many there are with this one, at least 2, or those of a launcher; or how they
+            found each other, if they do not serve all the time.
         device: where they compute; of GPUs each takes its own.
         limit: s, how long a rank is waited for.
 
@@ -237,7 +266,11 @@ class Team:
     """
 
     def __init__(
-        self, model: ModelFile, ranks: int | Literal["env"], device: torch.device, limit: float
+        self,
+        model: ModelFile,
+        ranks: int | Literal["env"] | Meeting,
+        device: torch.device,
+        limit: float,
     ) -> None:
         work = partial(serve, model, limit)
         self._model = model
@@ -245,7 +278,9 @@ class Team:
         self._threads = torch.get_num_threads()
         self._models = 0
         crew: Crew
-        if ranks == ENVIRONMENT:
+        if isinstance(ranks, Meeting):
+            crew = processes.Launched(ranks)
+        elif ranks == ENVIRONMENT:
             crew = processes.join(work, device)
         else:
             torch.set_num_threads(max(1, self._threads // ranks))
@@ -298,6 +333,14 @@ class Team:
     def tell(self, do: str, arrays: Mapping[str, np.ndarray], **words: Any) -> None:
         """Send a command to all other ranks."""
         self.ranks.tell(packed({"do": do, **words}, arrays))
+
+    def collect(self, own: bytes) -> list[bytes]:
+        """Messages of all ranks, while none of them follows."""
+        return self.together(lambda: self.ranks.collect(own))
+
+    def give(self, words: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+        """Let all others end :meth:`Follower.follow` with this."""
+        self.together(lambda: self.tell("take", arrays, **words))
 
     def together(self, call: Callable[[], T]) -> T:
         """Do something with the other ranks; if that is not brought to an end, end them.
@@ -416,7 +459,7 @@ class TeamEvaluator:
         messages = self._team.ranks.collect(own)
         found: dict[int, Evaluation | Dpa3simError] = {}
         for rank, message in enumerate(messages):
-            outcomes = _outcomes_from(message, rank)
+            outcomes = outcomes_from(message, rank)
             found |= dict(zip(sharing.alone[rank], outcomes, strict=True))
             if rank:
                 self._batcher.counters.evaluations += len(outcomes)
@@ -507,7 +550,8 @@ def _systems_from(words: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) ->
 _COUNTS = ("n_edges", "n_angles", "n_cut_edges", "n_cut_angle_edges")
 
 
-def _outcomes_packed(outcomes: Outcomes) -> bytes:
+def outcomes_packed(outcomes: Outcomes) -> bytes:
+    """A message of results and errors."""
     words: list[Any] = []
     arrays: dict[str, np.ndarray] = {}
     for index, x in enumerate(outcomes):
@@ -524,7 +568,8 @@ def _outcomes_packed(outcomes: Outcomes) -> bytes:
     return packed({"outcomes": words}, arrays)
 
 
-def _outcomes_from(message: bytes, rank: int) -> Outcomes:
+def outcomes_from(message: bytes, rank: int) -> Outcomes:
+    """What :func:`outcomes_packed` made a message of on some rank."""
     words, arrays = unpacked(message)
     if "failed" in words:
         raise _error_from(rank, words["failed"])

@@ -10,7 +10,7 @@ from ase.calculators.emt import EMT
 from tests_support import DATA, EMTPotential, hydrogen_oxygen_structures
 
 from dpa3sim import DPA3Calculator, Potential
-from dpa3sim.clients.lammps.library import check_ranks
+from dpa3sim.clients.lammps.ranks import mpi_ranks
 from dpa3sim.clients.lammps.script import Script
 from dpa3sim.common.errors import Dpa3simWarning, InputError, NonFiniteError, UnphysicalError
 from dpa3sim.lammps import attach, start
@@ -360,9 +360,15 @@ def test_boxes_that_are_refused(commands, message, smooth):
         lmp.close()
 
 
-def test_several_ranks_are_refused():
-    with pytest.raises(InputError, match="2 MPI ranks"):
-        check_ranks(SimpleNamespace(extract_setting=lambda name: 2))
+def test_ranks_without_a_common_model_are_refused(smooth):
+    lmp = SimpleNamespace(extract_setting={"world_size": 2, "universe_size": 2}.get)
+    with pytest.raises(InputError, match="2 MPI ranks, which do not share this model"):
+        attach(lmp, smooth, ["O", "H"])
+
+
+def test_partitions_are_refused():
+    with pytest.raises(InputError, match="partitions"):
+        mpi_ranks(SimpleNamespace(extract_setting={"world_size": 2, "universe_size": 4}.get))
 
 
 def test_mass_of_another_type_is_told(lammps):

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -57,11 +58,11 @@ def within(seconds, call, *args):
 
 def children():
     """Processes that this one started."""
-    return [
-        child
-        for thread in Path("/proc/self/task").iterdir()
-        for child in (thread / "children").read_text().split()
-    ]
+    found: list[str] = []
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError):  # the thread ended meanwhile
+            found += (thread / "children").read_text().split()
+    return found
 
 
 def team(size, work, *args, seconds=120):

