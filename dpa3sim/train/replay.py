@@ -29,8 +29,9 @@ _PAIRS = 0.1
 _SCALES = np.linspace(0.85, 1.25, 9)
 # Largest strains, and displacements of atoms as shares of the shortest distance.
 _STRAIN, _RATTLES = 0.04, (0.01, 0.03, 0.08)
-# Forces beyond this, eV/Å, are no equilibrium that anybody computes.
-_LARGEST_FORCE = 30.0
+# Forces (eV/Å) and stresses (eV/Å^3) beyond these are of no structure that anybody computes.
+# Symmetric crystals have no forces, even where the energy of a model has a hole.
+_LARGEST_FORCE, _LARGEST_STRESS = 30.0, 0.6
 ORIGIN = "replay"
 
 
@@ -38,8 +39,8 @@ def replayed(potential: Potential, count: int, seed: int) -> Frames:
     """Strained and rattled crystals and pairs of the elements of a model, with its own labels.
 
     The crystals are simple ones of one to three elements, at the volume where the model says that
-    their energy is lowest. Structures that the model cannot compute, or with forces above 30 eV/Å,
-    are replaced by others.
+    their energy is lowest. Structures that the model cannot compute, or with forces above 30 eV/Å
+    or stresses above 0.6 eV/Å^3, are replaced by others.
 
     Args:
         potential: the model. count: how many structures. seed: of the choice.
@@ -61,7 +62,7 @@ def replayed(potential: Potential, count: int, seed: int) -> Frames:
         atoms = [_structure(potential, symbols, rng) for _ in range(wanted)]
         outcomes = potential.evaluate_each(atoms)
         for one, outcome in zip(atoms, outcomes, strict=True):
-            if _is_usable(outcome):
+            if _is_usable(one, outcome):
                 found.append(_frame(one, outcome, f"{ORIGIN}, frame {len(found)}"))
     return Frames.from_frames(found)
 
@@ -129,8 +130,12 @@ def _scaled(atoms: Atoms, factor: float) -> Atoms:
     return scaled
 
 
-def _is_usable(outcome: Evaluation | Dpa3simError) -> bool:
-    return isinstance(outcome, Evaluation) and bool(np.abs(outcome.forces).max() < _LARGEST_FORCE)
+def _is_usable(atoms: Atoms, outcome: Evaluation | Dpa3simError) -> bool:
+    if not isinstance(outcome, Evaluation) or np.abs(outcome.forces).max() > _LARGEST_FORCE:
+        return False
+    return not atoms.pbc.all() or bool(
+        np.abs(outcome.virial).max() <= _LARGEST_STRESS * atoms.get_volume()
+    )
 
 
 def _frame(atoms: Atoms, outcome: Evaluation | Dpa3simError, origin: str) -> Frame:
