@@ -298,13 +298,13 @@ def compare_curves(args: argparse.Namespace, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def held_out_error(folder: Path, model: Path) -> float:
-    """Root mean square error of the forces of held-out frames, eV/Å."""
+def held_out_error(folder: Path, model: Path, name: str = "held_out") -> float:
+    """Root mean square error of the forces of the frames of this name, eV/Å."""
     from dpa3sim import Potential
     from dpa3sim.train.data.reading import read_frames
     from dpa3sim.train.data.settings import DataSettings
 
-    frames, _ = read_frames([folder / "held_out"], DataSettings(outlier_sigma=0), ("O", "H"))
+    frames, _ = read_frames([folder / name], DataSettings(outlier_sigma=0), ("O", "H"))
     found = Potential(model).evaluate([frame.system for frame in frames])
     forces = np.concatenate([x.forces for x in found])
     return float(np.sqrt(np.mean((forces - frames.forces) ** 2)))

@@ -45,6 +45,7 @@ def words(text):
     return [" ".join(line.split()) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_input_of_the_examples_prints_what_it_says(tmp_path):
     text = (FOLDER / "in.silicon").read_text()
     promised = text.split("Prints, among other lines of LAMMPS:\n")[1].split("\nunits")[0]

@@ -338,7 +338,8 @@ def test_weight_gradients_need_no_numbers_per_angle_but_the_angles(monkeypatch):
     assert largest == graph.layout.n_angles * network.config.descriptor.a_dim
 
 
-@pytest.mark.parametrize("name", [pytest.param(NAMES[0], marks=pytest.mark.slow), SMOOTHED[0]])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [NAMES[0], SMOOTHED[0]])
 def test_whole_structures_with_room_to_spare(name, trusted):
     """As on an accelerator: fixed shapes, whose empty slots must not matter."""
     potential = Potential(load(name), device=DEVICE)

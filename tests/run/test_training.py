@@ -228,6 +228,7 @@ def kill_again_and_again(files, tmp_path, kills, steps):
         assert (folder / name).read_bytes() == (tmp_path / "straight/run" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_kills(files, tmp_path):
     kill_again_and_again(files, tmp_path, 1, 40)
 
