@@ -59,7 +59,9 @@ def from_model(options: FinetuneOptions) -> Prepared:
         if own.replay_weight:
             config, weights, start[SINGLE] = with_case(config, weights)
         start[REPLAY] = weights
-        tasks.append(Task(REPLAY, kept, measured, options.loss, batch, main=False))
+        # One large frame of the data is worth many small crystals, whose gradients differ much.
+        alike = batch.by_atoms(training.sizes)
+        tasks.append(Task(REPLAY, kept, measured, options.loss, alike, main=False))
         train = replace(train, task_weights=f"{SINGLE}=1 {REPLAY}={own.replay_weight!r}")
     schedule = options.schedule
     if (

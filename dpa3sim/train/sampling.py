@@ -70,6 +70,16 @@ class BatchRule:
         """The rule for the batch that so many ranks share, at least one frame for each."""
         return BatchRule(self.kind, ranks * self.number, ranks * self.fewest)
 
+    def by_atoms(self, sizes: np.ndarray) -> BatchRule:
+        """The rule for frames of other sizes that makes batches of as many atoms.
+
+        Args:
+            sizes: ``(n_frames,)`` atoms of the frames that this rule is meant for.
+        """
+        if self.kind != _FRAMES:
+            return self
+        return BatchRule("auto", max(1, round(self.number * float(np.mean(sizes)))), self.fewest)
+
     def allows(self, sizes: np.ndarray) -> np.ndarray:
         """Which frames of these sizes are used at all, ``(n_frames,)`` bool."""
         return (sizes <= self.number) | (self.kind != "filter")

@@ -301,6 +301,15 @@ def test_replayed_structures(folder):
     assert replayed(potential, 30, seed=3).sha256 != frames.sha256
 
 
+@pytest.mark.parametrize(("rule", "atoms"), [("4", 4 * 6), ("auto:60", 60)])
+def test_batches_of_replayed_structures_have_as_many_atoms(folder, tmp_path, rule, atoms):
+    write(tmp_path / "crystals.xyz", [bulk("O", "sc", a=2.2) * 2 for _ in range(8)])
+    given = options(folder, {"batch_size": rule}, replay=str(tmp_path / "crystals.xyz"))
+    data, replay = from_model(given).recipe.tasks
+    assert set(data.training.sizes) == {6}
+    assert replay.batch.count(np.full(100, 8)) == -(-atoms // 8)
+
+
 def test_what_falls_into_a_hole_of_the_energy_is_not_replayed(folder):
     class WithHole(Potential):
         """Crystals of hydrogen collapse; symmetric ones have no forces there."""

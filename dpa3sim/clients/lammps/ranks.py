@@ -268,7 +268,8 @@ def check_totals(lmp: Any) -> None:
         probe.commands_string(
             "units lj\nregion r block 0 2 0 2 0 2\ncreate_box 1 r\nmass 1 1\npair_style zero 0.5\n"
             "pair_coeff * *\ncreate_atoms 1 single 0.5 1 1\ncreate_atoms 1 single 1.5 1 1\n"
-            "thermo_style custom pe press\nthermo_modify norm no\nfix x all external pf/callback 1 1"
+            "thermo_style custom pe press\nthermo_modify norm no\n"
+            "fix x all external pf/callback 1 1"
         )
 
         def give(*_: Any) -> None:
