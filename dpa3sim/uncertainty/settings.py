@@ -54,6 +54,9 @@ class ScoreSettings:
     forces: int = option(
         0, "members of a committee made from the uncertainty, for that of the forces", minimum=0
     )
+    labels: bool = option(
+        False, "the files are labelled like training data; compare true errors with the expected"
+    )
 
     def __post_init__(self) -> None:
         validate(self)

@@ -17,6 +17,7 @@ from dpa3sim.common.errors import BAD_INPUT, DONE, InputError
 from dpa3sim.kernels.evaluator import Evaluator, MemoryPolicy
 from dpa3sim.model.weights import FITTING_LAYERS
 from dpa3sim.potential.evaluation import Evaluation
+from dpa3sim.uncertainty.agreement import Agreement, Judged
 from dpa3sim.uncertainty.choice import choose
 from dpa3sim.uncertainty.committee import COLUMNS, deviation, deviations, table
 from dpa3sim.uncertainty.rigidity import METHODS, Errors, Labelled, Rigidity, fit, scale
@@ -398,6 +399,50 @@ def test_fit_score_select(folder, capsys):
     frames = read("selected.extxyz", ":")
     assert len(frames) == 3
     assert frames[0].get_chemical_formula() == "H2O2"
+
+
+def test_true_errors_beside_the_expected(folder, capsys):
+    model = ["--model", str(MODEL)]
+    assert main(["uncertainty", "fit", "train.xyz", "--validation", "valid.xyz", *model]) == DONE
+    capsys.readouterr()
+    given = ["score", "valid.xyz", "train.xyz", "--labels", "--uncertainty", "train.npz", *model]
+    assert main([*given, "--json", "--csv", "table.csv"]) == DONE
+    rows = {row["structure"]: row for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 42
+    frames = read("valid.xyz", ":")
+    for index, (atoms, out) in enumerate(
+        zip(frames, Potential(MODEL).evaluate(frames), strict=True)
+    ):
+        row = rows[f"valid.xyz@{index}"]
+        error = out.energy - atoms.get_potential_energy()
+        assert row["energy_error_eV"] == pytest.approx(error, abs=1e-8)
+        rmse = np.sqrt(np.mean((out.forces - atoms.get_forces()) ** 2))
+        assert row["forces_rmse_eV_per_A"] == pytest.approx(rmse, abs=1e-6)
+    with open("table.csv", newline="") as file:
+        assert "forces_rmse_eV_per_A" in next(csv.reader(file))
+    assert main(given) == DONE
+    said = capsys.readouterr().out
+    for name, count in (("valid.xyz", 12), ("train.xyz", 30), ("all", 42)):
+        assert f"{name}: {count} structures; rank correlations: energy errors and unc" in said
+    assert main(["score", "valid.xyz", "--labels", "--committee", str(MODEL)]) == BAD_INPUT
+
+
+def test_agreement_is_that_of_ranks():
+    def judged(sign):
+        return [
+            Judged(np.full(2, k), k, sign * k**3, np.full((2, 3), 5.0 + sign * k))
+            for k in (0.1, 0.5, 2.0, 3.0)
+        ]
+
+    assert Agreement.of(judged(1)) == Agreement(
+        pytest.approx(1), pytest.approx(1), pytest.approx(1)
+    )
+    # The sign of an energy error does not matter, the size of a force error does.
+    assert Agreement.of(judged(-1)) == Agreement(
+        pytest.approx(1), pytest.approx(-1), pytest.approx(-1)
+    )
+    bare = [replace(x, energy_uncertainty=None, force_errors=None) for x in judged(1)]
+    assert Agreement.of(bare) == Agreement(None, None, None)
 
 
 def test_without_labels_there_is_no_unit(folder, capsys):
