@@ -126,7 +126,13 @@ def test_surface_of_repeated_indices():
     assert slab.pbc.tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("arguments", [NEB, VACANCY, SURFACE], ids=lambda a: a[0])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(x, id=x[0], marks=[pytest.mark.slow] * (x != VACANCY))
+        for x in (NEB, VACANCY, SURFACE)
+    ],
+)
 def test_killed_and_continued(arguments):
     """Killed in the middle and started again: the same result, nothing computed twice."""
     assert main([*arguments, "--out", "undisturbed", "--no-plot", "--quiet"]) == 0

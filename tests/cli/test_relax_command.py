@@ -363,7 +363,13 @@ def wait_for_step(process, number):
     raise AssertionError(f"ended too early: {process.stderr.read()}")
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGKILL,
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (signal.SIGINT, signal.SIGTERM)),
+    ],
+)
 def test_killed_and_continued(how):
     write("POSCAR", strained() * (2, 1, 1), format="vasp")
     arguments = ["POSCAR", "--cell", "full", "--fmax", "1e-3", "--no-plot"]

@@ -144,7 +144,15 @@ def silicon(repeat):
 
 
 @pytest.mark.parametrize(
-    "policy", [MemoryPolicy(), MemoryPolicy("preactivations"), MemoryPolicy(every=3)], ids=str
+    "policy",
+    [
+        MemoryPolicy(),
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in (MemoryPolicy("preactivations"), MemoryPolicy(every=3))
+        ),
+    ],
+    ids=str,
 )
 def test_the_memory_model_predicts_what_is_used(policy, embedded):
     potential = Potential(embedded.model)

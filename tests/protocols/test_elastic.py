@@ -89,7 +89,7 @@ def turned(atoms, rotation):
     return atoms
 
 
-@pytest.mark.parametrize("fix_symmetry", [True, False])
+@pytest.mark.parametrize("fix_symmetry", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_every_cell_of_a_crystal_gives_the_same_tensor(embedded64, fix_symmetry):
     """Conventional, primitive, rotated, reordered, shifted, repeated: 1e-3 after turning back."""
     settings = Settings(fix_symmetry=fix_symmetry)

@@ -227,8 +227,11 @@ def test_molecules_do_not_rotate(smooth):
 @pytest.mark.parametrize(
     "method",
     [
-        *("nve", "langevin", "nose-hoover", "mtk-full"),
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ("bussi", "mtk", "ramp", "berendsen")),
+        *("nve", "mtk-full"),
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("langevin", "nose-hoover", "bussi", "mtk", "ramp", "berendsen")
+        ),
     ],
 )
 def test_what_is_conserved_is_conserved_better_with_shorter_steps(method, copper):

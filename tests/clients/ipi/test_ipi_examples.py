@@ -19,7 +19,7 @@ FOLDER = EXAMPLES / "ipi"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/input.xml"))
 OTHER_MODEL = DATA / "models" / "static_linear" / "model.pt"
 README = (FOLDER / "README.md").read_text(encoding="utf-8")
-QUICK = ("pimd8", "geop", "remd", "committee")
+QUICK = ("pimd8", "committee")
 
 
 def run_line(name):
