@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peers import machine, with_threads, write_report
+from peers import machine, write_report
 from training import (
     HELD_OUT,
     OURS,
@@ -33,6 +32,8 @@ from training import (
     VALIDATION,
     held_out_error,
     read_water,
+    run_process,
+    run_to_end,
     write_system,
 )
 
@@ -72,19 +73,6 @@ def prepare(folder: Path, frames: int) -> None:
     write_training(load_model(None), folder / PRETRAINED)
 
 
-def run_process(arguments: list[str], folder: Path, threads: int) -> tuple[str, int, int, float]:
-    """What a process prints, its status, its largest memory in bytes, and when it began."""
-    log = folder / "log"
-    start = time.time()
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            arguments, cwd=folder, env=with_threads(threads), stdout=file, stderr=subprocess.STDOUT
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return log.read_text(), os.waitstatus_to_exitcode(status), peak, start
-
-
 # -- the sides -----------------------------------------------------------------------------------
 
 
@@ -92,9 +80,8 @@ def run_ours(folder: Path, args: argparse.Namespace) -> Run:
     """Fine-tune with dpa3sim."""
     words = [sys.executable, __file__, "--worker", str(folder)]
     words += ["--steps", str(args.steps), "--learning-rate", str(args.learning_rate)]
-    text, status, peak, start = run_process(words, folder, args.threads)
-    if status:
-        sys.exit(f"{OURS} failed:\n{text[-3000:]}")
+    start = time.time()
+    text, peak = run_process(words, folder, args.threads)
     found = json.loads(text.splitlines()[-1])
     errors = {int(step): x for step, x in found["errors"].items()}
     minutes = {step: (found["ends"][str(step)] - start) / 60 for step in errors}
@@ -153,10 +140,16 @@ def fine_tune(folder: Path, steps: int, learning_rate: float) -> None:
 
 def run_theirs(folder: Path, args: argparse.Namespace) -> Run:
     """Fine-tune with deepmd-kit, as long as it gets."""
+    from dpa3sim.checkpoints.registry import load_model
+
     steps = args.their_steps or args.steps
     every = max(1, steps // 4)
     given: dict[str, Any] = {
-        "model": {"type_map": _type_map(folder), "descriptor": {}, "fitting_net": {}},
+        "model": {
+            "type_map": load_model(None).config.type_map,
+            "descriptor": {},
+            "fitting_net": {},
+        },
         "learning_rate": {"type": "cosine", "start_lr": args.learning_rate, "stop_lr": 2e-6},
         "optimizer": {"type": "AdamW", "weight_decay": 0.001},
         "loss": {"type": "ener", "start_pref_e": 0.2, "limit_pref_e": 20}
@@ -175,7 +168,8 @@ def run_theirs(folder: Path, args: argparse.Namespace) -> Run:
     dp = str(Path(args.peer).with_name("dp"))
     words = [dp, "--pt", "train", "input.json", "--finetune", PRETRAINED]
     words += ["--use-pretrain-script", "--skip-neighbor-stat"]
-    text, status, peak, start = run_process(words, folder, args.threads)
+    start = time.time()
+    text, peak, status = run_to_end(words, folder, args.threads)
     minutes, errors = {}, {}
     for step in range(every, steps + 1, every):
         checkpoint = folder / f"model.ckpt-{step}.pt"
@@ -187,12 +181,6 @@ def run_theirs(folder: Path, args: argparse.Namespace) -> Run:
         last = text.strip().splitlines()[-1] if status > 0 else f"killed by signal {-status}"
         end = f"{last[:200]}, at {peak / 2**30:.1f} GiB"
     return Run(minutes, errors, peak, end)
-
-
-def _type_map(folder: Path) -> list[str]:
-    from dpa3sim.checkpoints import read_model
-
-    return list(read_model(folder / PRETRAINED).config.type_map)
 
 
 # -- the comparison ------------------------------------------------------------------------------

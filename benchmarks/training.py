@@ -201,17 +201,23 @@ class Run:
 
 
 def run_process(arguments: list[str], folder: Path, threads: int) -> tuple[str, int]:
-    """All that a process prints, and its largest resident memory in bytes."""
+    """All that a process prints, and its largest resident memory in bytes; it must succeed."""
+    text, peak, status = run_to_end(arguments, folder, threads)
+    if status:
+        sys.exit(f"{' '.join(arguments)} failed:\n{text[-3000:]}")
+    return text, peak
+
+
+def run_to_end(arguments: list[str], folder: Path, threads: int) -> tuple[str, int, int]:
+    """The same, and its exit status, whatever that is."""
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
             arguments, cwd=folder, env=with_threads(threads), stdout=file, stderr=subprocess.STDOUT
         )
         _, status, usage = os.wait4(process.pid, 0)
-    text = log.read_text()
-    if status:
-        sys.exit(f"{' '.join(arguments)} failed:\n{text[-3000:]}")
-    return text, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return log.read_text(), peak, os.waitstatus_to_exitcode(status)
 
 
 def run_theirs(python: str, folder: Path, threads: int, name: str = THEIRS) -> Run:

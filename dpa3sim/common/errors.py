@@ -121,3 +121,11 @@ class NoAnswerError(RankLostError):
 
 class Dpa3simWarning(UserWarning):
     """A valid result about which the user must know something."""
+
+
+def class_for_others(error: BaseException) -> type[Dpa3simError]:
+    """The class here by which other processes learn of an error; one that is a bug loses a rank."""
+    for known in type(error).__mro__:
+        if issubclass(known, Dpa3simError) and known.__module__ == __name__:
+            return known
+    return OutOfMemoryError if memory_ran_out(error) else RankLostError

@@ -50,9 +50,8 @@ from dpa3sim.common.errors import (
     Dpa3simError,
     InputError,
     NoAnswerError,
-    OutOfMemoryError,
     RankLostError,
-    memory_ran_out,
+    class_for_others,
 )
 
 T = TypeVar("T")
@@ -560,11 +559,10 @@ def fail(store: Store, rank: int, error: BaseException) -> None:
 
 def _in_words(rank: int, error: BaseException) -> tuple[str, str]:
     """The class of an error for the user, one of :mod:`dpa3sim.common.errors`, and its text."""
+    name = class_for_others(error).__name__
     if isinstance(error, Dpa3simError):
-        known = (x.__name__ for x in type(error).__mro__ if x.__module__ == errors.__name__)
-        return next(known), str(error)
-    text = f"rank {rank} failed: {type(error).__name__}: {error}"
-    return (OutOfMemoryError if memory_ran_out(error) else RankLostError).__name__, text
+        return name, str(error)
+    return name, f"rank {rank} failed: {type(error).__name__}: {error}"
 
 
 def _told(store: Store) -> Dpa3simError | None:

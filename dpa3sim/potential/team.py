@@ -29,7 +29,7 @@ from dpa3sim.common.errors import (
     InputError,
     OutOfMemoryError,
     RankLostError,
-    memory_ran_out,
+    class_for_others,
 )
 from dpa3sim.graph.edges import Truncation
 from dpa3sim.graph.lists import Counters
@@ -505,11 +505,10 @@ def _in_words(error: Exception | None) -> str:
     """The class of an error for the user and its text; nothing if there is no error."""
     if error is None:
         return ""
+    name = class_for_others(error).__name__
     if isinstance(error, Dpa3simError):
-        known = (x.__name__ for x in type(error).__mro__ if x.__module__ == errors.__name__)
-        return f"{next(known)} {error}"
-    kind = OutOfMemoryError if memory_ran_out(error) else RankLostError
-    return f"{kind.__name__} {type(error).__name__}: {error}"
+        return f"{name} {error}"
+    return f"{name} {type(error).__name__}: {error}"
 
 
 def _error_from(rank: int, words: str) -> Dpa3simError:

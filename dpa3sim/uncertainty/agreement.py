@@ -59,12 +59,18 @@ class Agreement:
             for x, errors in known
             for pair in zip(np.linalg.norm(errors, axis=1), x.novelties, strict=True)
         ]
-        return cls(*(_correlation(np.array(x, dtype=float)) for x in (energies, structures, atoms)))
+        return cls(
+            *(
+                rank_correlation(*np.array(x, dtype=float).reshape(-1, 2).T)
+                for x in (energies, structures, atoms)
+            )
+        )
 
 
-def _correlation(pairs: np.ndarray) -> float | None:
-    if len(pairs) < 3 or not np.ptp(pairs, axis=0).all():
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's, of two arrays ``(n,)``; None of less than three pairs, or of equal numbers."""
+    if len(a) < 3 or not (np.ptp(a) > 0 and np.ptp(b) > 0):
         return None
     from scipy.stats import spearmanr
 
-    return float(spearmanr(*pairs.T).statistic)
+    return float(spearmanr(a, b).statistic)

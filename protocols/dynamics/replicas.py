@@ -355,7 +355,7 @@ class Simulation:
         if self.step % self.plan.settings.checkpoint == 0:
             self._save()
             # A continued run starts with new lists, and owners of atoms where there are several.
-            if isinstance(self.potential, Potential) and self.potential.history_matters:
+            if self._history_matters and isinstance(self.potential, Potential):
                 self.potential.forget()
         elif not self._history_matters and now - self._saved_at > SAVE_SECONDS:
             self._save()

@@ -17,9 +17,7 @@ from dpa3sim.cli.options import Parser, add_config, add_settings, resolve
 from dpa3sim.common.errors import DONE, SOME_FAILED, InputError
 from dpa3sim.potential.settings import ModelSettings
 from dpa3sim.structures.given import ReadingSettings
-from dpa3sim.train.data.reading import read_frames
 from dpa3sim.train.data.settings import DataSettings
-from dpa3sim.uncertainty.agreement import Agreement, Judged
 from dpa3sim.uncertainty.settings import ScoreSettings
 
 if TYPE_CHECKING:
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from dpa3sim.potential.potential import Potential
     from dpa3sim.structures.system import System
     from dpa3sim.train.data.frames import Frames
+    from dpa3sim.uncertainty.agreement import Judged
 
 EXAMPLES = """\
 dpa3sim score candidates.xyz --uncertainty train.npz --model best.safetensors
@@ -59,6 +58,8 @@ def configure(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge all structures; the most uncertain ones come first."""
+    from dpa3sim.train.data.reading import read_frames
+
     own, model, reading = resolve(args, *SETTINGS.values())
     if not (model.uncertainty or own.committee):
         raise InputError("give --uncertainty FILE, or --committee with further models")
@@ -156,6 +157,8 @@ def _compare_errors(
     rows: list[dict[str, Any]], frames: Frames, outcomes: Sequence[Evaluation]
 ) -> list[str]:
     """Add true errors; how well they are told, in words, of each file and of all."""
+    from dpa3sim.uncertainty.agreement import Judged
+
     by_file: dict[str, list[Judged]] = {}
     for index, (row, frame, out) in enumerate(zip(rows, frames, outcomes, strict=True)):
         assert out.uncertainty is not None
@@ -176,6 +179,8 @@ def _compare_errors(
 
 
 def _agreement(group: Sequence[Judged]) -> str:
+    from dpa3sim.uncertainty.agreement import Agreement
+
     found = Agreement.of(group)
     parts = (
         ("energy errors and uncertainties", found.energies),

@@ -109,10 +109,10 @@ def _calibrated(
 def _compared(errors: np.ndarray, sigma: np.ndarray) -> str:
     """Errors and uncertainties in words, times 1000."""
     import numpy as np
-    from scipy.stats import spearmanr
+
+    from dpa3sim.uncertainty.agreement import rank_correlation
 
     text = f"errors {1e3 * np.sqrt(np.mean(errors**2)):.3g} (RMSE), "
     text += f"median uncertainty {1e3 * np.median(sigma):.3g}"
-    if len(errors) > 2 and np.ptp(sigma) > 0 and np.ptp(np.abs(errors)) > 0:
-        text += f", rank correlation {spearmanr(np.abs(errors), sigma).statistic:.2f}"
-    return text
+    correlation = rank_correlation(np.abs(errors), sigma)
+    return text if correlation is None else f"{text}, rank correlation {correlation:.2f}"

@@ -185,18 +185,19 @@ class Other:
 
 
 Member = Alone | Other
+# The fields of a step that hold something of each atom, so that ranks exchange them.
+_OF_ATOMS = ("tags", "numbers", "positions")
 
 
 def _own(step: Step) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    arrays = {name: getattr(step, name) for name in ("tags", "numbers", "positions")}
+    arrays = {name: getattr(step, name) for name in _OF_ATOMS}
     return {"stopped": step.stopped}, arrays
 
 
 def _united(step: Step, messages: Sequence[bytes]) -> Step:
     """The step with the atoms of all ranks."""
     parts = [unpacked(message) for message in messages]
-    names = ("tags", "numbers", "positions")
-    arrays = {name: np.concatenate([x[name] for _, x in parts]) for name in names}
+    arrays = {name: np.concatenate([x[name] for _, x in parts]) for name in _OF_ATOMS}
     stopped = any(words["stopped"] for words, _ in parts)
     return Step(**arrays, cell=step.cell, pbc=step.pbc, stopped=stopped)
 
