@@ -92,22 +92,22 @@ template <> inline bool any_above<double>(Vec<double> x, double limit) {
 }
 #endif
 
-// exp, relative error of an ulp or two; arguments are clamped to where the result is normal.
-inline Vec<float> exp(Vec<float> x) {
-    x = max<float>(min<float>(x, splat(88.0f)), splat(-87.0f));
+// 1 / (1 + exp(-x)), absolute error of 1e-7 or less.
+inline Vec<float> sigmoid(Vec<float> x) {
+    x = max<float>(min<float>(x, splat(80.0f)), splat(-80.0f));
     const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    Vec<float> n = x * 1.44269504088896341f + shift;
+    Vec<float> n = x * -1.44269504088896341f + shift;
     IVec<float> bits = (IVec<float>)n << 23;
     n -= shift;
-    Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec<float> y = splat(1.9875691500e-4f);
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    return (Vec<float>)((IVec<float>)y + bits);
+    // 2^f for |f| <= 1/2, by the polynomial of the least relative error, 2e-7 in float32.
+    Vec<float> f = x * -1.44269504088896341f - n;
+    Vec<float> y = splat(1.3276472e-3f);
+    y = y * f + 9.6755410e-3f;
+    y = y * f + 5.5507131e-2f;
+    y = y * f + 2.4022120e-1f;
+    y = y * f + 6.9314694e-1f;
+    y = y * f + 1.0f;
+    return 1.0f / ((Vec<float>)((IVec<float>)y + bits) + 1.0f);
 }
 
 inline Vec<double> exp(Vec<double> x) {
@@ -133,5 +133,7 @@ inline Vec<double> exp(Vec<double> x) {
     y = y * r * r + r + 1.0;
     return (Vec<double>)((IVec<double>)y + bits);
 }
+
+inline Vec<double> sigmoid(Vec<double> x) { return 1.0 / (exp(-x) + 1.0); }
 
 }  // namespace simd
