@@ -12,7 +12,6 @@ import os
 import re
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from dpa3sim.kernels.structs import STRUCTS
@@ -78,9 +77,8 @@ def built() -> list[str]:
 
 
 def _find(build: str) -> Path | None:
-    folder = Path(__file__).parent
-    files = (folder / f"_{build}{suffix}" for suffix in EXTENSION_SUFFIXES)
-    return next((file for file in files if file.is_file()), None)
+    file = Path(__file__).parent / f"_{build}.so"
+    return file if file.is_file() else None
 
 
 def _load(path: Path) -> ctypes.CDLL:

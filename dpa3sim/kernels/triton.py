@@ -29,19 +29,13 @@ from dpa3sim.kernels.api import (
 from dpa3sim.kernels.gradients import LayerSums
 from dpa3sim.kernels.layer import LayerPlan, LayerWeights
 from dpa3sim.kernels.tensor import TensorNodes
+from dpa3sim.kernels.tiles import LEAST, Tiles
 from dpa3sim.kernels.workspace import Workspace
 from dpa3sim.model.activations import ActivationKernel, silut_constants
 from dpa3sim.model.config import Activation, DescriptorConfig
 
-# Rows of a tile of edges, in float32 and in float64, and columns and depth of a tile's products.
-EDGE_ROWS = {torch.float32: 32, torch.float64: 16}
-COLUMNS, DEPTH = 64, 32
-# Columns of angles, and of tiles whose product is the input of another one.
-CHAINED_COLUMNS = 32
 # Accumulators as wide as this are shared by more threads, lest registers limit their number.
-WIDE, WIDE_WARPS, WARPS = 128, 8, 4
-# Other edges k of a tile of angles, at most, and receivers q of a backward job.
-ANGLE_ROWS, RECEIVERS = 32, 8
+WIDE = 128
 # Programs that share the sums over angles in gradients of weights, at most: several for each
 # multiprocessor of a large GPU.
 WEIGHT_PARTS = 512
@@ -107,17 +101,18 @@ class Jobs:
     own_angle: Segments
 
     @classmethod
-    def of(cls, layout: Layout, edge_rows: int, device: torch.device) -> Jobs:
+    def of(cls, layout: Layout, tiles: Tiles, device: torch.device) -> Jobs:
         """The jobs of a layout, made once and kept with it."""
-        key = f"jobs {edge_rows} {device}"
+        key = f"jobs {tiles} {device}"
         jobs = layout.derived.get(key)
         if jobs is None:
-            jobs = layout.derived[key] = cls._make(layout, edge_rows, device)
+            jobs = layout.derived[key] = cls._make(layout, tiles, device)
         assert isinstance(jobs, Jobs)
         return jobs
 
     @classmethod
-    def _make(cls, layout: Layout, edge_rows: int, device: torch.device) -> Jobs:
+    def _make(cls, layout: Layout, tiles: Tiles, device: torch.device) -> Jobs:
+        edge_rows, receivers = tiles.edge_rows, tiles.receivers
         k, m, edge_start, angle_edge_start, angle_start = layout.centres
         rows = np.arange(len(k))
 
@@ -134,18 +129,20 @@ class Jobs:
         edge_jobs = -(-k // edge_rows)
         edge_row = np.repeat(rows, edge_jobs)
 
-        angle_rows = ANGLE_ROWS if m.max() > ANGLE_ROWS // 2 else ANGLE_ROWS // 2
-        of_q, of_k = -(-m // RECEIVERS), -(-m // angle_rows)
+        angle_rows = tiles.angle_rows
+        if m.max() <= angle_rows // 2:
+            angle_rows = max(LEAST, angle_rows // 2)
+        of_q, of_k = -(-m // receivers), -(-m // angle_rows)
         angle_row, job = np.repeat(rows, of_q * of_k), _within(of_q * of_k)
         n_jobs = len(angle_row)
         # The jobs of a slot: as k, those of its tile and all receivers; as q the other way.
         start = _starts(of_q * of_k)[slot_row]
         as_k = (start + slot // angle_rows) * angle_rows + slot % angle_rows
-        as_q = (start + slot // RECEIVERS * of_k[slot_row]) * RECEIVERS + slot % RECEIVERS
+        as_q = (start + slot // receivers * of_k[slot_row]) * receivers + slot % receivers
         both = (
             np.stack([as_k, n_jobs * angle_rows + as_q], axis=1),
             np.stack([of_q[slot_row], of_k[slot_row]], axis=1),
-            np.stack([of_k[slot_row] * angle_rows, np.full_like(slot, RECEIVERS)], axis=1),
+            np.stack([of_k[slot_row] * angle_rows, np.full_like(slot, receivers)], axis=1),
         )
         return cls(
             k=tensor(k),
@@ -159,7 +156,7 @@ class Jobs:
             edge_row=tensor(edge_row),
             edge_first=tensor(edge_start[edge_row] + edge_rows * _within(edge_jobs)),
             angle_row=tensor(angle_row),
-            angle_q=tensor(job // np.maximum(of_k[angle_row], 1) * RECEIVERS),
+            angle_q=tensor(job // np.maximum(of_k[angle_row], 1) * receivers),
             angle_k=tensor(job % np.maximum(of_k[angle_row], 1) * angle_rows),
             own_edge=segments(_starts(edge_jobs), edge_jobs, 1),
             both=segments(*(x.ravel() for x in both)),
@@ -214,7 +211,8 @@ class TritonKernel:
         self._w = w = self._tensor.weights
         self.node_keep = w.node_keep
         self._device = w.edge.device
-        self._edge_rows = EDGE_ROWS[w.edge.dtype]
+        self._tiles = tiles = Tiles.of(self._device, w.edge.dtype, self._matmul)
+        self._edge_rows = tiles.edge_rows
         self._rho = torch.stack(w.node_rho)
         e, width = config.e_dim, self._message_width
         self._activation = _activation_constants(config.activation)
@@ -224,15 +222,17 @@ class TritonKernel:
             "E": e,
             "WIDTH": w.width_edge,
             "B_ROWS": self._edge_rows,
-            "B_DEPTH": _tile(e, DEPTH),
+            "B_DEPTH": _tile(e, tiles.depth),
             "PRECISION": _precision(self._matmul, self._programs.INTERPRETED),
+            "num_warps": tiles.warps,
+            "num_stages": tiles.stages,
         }
-        self._columns = _tile(max(e, width), COLUMNS)
-        self._angle_columns = _tile(e, CHAINED_COLUMNS)
+        self._columns = _tile(max(e, width), tiles.columns)
+        self._angle_columns = _tile(e, tiles.chained_columns)
         self._chained = {
             "P_E": _tile(e),
-            "B_COLUMNS": _tile(max(e, width), CHAINED_COLUMNS),
-            "num_warps": WIDE_WARPS if _tile(e) >= WIDE else WARPS,
+            "B_COLUMNS": _tile(max(e, width), tiles.chained_columns),
+            "num_warps": tiles.wide_warps if _tile(e) >= WIDE else tiles.warps,
         }
 
     @property
@@ -257,7 +257,7 @@ class TritonKernel:
         launch(getattr(self._programs, name), grid, self._device, **(arguments | rest))
 
     def _jobs(self, graph: BlockGraph) -> Jobs:
-        return Jobs.of(graph.layout, self._edge_rows, self._device)
+        return Jobs.of(graph.layout, self._tiles, self._device)
 
     # -- blocks ---------------------------------------------------------------------------------
 
@@ -476,9 +476,10 @@ class TritonKernel:
         """
         graph, data = x.data.graph, x.data
         w, jobs, update = self._w, self._jobs(graph), self.plan.angle_self
+        tiles = self._tiles
         n_jobs = len(jobs.angle_row)
         of_jobs = self._ws(
-            "d projections of jobs", n_jobs * (jobs.angle_rows + RECEIVERS), w.width_angle
+            "d projections of jobs", n_jobs * (jobs.angle_rows + tiles.receivers), w.width_angle
         )
         n_parts, d_weight, d_rho = n_jobs, None, None
         if grad.weights is not None:
@@ -506,10 +507,10 @@ class TritonKernel:
             KEEP=w.angle_keep if update else 1.0,
             UPDATE=update,
             WEIGHTS=grad.weights is not None,
-            RECEIVERS=RECEIVERS,
+            RECEIVERS=tiles.receivers,
             B_COLUMNS=self._angle_columns,
             # The products for the weights need more registers.
-            num_warps=WARPS if grad.weights is None else WIDE_WARPS,
+            num_warps=tiles.warps if grad.weights is None else tiles.wide_warps,
         )
         slots = graph.layout.n_angle_edges
         d_both = self._ws("d projections", 2 * slots, w.width_angle)
@@ -527,7 +528,7 @@ class TritonKernel:
 
     def _sum(self, segments: Segments, x: Tensor, out: Tensor) -> None:
         width = x.shape[1]
-        columns = _tile(width, COLUMNS)
+        columns = _tile(width, self._tiles.columns)
         self._run(
             "sum_segments",
             (len(segments.first), _tiles(width, columns)),
@@ -590,7 +591,7 @@ class TritonKernel:
             "WIDTH": w.width_angle,
             "B_ROWS": jobs.angle_rows,
             **self._activation,
-            "PRECISION": self._product["PRECISION"],
+            **{name: self._product[name] for name in ("PRECISION", "num_warps", "num_stages")},
         }
 
     # -- nodes ----------------------------------------------------------------------------------
@@ -665,7 +666,7 @@ class TritonKernel:
 
 def _tile(width: int, most: int = 2**30) -> int:
     """A power of two that holds ``width``, or ``most``; tensor cores need 16."""
-    return min(most, max(16, 1 << (width - 1).bit_length()))
+    return min(most, max(LEAST, 1 << (width - 1).bit_length()))
 
 
 def _tiles(size: int, tile: int) -> int:

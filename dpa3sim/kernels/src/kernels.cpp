@@ -132,8 +132,6 @@ template <class T> struct Outer {
     int64_t total_stride;
 };
 
-namespace {
-
 // -- activations ------------------------------------------------------------------------------------
 
 // The usual case: SiLUT. Both branches are made of one sigmoid, as tanh(y) = 2 sigmoid(2 y) - 1:
@@ -170,7 +168,8 @@ template <class T> struct General {
         value_and_slope(x, slope);
     }
 
-    void value_and_slope(Vec<T> &x, Vec<T> &slope) const {
+    // Not inlined, as it is long beside a call, and many places need it.
+    __attribute__((noinline)) void value_and_slope(Vec<T> &x, Vec<T> &slope) const {
         slope = Vec<T>{};
         for (int i = 0; i < width<T>; ++i) {
             T y, d;
@@ -217,28 +216,42 @@ template <class T> struct General {
     }
 };
 
+// A layer, forward or backward. The library is compiled in parts, side by side: one for each precision
+// and kind of activation, which REAL and ACTIVATION name, and one, without them, for everything else.
+template <class T, class A, bool FORWARD>
+__attribute__((visibility("hidden"))) void all(const Layer<T> &l);
+
+namespace {
+
 // -- tiles ------------------------------------------------------------------------------------------
 
 template <int N> struct Constant {
     static constexpr int value = N;
 };
 
+// Not inlined: compilers need far longer for one large function than for many small ones.
+template <int R, int V, class F>
+__attribute__((noinline)) void tile_at(const F &f, int64_t row, int64_t column) {
+    f(Constant<R>{}, Constant<V>{}, row, column);
+}
+
 // Call f(R, V, row, column) for tiles of R rows and V vectors that cover (rows, columns).
-template <class T, int V, class F> inline void each_row_tile(int64_t rows, int64_t column, F &&f) {
+template <class T, int V, class F>
+inline void each_row_tile(int64_t rows, int64_t column, const F &f) {
     int64_t r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS) f(Constant<TILE_ROWS>{}, Constant<V>{}, r, column);
+    for (; r + TILE_ROWS <= rows; r += TILE_ROWS) tile_at<TILE_ROWS, V>(f, r, column);
     if (TILE_ROWS > 4 && r + 4 <= rows) {
-        f(Constant<4>{}, Constant<V>{}, r, column);
+        tile_at<4, V>(f, r, column);
         r += 4;
     }
     if (r + 2 <= rows) {
-        f(Constant<2>{}, Constant<V>{}, r, column);
+        tile_at<2, V>(f, r, column);
         r += 2;
     }
-    if (r < rows) f(Constant<1>{}, Constant<V>{}, r, column);
+    if (r < rows) tile_at<1, V>(f, r, column);
 }
 
-template <class T, class F> inline void each_tile(int64_t rows, int64_t columns, F &&f) {
+template <class T, class F> inline void each_tile(int64_t rows, int64_t columns, const F &f) {
     constexpr int W = width<T>;
     int64_t c = 0;
     for (; columns - c > (TILE_VECTORS - 1) * W; c += TILE_VECTORS * W)
@@ -1230,12 +1243,21 @@ template <class T, class A> void all_parts(const Layer<T> &l) {
     }
 }
 
+}  // namespace
+
+#ifdef REAL
 template <class T, class A, bool FORWARD> void all(const Layer<T> &l) {
     if (FORWARD || !l.weight_sums)
         all_centres<T, A, FORWARD>(l);
     else
         all_parts<T, A>(l);
 }
+
+template void all<REAL, ACTIVATION<REAL>, true>(const Layer<REAL> &);
+template void all<REAL, ACTIVATION<REAL>, false>(const Layer<REAL> &);
+#else
+
+namespace {
 
 template <class T, bool FORWARD> void run(const Layer<T> *l) {
     if (l->activation == SILUT)
@@ -1394,3 +1416,4 @@ void dpa3_incoming_f64(const Incoming<double> *l) { incoming(*l); }
 void dpa3_outer_f32(const Outer<float> *l) { outer(*l); }
 void dpa3_outer_f64(const Outer<double> *l) { outer(*l); }
 }
+#endif  // REAL
