@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -67,29 +67,10 @@ template <class T> inline T sum(Vec<T> x) {
 template <class T> inline Vec<T> max(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
 template <class T> inline Vec<T> min(Vec<T> a, Vec<T> b) { return a < b ? a : b; }
 
-template <class T> inline bool any_above(Vec<T> x, T limit) {
-    bool found = false;
-    for (int i = 0; i < width<T>; ++i) found |= x[i] > limit;
-    return found;
-}
-
 // The same with an instruction or few where compilers do not find them.
 #if VECTOR_BYTES == 64 && defined(__AVX512F__)
 template <> inline float sum<float>(Vec<float> x) { return _mm512_reduce_add_ps((__m512)x); }
 template <> inline double sum<double>(Vec<double> x) { return _mm512_reduce_add_pd((__m512d)x); }
-template <> inline bool any_above<float>(Vec<float> x, float limit) {
-    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
-}
-template <> inline bool any_above<double>(Vec<double> x, double limit) {
-    return _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(limit), _CMP_GT_OQ) != 0;
-}
-#elif VECTOR_BYTES == 32 && defined(__AVX2__)
-template <> inline bool any_above<float>(Vec<float> x, float limit) {
-    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
-}
-template <> inline bool any_above<double>(Vec<double> x, double limit) {
-    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, _mm256_set1_pd(limit), _CMP_GT_OQ)) != 0;
-}
 #endif
 
 // 1 / (1 + exp(-x)), absolute error of 1e-7 or less.
