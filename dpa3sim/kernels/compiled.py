@@ -43,14 +43,14 @@ WEIGHT_PARTS = 32
 
 @dataclass(frozen=True)
 class _Map:
-    """A linear map: its matrix ``(depth, columns)`` as packed rows."""
+    """A linear map: its matrix ``(depth, columns)``, packed."""
 
     packed: Tensor
     columns: int
 
     @classmethod
-    def of(cls, matrix: Tensor) -> _Map:
-        return cls(_packed(matrix), matrix.shape[1])
+    def of(cls, matrix: Tensor, panel: int) -> _Map:
+        return cls(_packed(matrix, panel), matrix.shape[1])
 
 
 class CompiledKernel:
@@ -87,12 +87,13 @@ class CompiledKernel:
         precision = "f64" if w.edge.dtype == torch.float64 else "f32"
         names = ("forward", "backward", "product", "nodes", "nodes_backward", "incoming")
         self._run = {name: getattr(self._library, f"dpa3_{name}_{precision}") for name in names}
+        self._panel = panel = getattr(self._library, f"dpa3_panel_{precision}")()
         self._kept: list[Tensor] = []  # what the pointers point to
         self._call = self._prepare(self._config)
         self._nodes = self._prepare_nodes(self._config)
-        self._node_i, self._node_i_t = _Map.of(w.node_i), _Map.of(w.node_i.t())
-        self._node_j, self._node_j_t = _Map.of(w.node_j), _Map.of(w.node_j.t())
-        self._sym, self._sym_t = _Map.of(w.sym), _Map.of(w.sym.t())
+        self._node_i, self._node_i_t = _Map.of(w.node_i, panel), _Map.of(w.node_i.t(), panel)
+        self._node_j, self._node_j_t = _Map.of(w.node_j, panel), _Map.of(w.node_j.t(), panel)
+        self._sym, self._sym_t = _Map.of(w.sym, panel), _Map.of(w.sym.t(), panel)
 
     def _product(
         self, left: Tensor, matrix: _Map, start: Tensor | None = None, out: Tensor | None = None
@@ -163,8 +164,8 @@ class CompiledKernel:
         return tensor.data_ptr()
 
     def _set_map(self, call: LayerCall, name: str, matrix: Tensor) -> None:
-        setattr(call, name, self._keep(_packed(matrix)))
-        setattr(call, f"{name}_transposed", self._keep(_packed(matrix.t())))
+        setattr(call, name, self._keep(_packed(matrix, self._panel)))
+        setattr(call, f"{name}_transposed", self._keep(_packed(matrix.t(), self._panel)))
 
     def forward(self, x: LayerInputs, new: Features, sums: NodeSums, tape: LayerTape) -> None:
         call, graph = self._call, x.data.graph
@@ -267,12 +268,13 @@ def _pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _packed(matrix: Tensor) -> Tensor:
-    """The matrix with its rows padded by zeros."""
+def _packed(matrix: Tensor, panel: int) -> Tensor:
+    """``(rows, columns)`` with zeros up to whole vectors, in panels of columns, each in one piece."""
     rows, columns = matrix.shape
-    out = matrix.new_zeros((rows, math.ceil(columns / PAD) * PAD))
+    wide = math.ceil(columns / PAD) * PAD
+    out = matrix.new_zeros((rows, wide))
     out[:, :columns] = matrix
-    return out
+    return torch.cat([part.flatten() for part in out.split(panel, dim=1)])
 
 
 def _set_activation(call: LayerCall | NodesCall, activation: Activation) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dpa3sim.kernels.structs import STRUCTS
 
-ABI = 5
+ABI = 6
 VARIABLE = "DPA3SIM_KERNELS"
 """Environment variable that names a build to use, or ``torch`` for none."""
 TRITON = "triton"
@@ -97,6 +97,7 @@ def _load(path: Path) -> ctypes.CDLL:
         for name in ("forward", "backward", "nodes", "nodes_backward", "incoming", "outer"):
             function = getattr(library, f"dpa3_{name}_{precision}")
             function.argtypes, function.restype = [ctypes.c_void_p], None
+        getattr(library, f"dpa3_panel_{precision}").restype = ctypes.c_int64
     return library
 
 

@@ -7,8 +7,10 @@
 // backward pass computes them again. Centres are independent, so that threads share nothing but the
 // read-only inputs, and results do not depend on the number of threads.
 //
-// Names are those of kernels.py; d_x is dE/dx. Arrays are row-major; a "packed" matrix has its rows
-// padded with zeros to a multiple of PAD elements. Nothing here knows torch or Python.
+// Names are those of kernels.py; d_x is dE/dx. Arrays are row-major; "packed" rows are padded with
+// zeros to a multiple of PAD elements. A packed matrix is divided into panels of PANEL such columns,
+// one after the other: what a tile reads of it lies together, and fits into the first-level cache.
+// Nothing here knows torch or Python.
 
 #include <algorithm>
 #include <cmath>
@@ -30,6 +32,8 @@ constexpr int TILE_ROWS = 6, TILE_VECTORS = 2;
 #else
 constexpr int TILE_ROWS = 4, TILE_VECTORS = 4;
 #endif
+
+template <class T> constexpr int64_t PANEL = TILE_VECTORS * width<T>;
 
 int64_t padded(int64_t n) { return (n + PAD - 1) / PAD * PAD; }
 
@@ -130,39 +134,26 @@ template <class T> struct Outer {
 
 // -- activations ------------------------------------------------------------------------------------
 
-// The usual case: SiLUT, whose upper branch few tiles reach.
+// The usual case: SiLUT. Both branches are made of one sigmoid, as tanh(y) = 2 sigmoid(2 y) - 1:
+// a jump to the upper one, which a few elements in a hundred reach, would be predicted badly.
 template <class T> struct Silut {
-    T threshold, alpha, beta;
+    T threshold, steepness, upper;  // of the upper branch: 2 alpha, and its value at s = 0
 
     template <class L> explicit Silut(const L &l)
-        : threshold(T(l.threshold)), alpha(T(l.alpha)), beta(T(l.beta)) {}
+        : threshold(T(l.threshold)), steepness(T(2 * l.alpha)), upper(T(l.beta - 1)) {}
 
     void value(Vec<T> &x) const {
-        Vec<T> lower = x / (exp(-x) + T(1));
-        if (__builtin_expect(any_above<T>(x, threshold), 0)) {
-            // tanh(y) = 1 - 2 / (exp(2 y) + 1)
-            Vec<T> y = max<T>((x - threshold) * alpha, splat(T(0)));
-            Vec<T> upper = T(1) - T(2) / (exp(y * T(2)) + T(1)) + beta;
-            x = x < threshold ? lower : upper;
-        } else {
-            x = lower;
-        }
+        auto above = x > threshold;  // which a NaN is not
+        Vec<T> s = sigmoid(above ? (x - threshold) * steepness : x);
+        x = s * (above ? splat(T(2)) : x) + (above ? splat(upper) : splat(T(0)));
     }
 
     void value_and_slope(Vec<T> &x, Vec<T> &slope) const {
-        Vec<T> s = T(1) / (exp(-x) + T(1));
-        Vec<T> lower = x * s;
-        Vec<T> lower_slope = s * (T(1) + x * (T(1) - s));
-        if (__builtin_expect(any_above<T>(x, threshold), 0)) {
-            Vec<T> y = max<T>((x - threshold) * alpha, splat(T(0)));
-            Vec<T> t = T(1) - T(2) / (exp(y * T(2)) + T(1));
-            auto below = x < threshold;
-            x = below ? lower : t + beta;
-            slope = below ? lower_slope : (T(1) - t * t) * alpha;
-        } else {
-            x = lower;
-            slope = lower_slope;
-        }
+        auto above = x > threshold;  // which a NaN is not
+        Vec<T> s = sigmoid(above ? (x - threshold) * steepness : x);
+        Vec<T> factor = above ? splat(2 * steepness) : x, one = above ? splat(T(0)) : splat(T(1));
+        slope = s * (factor * (T(1) - s) + one);
+        x = s * (above ? splat(T(2)) : x) + (above ? splat(upper) : splat(T(0)));
     }
 };
 
@@ -288,9 +279,13 @@ template <class T, int R, int V> struct Tile {
             for (int v = 0; v < V; ++v) x[r][v] = Vec<T>{};
     }
 
-    // x += rows of `left` (stride) times the columns at `right` (packed, stride).
-    void multiply(const T *left, int64_t left_stride, int64_t depth, const T *right,
-                  int64_t right_stride) {
+    // x += rows of `left` (stride) times the columns of a packed matrix (depth, columns) from
+    // `column` on.
+    void multiply(const T *left, int64_t left_stride, int64_t depth, const T *packed,
+                  int64_t columns, int64_t column) {
+        const int64_t first = column / PANEL<T> * PANEL<T>;  // of the panel
+        const int64_t right_stride = std::min(PANEL<T>, padded(columns) - first);
+        const T *right = packed + first * depth + column - first;
         Vec<T> sum[R][V];  // a copy, which stays in registers
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r)
@@ -475,7 +470,7 @@ template <class T, class A> struct Centre {
                 tile.x[i][v] = load(own + at, n) + load(theirs + at, n);
             }
         }
-        tile.multiply(edge + r * l.e, l.e, l.e, map.matrix + c, padded(columns));
+        tile.multiply(edge + r * l.e, l.e, l.e, map.matrix, columns, c);
     }
 
     // Pre-activations of an angle map for the receiver q and the edges k from r on.
@@ -488,7 +483,7 @@ template <class T, class A> struct Centre {
             for (int i = 0; i < R; ++i)
                 tile.x[i][v] = mine + load(others + (r + i) * p + c + v * width<T>);
         }
-        tile.multiply(angle + (q * m + r) * l.a, l.a, l.a, map.matrix + c, p);
+        tile.multiply(angle + (q * m + r) * l.a, l.a, l.a, map.matrix, columns, c);
     }
 
     // out (rows, packed columns) = edge channels times a map, plus the centre's part if given.
@@ -501,7 +496,7 @@ template <class T, class A> struct Centre {
                 if (own) start = load(own + c + v * width<T>, count<T>(columns, c, v));
                 for (int i = 0; i < R; ++i) tile.x[i][v] = start;
             }
-            tile.multiply(edge + r * l.e, l.e, l.angle_input, map.matrix + c, p);
+            tile.multiply(edge + r * l.e, l.e, l.angle_input, map.matrix, columns, c);
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v)
                     store(out + (r + i) * p + c + v * width<T>, tile.x[i][v]);
@@ -539,7 +534,7 @@ template <class T, class A> struct Centre {
             Vec<T> bias = load(l.edge_angle_bias + c + v * width<T>, count<T>(l.e, c, v));
             for (int i = 0; i < R; ++i) tile.x[i][v] = bias;
         }
-        tile.multiply(input + r * pe, pe, l.e, l.edge_angle.matrix + c, pe);
+        tile.multiply(input + r * pe, pe, l.e, l.edge_angle.matrix, l.e, c);
     }
 
     // ---- forward
@@ -849,9 +844,9 @@ template <class T, class A> struct Centre {
                 }
             const T *left = d_pre + r * d_stride;
             if (message)
-                tile.multiply(left, d_stride, l.message, l.edge_message.transposed + c, pe);
+                tile.multiply(left, d_stride, l.message, l.edge_message.transposed, l.e, c);
             if (self)
-                tile.multiply(left + l.message, d_stride, l.e, l.edge_self.transposed + c, pe);
+                tile.multiply(left + l.message, d_stride, l.e, l.edge_self.transposed, l.e, c);
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v)
                     store(d_edge + (r + i) * pe + c + v * width<T>, tile.x[i][v]);
@@ -1012,11 +1007,11 @@ template <class T, class A> struct Centre {
         each_tile<T>(m, l.angle_input, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             tile.zero();
-            tile.multiply(d.other_m + r * pe, pe, l.e, l.other_message.transposed + c, pi);
-            tile.multiply(d.receiver_m + r * pe, pe, l.e, l.receiver_message.transposed + c, pi);
+            tile.multiply(d.other_m + r * pe, pe, l.e, l.other_message.transposed, l.angle_input, c);
+            tile.multiply(d.receiver_m + r * pe, pe, l.e, l.receiver_message.transposed, l.angle_input, c);
             if (l.angle_self) {
-                tile.multiply(d.other_u + r * pa, pa, l.a, l.other_update.transposed + c, pi);
-                tile.multiply(d.receiver_u + r * pa, pa, l.a, l.receiver_update.transposed + c, pi);
+                tile.multiply(d.other_u + r * pa, pa, l.a, l.other_update.transposed, l.angle_input, c);
+                tile.multiply(d.receiver_u + r * pa, pa, l.a, l.receiver_update.transposed, l.angle_input, c);
             }
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v) {
@@ -1080,7 +1075,7 @@ template <class T, class A> struct Centre {
         each_tile<T>(reach, l.e, [&](auto R_, auto V_, int64_t r, int64_t c) {
             TILE_SIZES;
             tile.zero();
-            tile.multiply(d_u2 + r * pe, pe, l.e, l.edge_angle.transposed + c, pe);
+            tile.multiply(d_u2 + r * pe, pe, l.e, l.edge_angle.transposed, l.e, c);
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v)
                     store(d_input + (r + i) * pe + c + v * width<T>, tile.x[i][v]);
@@ -1187,8 +1182,8 @@ template <class T, class A> struct Centre {
                     tile.x[i][v] = keep * load(d_target + (r + i) * l.a + c + v * width<T>, n);
                 }
             if (message)
-                tile.multiply(d.pre_m + r * pe, pe, l.e, l.angle_message.transposed + c, pa);
-            if (self) tile.multiply(d.pre_u + r * pa, pa, l.a, l.angle_update.transposed + c, pa);
+                tile.multiply(d.pre_m + r * pe, pe, l.e, l.angle_message.transposed, l.a, c);
+            if (self) tile.multiply(d.pre_u + r * pa, pa, l.a, l.angle_update.transposed, l.a, c);
             for (int i = 0; i < R; ++i)
                 for (int v = 0; v < V; ++v)
                     store(d_target + (r + i) * l.a + c + v * width<T>, tile.x[i][v],
@@ -1275,7 +1270,7 @@ template <class T, bool FORWARD> void run(const Layer<T> *l) {
 
 template <class T> void product(const Product<T> &l) {
     // A part is as wide as a tile, and as high as lets others have some.
-    constexpr int64_t WIDE = TILE_VECTORS * width<T>, HIGH = 4 * TILE_ROWS;
+    constexpr int64_t WIDE = PANEL<T>, HIGH = 4 * TILE_ROWS;
     const int64_t across = (l.columns + WIDE - 1) / WIDE, down = (l.rows + HIGH - 1) / HIGH;
 #pragma omp parallel for schedule(static)
     for (int64_t part = 0; part < across * down; ++part) {
@@ -1291,8 +1286,8 @@ template <class T> void product(const Product<T> &l) {
                 int n = count<T>(columns, c, v);
                 for (int i = 0; i < R; ++i) tile.x[i][v] = load(start + i * l.start_stride, n);
             }
-            tile.multiply(l.left + r * l.left_stride, l.left_stride, l.depth, l.right + column + c,
-                          padded(l.columns));
+            tile.multiply(l.left + r * l.left_stride, l.left_stride, l.depth, l.right, l.columns,
+                          column + c);
             for (int v = 0; v < V; ++v) {
                 T *out = l.out + r * l.out_stride + column + c + v * width<T>;
                 int n = count<T>(columns, c, v);
@@ -1395,7 +1390,10 @@ template <class T> void nodes(const Nodes<T> *l, bool forward) {
 }  // namespace
 
 extern "C" {
-int64_t dpa3_abi() { return 5; }
+int64_t dpa3_abi() { return 6; }
+// Columns of the panels of packed matrices.
+int64_t dpa3_panel_f32() { return PANEL<float>; }
+int64_t dpa3_panel_f64() { return PANEL<double>; }
 // The caller compares these with its own layout of the arguments.
 int64_t dpa3_size(int64_t which) {
     const int64_t sizes[] = {sizeof(Layer<double>), sizeof(Product<double>), sizeof(Nodes<double>),

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -67,47 +67,28 @@ template <class T> inline T sum(Vec<T> x) {
 template <class T> inline Vec<T> max(Vec<T> a, Vec<T> b) { return a > b ? a : b; }
 template <class T> inline Vec<T> min(Vec<T> a, Vec<T> b) { return a < b ? a : b; }
 
-template <class T> inline bool any_above(Vec<T> x, T limit) {
-    bool found = false;
-    for (int i = 0; i < width<T>; ++i) found |= x[i] > limit;
-    return found;
-}
-
 // The same with an instruction or few where compilers do not find them.
 #if VECTOR_BYTES == 64 && defined(__AVX512F__)
 template <> inline float sum<float>(Vec<float> x) { return _mm512_reduce_add_ps((__m512)x); }
 template <> inline double sum<double>(Vec<double> x) { return _mm512_reduce_add_pd((__m512d)x); }
-template <> inline bool any_above<float>(Vec<float> x, float limit) {
-    return _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0;
-}
-template <> inline bool any_above<double>(Vec<double> x, double limit) {
-    return _mm512_cmp_pd_mask((__m512d)x, _mm512_set1_pd(limit), _CMP_GT_OQ) != 0;
-}
-#elif VECTOR_BYTES == 32 && defined(__AVX2__)
-template <> inline bool any_above<float>(Vec<float> x, float limit) {
-    return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
-}
-template <> inline bool any_above<double>(Vec<double> x, double limit) {
-    return _mm256_movemask_pd(_mm256_cmp_pd((__m256d)x, _mm256_set1_pd(limit), _CMP_GT_OQ)) != 0;
-}
 #endif
 
-// exp, relative error of an ulp or two; arguments are clamped to where the result is normal.
-inline Vec<float> exp(Vec<float> x) {
-    x = max<float>(min<float>(x, splat(88.0f)), splat(-87.0f));
+// 1 / (1 + exp(-x)), absolute error of 1e-7 or less.
+inline Vec<float> sigmoid(Vec<float> x) {
+    x = max<float>(min<float>(x, splat(80.0f)), splat(-80.0f));
     const float shift = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    Vec<float> n = x * 1.44269504088896341f + shift;
+    Vec<float> n = x * -1.44269504088896341f + shift;
     IVec<float> bits = (IVec<float>)n << 23;
     n -= shift;
-    Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Vec<float> y = splat(1.9875691500e-4f);
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    return (Vec<float>)((IVec<float>)y + bits);
+    // 2^f for |f| <= 1/2, by the polynomial of the least relative error, 2e-7 in float32.
+    Vec<float> f = x * -1.44269504088896341f - n;
+    Vec<float> y = splat(1.3276472e-3f);
+    y = y * f + 9.6755410e-3f;
+    y = y * f + 5.5507131e-2f;
+    y = y * f + 2.4022120e-1f;
+    y = y * f + 6.9314694e-1f;
+    y = y * f + 1.0f;
+    return 1.0f / ((Vec<float>)((IVec<float>)y + bits) + 1.0f);
 }
 
 inline Vec<double> exp(Vec<double> x) {
@@ -133,5 +114,7 @@ inline Vec<double> exp(Vec<double> x) {
     y = y * r * r + r + 1.0;
     return (Vec<double>)((IVec<double>)y + bits);
 }
+
+inline Vec<double> sigmoid(Vec<double> x) { return 1.0 / (exp(-x) + 1.0); }
 
 }  // namespace simd
