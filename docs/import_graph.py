@@ -46,7 +46,7 @@ ROOMS = (
     "cli.commands",
 )
 # Beside the rooms: what starts the program, and names that scripts import.
-DOORS = ("", "__main__", "errors", "ipi", "ipi.pes", "ipi.serving", "lammps", "reading")
+DOORS = ("", "__main__", "errors", "ipi", "ipi.pes", "ipi.serving", "lammps", "reading", "torchsim")
 
 
 def modules() -> dict[str, Path]:
