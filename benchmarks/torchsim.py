@@ -126,7 +126,7 @@ def main() -> None:
     print(f"{STEPS} steps of FIRE end {found:.1e} Å from ASE's", flush=True)
     state = optimized(batch, model, MOST_STEPS, FMAX)
     settings = relax.Settings(fmax=FMAX)
-    minima = [relax.run(atoms, potential, settings).energy_eV for atoms in batch]
+    minima = [relax.run(atoms, potential, settings).steps[-1].energy_eV for atoms in batch]
     error = np.abs(state.energy.numpy() - minima) / [len(x) for x in batch]
     print(f"minima of FIRE differ by {error.max():.1e} eV/atom at most from those of relax")
 
