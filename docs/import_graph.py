@@ -46,7 +46,10 @@ ROOMS = (
     "cli.commands",
 )
 # Beside the rooms: what starts the program, and names that scripts import.
-DOORS = ("", "__main__", "errors", "ipi", "ipi.pes", "ipi.serving", "lammps", "reading")
+DOORS = (
+    *("", "__main__", "deepmd_compat", "errors", "ipi", "ipi.pes", "ipi.serving", "lammps"),
+    *("openmm", "reading", "torchsim"),
+)
 
 
 def modules() -> dict[str, Path]:

@@ -82,7 +82,8 @@ class ModelFile:
 
     def smoothed(self, width: float) -> ModelFile:
         """This model without the step at the angle cutoff, see :meth:`ModelConfig.smoothed`."""
-        return replace(self, config=self.config.smoothed(width), covariance=None)
+        config = self.config.smoothed(width)
+        return self if config == self.config else replace(self, config=config, covariance=None)
 
     def traps(self) -> list[str]:
         """Limits of this model that its user should know (docs/model.md#traps)."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
@@ -29,6 +30,9 @@ from dpa3sim.structures.geometry import complete_cell
 from dpa3sim.structures.system import System
 from dpa3sim.uncertainty.rigidity import MEMBERS, Rigidity
 
+if TYPE_CHECKING:
+    import torch
+
 _log = logging.getLogger("dpa3sim.calculator")
 
 
@@ -40,7 +44,8 @@ class DPA3Calculator(Calculator):
             loaded model, a :class:`Potential` or a client of an :class:`Engine`; None is the
             embedded default model, which the logger ``dpa3sim.calculator`` reports.
         head: name of the head of a multi-task checkpoint.
-        device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda:0"`` ...
+        device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda:0"`` ..., or a member of an
+            enum with such a value.
         dtype: ``"auto"`` (the precision of the checkpoint), ``"float32"`` or ``"float64"``.
         truncate: ``"auto"``, ``"deepmd"`` or ``"none"``, see :class:`Potential`.
         smooth_cutoff: width over which the step at the angle cutoff is smoothed, Å, such as 0.3,
@@ -48,6 +53,7 @@ class DPA3Calculator(Calculator):
         matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
         uncertainty: file of ``dpa3sim uncertainty fit`` for this model, or None.
         ranks: processes that share the work, see :class:`Potential`.
+        default_dtype: another name of ``dtype``, which other tools use.
 
     Results: ``energy`` and ``free_energy`` (eV), ``energies`` (eV per atom), ``forces`` (eV/Å),
     ``stress`` (eV/Å^3, Voigt order, positive = tensile; only for periodic structures) and
@@ -57,6 +63,10 @@ class DPA3Calculator(Calculator):
     ``energies_uncertainty`` (of the atoms, eV); :meth:`forces_uncertainty` takes more time.
 
     Models that depend on charge and spin read them from ``atoms.info["charge_spin"]``.
+
+    Deep copies share the model. Calculators can be pickled, see :class:`Potential`; their last
+    results go along. ``parameters`` is a dict for those who want to know what was computed with
+    which model: ``model``, ``head``, ``dtype``. Changing it changes no results.
 
     Raises:
         CheckpointError, InputError: see :class:`Potential`. Calculations also raise InputError,
@@ -80,16 +90,19 @@ class DPA3Calculator(Calculator):
         model: str | Path | ModelFile | PotentialLike | None = None,
         *,
         head: str | None = None,
-        device: str = "auto",
+        device: str | torch.device | Enum = "auto",
         dtype: Dtype = "auto",
         truncate: Truncate = "auto",
         smooth_cutoff: float | None = None,
         matmul: Matmul = "full",
         uncertainty: str | Path | Rigidity | None = None,
         ranks: int | str = 1,
+        default_dtype: Dtype | None = None,
     ) -> None:
         super().__init__()
         self.potential: PotentialLike
+        dtype = _one_dtype(dtype, default_dtype)
+        device = str(device.value if isinstance(device, Enum) else device)
         settings = ModelSettings(
             *(None, head, device, dtype, matmul, truncate, smooth_cutoff), ranks=str(ranks)
         )
@@ -104,6 +117,11 @@ class DPA3Calculator(Calculator):
             )
         if model is None:
             _log.warning("no model was named, using the embedded one: %s", self.potential)
+        self.parameters = {
+            "model": self.model.name,
+            "head": self.model.head,
+            "dtype": self.potential.dtype,
+        }
         self._key: tuple[Any, ...] | None = None
         self.warnings: tuple[str, ...] = ()
         self.evaluation: Evaluation | None = None
@@ -185,6 +203,22 @@ class DPA3Calculator(Calculator):
         if structure.pbc.any():
             stress = virial_stress(result.virial, structure.cell, structure.pbc)
             self.results["stress"] = full_3x3_to_voigt_6_stress(stress)
+
+
+def _one_dtype(dtype: Dtype, default_dtype: Dtype | None) -> Dtype:
+    """The precision under either of its names.
+
+    Raises:
+        InputError: the two differ.
+    """
+    if default_dtype is None:
+        return dtype
+    if dtype not in ("auto", default_dtype):
+        raise InputError(
+            f"dtype = {dtype!r} and default_dtype = {default_dtype!r} are two names of one option: "
+            "give one of them"
+        )
+    return default_dtype
 
 
 def virial_stress(virial: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:

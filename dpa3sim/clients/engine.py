@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 from dpa3sim.common.errors import EngineError, InputError
 from dpa3sim.potential.evaluation import Evaluation
@@ -364,6 +364,11 @@ class Client:
         return self._engine.potential.model
 
     @property
+    def dtype(self) -> str:
+        """Precision of the descriptor."""
+        return self._engine.potential.dtype
+
+    @property
     def rigidity(self) -> Rigidity | None:
         """What uncertainties are made from."""
         return rigidity_of(self._engine.potential)
@@ -400,6 +405,21 @@ class Client:
         if not self.closed:
             self.closed = True
             self._engine._leave(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Client:
+        """This client: it is a place in the batches."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "a client of an engine cannot leave its process: give the calculator a Potential, "
+            "or a model, before it is pickled"
+        )
 
     def __enter__(self) -> Client:
         return self

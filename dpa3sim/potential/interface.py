@@ -28,6 +28,10 @@ class PotentialLike(Protocol):
     def model(self) -> ModelFile:
         """The model in use."""
 
+    @property
+    def dtype(self) -> str:
+        """Precision of the descriptor: ``"float32"`` or ``"float64"``."""
+
     def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
         """Energies, forces and virials."""
 
@@ -46,10 +50,6 @@ class BatchPotential(PotentialLike, Protocol):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-
-    @property
-    def dtype(self) -> str:
-        """Precision of the descriptor: ``"float32"`` or ``"float64"``."""
 
     @property
     def identity(self) -> str:

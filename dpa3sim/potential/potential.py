@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from dpa3sim.potential.settings import (
     Truncate,
     number_of_ranks,
 )
+from dpa3sim.potential.travel import Recipe, Residents, recipe
 from dpa3sim.structures.geometry import check_geometry
 from dpa3sim.structures.system import AtomsLike, System, as_system
 from dpa3sim.uncertainty.rigidity import MEMBERS, OWN, Rigidity
@@ -76,6 +77,11 @@ class Potential:
 
     Neighbour lists have a skin, are kept between calls, and are renewed exactly when needed;
     similar structures share them. Several threads may use one potential.
+
+    A deep copy is the potential itself. Pickled, it is the name or path of its model with the
+    checksum of that file, and its options; a model that no file holds, such as one whose weights
+    were changed, goes along. Unpickled, it finds the equal potential that the process has already,
+    or loads the model.
 
     Args:
         model: registry name, path of a checkpoint, or a loaded model; None is the embedded one.
@@ -145,6 +151,7 @@ class Potential:
         self.model = model if isinstance(model, ModelFile) else load_model(model, head)
         if smooth_cutoff is not None:
             self.model = self.model.smoothed(smooth_cutoff)
+        self._wanted_device = str(device)
         self.device = resolve_device(device)
         config = self.model.config
         self.dtype: Dtype = config.descriptor.precision if dtype == "auto" else dtype
@@ -226,6 +233,30 @@ class Potential:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """This potential: copies share the model."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle it; see the class.
+
+        Raises:
+            InputError: several processes share its work.
+        """
+        if self._team is not None:
+            raise InputError(
+                f"a potential on {self.ranks} ranks cannot be sent to other processes, each of "
+                "which would start as many: send one with ranks=1"
+            )
+        _residents.add(self._recipe.key, self)
+        return _restored, (self._recipe,)
+
+    @cached_property
+    def _recipe(self) -> Recipe:
+        """What makes it again."""
+        settings = replace(self.settings, device=self._wanted_device, uncertainty=None)
+        return recipe(self.model, settings, self.rigidity, self._skin, self._max_memory)
 
     @classmethod
     def load(
@@ -384,7 +415,7 @@ class Potential:
         """The same model in another precision, or with another uncertainty."""
         return Potential(
             self.model,
-            device=self.device,
+            device=self._wanted_device,
             dtype=dtype,
             truncate=self.truncate,
             skin=self._skin,
@@ -625,6 +656,24 @@ class Potential:
                 self._warned.add(message)
                 warnings.warn(message, Dpa3simWarning, stacklevel=5)
         return tuple(messages)
+
+
+_residents: Residents[Potential] = Residents()
+
+
+def _restored(recipe: Recipe) -> Potential:
+    """The potential of a recipe; the one that is here already, if there is one."""
+
+    def make() -> Potential:
+        own = {
+            "model": recipe.load(),
+            "uncertainty": recipe.rigidity,
+            "skin": recipe.skin,
+            "max_memory": recipe.max_memory,
+        }
+        return Potential(**(asdict(recipe.settings) | own))
+
+    return _residents.find(recipe.key, make)
 
 
 def _in_order(rows: torch.Tensor, graph: BlockGraph) -> np.ndarray:

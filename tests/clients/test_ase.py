@@ -1,13 +1,16 @@
 """The ASE calculator: properties, units, when it computes again, and its errors."""
 
 from dataclasses import replace
+from enum import Enum
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_stress
+from ase.db import connect
 from ase.io import read, write
 from tests_support import DATA
 
@@ -279,3 +282,38 @@ def test_batch_errors_name_the_structure(embedded):
     with pytest.raises(InputError, match=r"structure 1: .*no atoms"):
         embedded.evaluate([molecule("H2O"), Atoms()])
     assert embedded.evaluate([]) == []
+
+
+class Device(Enum):
+    CPU = "cpu"
+
+
+def test_keywords_that_other_tools_pass():
+    path = DATA / "models/dynamic/model.pt"
+    calculator = DPA3Calculator(path, default_dtype="float32", device=Device.CPU)
+    assert (calculator.potential.dtype, str(calculator.potential.device)) == ("float32", "cpu")
+    assert DPA3Calculator(path, dtype="float32", default_dtype="float32").potential.dtype
+    assert DPA3Calculator(path, device=torch.device("cpu")).potential.device.type == "cpu"
+    with pytest.raises(
+        InputError, match=r"dtype = 'float32' and default_dtype = 'float64' are two"
+    ):
+        DPA3Calculator(path, dtype="float32", default_dtype="float64")
+    with pytest.raises(InputError, match="dtype"):
+        DPA3Calculator(path, default_dtype="half")
+    with pytest.raises(TypeError, match="verbose"):
+        DPA3Calculator(path, verbose=True)
+
+
+def test_parameters_are_a_dict_that_others_may_write_to(tmp_path):
+    heads = DATA / "models/multitask/model.pt"
+    calculator = DPA3Calculator(heads, head="Omat24", dtype="float32")
+    assert type(calculator.parameters) is dict
+    assert calculator.parameters == {"model": "model", "head": "Omat24", "dtype": "float32"}
+    calculator.parameters["version"] = "1"
+    assert calculator.todict()["version"] == "1"
+    atoms = molecule("H2O")
+    atoms.calc = calculator
+    atoms.get_potential_energy()
+    with connect(tmp_path / "a.db") as database:
+        database.write(atoms)
+        assert database.get(1).calculator_parameters == calculator.parameters
