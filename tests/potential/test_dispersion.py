@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc111, molecule
 from ase.lattice.hexagonal import Graphite
@@ -172,6 +173,16 @@ def test_a_potential_adds_it_to_the_model(smooth, water):
         potential.dispersion.hessian(as_system(structures[1]), range(3)),
         atol=1e-12,
     )
+
+
+@pytest.mark.filterwarnings(UNKNOWN)
+def test_beside_a_gpu_it_is_the_same(smooth, water, monkeypatch):
+    potential = Potential(smooth.model, dispersion="d3")
+    structures = [water, molecule("H2O")]
+    expected = potential.evaluate(structures)
+    monkeypatch.setattr(potential, "device", torch.device("cuda"))  # where it believes to be
+    for one, other in zip(expected, potential.evaluate(structures), strict=True):
+        np.testing.assert_array_equal(one.forces, other.forces)
 
 
 @pytest.mark.filterwarnings(UNKNOWN)
