@@ -70,6 +70,11 @@ def run(potential: BatchPotential, settings: ValidateSettings, progress: Progres
         if row.get("born_stable") is False:
             warnings.append(f"{name} is elastically unstable")
         progress(Event("crystals", name, done + 1, len(crystals)))
+    if not crystals:
+        warnings.append(
+            f"no reference crystal consists of the elements of this model: "
+            f"{' '.join(potential.model.elements)}"
+        )
     values = {"crystals": rows, **deviations(rows)}
     return Findings(values, tuple(warnings), tuple(problems))
 

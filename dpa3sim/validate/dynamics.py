@@ -9,7 +9,7 @@ import numpy as np
 
 from dpa3sim.protocols.base import Event, Progress, Stage
 from dpa3sim.validate.check import Findings
-from dpa3sim.validate.probes import probes, rattled
+from dpa3sim.validate.probes import moving, rattled
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from dpa3sim.potential.interface import BatchPotential
     from dpa3sim.validate.settings import ValidateSettings
 
-NAMES = ("Si", "NaCl", "H2O")
 # Light atoms oscillate faster: their time step is this share.
 LIGHT, LIGHT_SHARE = 4.0, 0.5
 # Larger drifts (meV/atom/ps), with respect to their error, are warned of.
@@ -26,10 +25,8 @@ SEED = 1
 
 
 def systems(elements: Sequence[str]) -> dict[str, Atoms]:
-    """The systems of the simulations; any probe where the usual ones are of other elements."""
-    known = probes(elements)
-    usual = {name: known[name] for name in NAMES if name in known}
-    return {name: rattled(atoms) for name, atoms in (usual or known).items()}
+    """The systems of the simulations."""
+    return {name: rattled(atoms) for name, atoms in moving(elements).items()}
 
 
 def stages(elements: Sequence[str], settings: ValidateSettings, cutoff: float) -> list[Stage]:
@@ -71,16 +68,11 @@ def _simulated(
 ) -> np.ndarray:
     """Total energies of the systems, all at once, ``(n_systems, steps + 1)``, eV."""
     from ase import units
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+    from ase.md.velocitydistribution import Stationary, thermalize_momenta
 
     for atoms in tried:
         # Half of the kinetic energy becomes potential energy.
-        MaxwellBoltzmannDistribution(
-            atoms,
-            temperature_K=2 * settings.temperature,
-            rng=np.random.default_rng(SEED),
-            force_temp=settings.temperature > 0,
-        )
+        thermalize_momenta(atoms, 2 * settings.temperature, rng=np.random.default_rng(SEED))
         Stationary(atoms)
     steps = [_timestep(atoms, settings) * units.fs for atoms in tried]
     outs = potential.evaluate(tried)

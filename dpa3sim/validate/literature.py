@@ -80,8 +80,8 @@ class Crystal:
             return (c["C11"] + 2 * c["C12"]) / 3
         return (2 * c["C11"] + c["C33"] + 2 * c["C12"] + 4 * c["C13"]) / 9
 
-    def atoms(self, formula: str) -> Atoms:
-        """The primitive cell with the measured lattice, cubic axes along x, y, z."""
+    def atoms(self, formula: str, cubic: bool = False) -> Atoms:
+        """The primitive or the cubic cell with the measured lattice, cubic axes along x, y, z."""
         from ase import Atoms
         from ase.build import bulk
 
@@ -91,7 +91,7 @@ class Crystal:
             places = [[0, 0, 0], [half] * 3, [half, half, 0], [half, 0, half], [0, half, half]]
             return Atoms(formula, scaled_positions=places, cell=[a] * 3, pbc=True)
         c = self.lattice[1] if len(self.lattice) > 1 else None
-        return bulk(formula, self.prototype, a=a, c=c)
+        return bulk(formula, self.prototype, a=a, c=c, cubic=cubic)
 
 
 def _cubic(c11: float, c12: float, c44: float) -> dict[str, float]:

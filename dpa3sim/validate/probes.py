@@ -8,32 +8,34 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpa3sim.common.elements import ATOMIC_NUMBERS
+from dpa3sim.validate.literature import CRYSTALS
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 RATTLE, SEED = 0.05, 1
+MOVING = ("Si", "NaCl", "H2O")
 # Water: molecules on a cubic grid, Å apart, as dense as the liquid.
 GRID = 3.1
 
 
-def probes(elements: Sequence[str]) -> dict[str, Atoms]:
+def probes(elements: Sequence[str], *, primitive: bool = False) -> dict[str, Atoms]:
     """The structures that consist of these elements, at their symmetric positions.
 
-    Of an element by itself the list has no crystal but these; a model of other elements has none.
+    Args:
+        elements: of a model. primitive: the primitive cells of crystals, not the cubic ones.
     """
-    from ase.build import bulk
-
-    found = {
-        "Si": bulk("Si", a=5.431, cubic=True),
-        "C": bulk("C", a=3.567, cubic=True),
-        "Cu": bulk("Cu", a=3.615, cubic=True),
-        "NaCl": bulk("NaCl", "rocksalt", a=5.64, cubic=True),
-        "MgO": bulk("MgO", "rocksalt", a=4.212, cubic=True),
-        "H2O": _water(),
-    }
+    names = ("Si", "C", "Cu", "NaCl", "MgO")
+    found = {name: CRYSTALS[name].atoms(name, cubic=not primitive) for name in names}
+    found["H2O"] = _water()
     known = {ATOMIC_NUMBERS[symbol] for symbol in elements}
     return {name: atoms for name, atoms in found.items() if known.issuperset(atoms.numbers)}
+
+
+def moving(elements: Sequence[str]) -> dict[str, Atoms]:
+    """The probes whose atoms are moved; any of them where the usual ones are of other elements."""
+    known = probes(elements)
+    return {name: known[name] for name in MOVING if name in known} or known
 
 
 def rattled(atoms: Atoms) -> Atoms:

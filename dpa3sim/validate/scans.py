@@ -16,7 +16,7 @@ import numpy as np
 from dpa3sim.protocols.base import Event, Progress, Stage
 from dpa3sim.structures.inspection import pairs
 from dpa3sim.validate.check import Findings
-from dpa3sim.validate.probes import probes, rattled
+from dpa3sim.validate.probes import moving, probes, rattled
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dpa3sim.potential.interface import BatchPotential
     from dpa3sim.validate.settings import ValidateSettings
 
-POINTS, HALVINGS, CANDIDATES = 61, 18, 3
+POINTS, HALVINGS, CANDIDATES = 41, 18, 2
 # Lengths are scaled, and an atom is moved (Å), by at most this, both ways.
 SCALE, MOVE = 0.08, 0.6
 # Smaller steps, meV/atom, are rounding.
@@ -112,8 +112,11 @@ def displacement(name: str, atoms: Atoms) -> Path:
 
 def paths(elements: Sequence[str]) -> list[Path]:
     """All paths of a model of these elements."""
-    known = probes(elements)
-    return [make(name, atoms) for name, atoms in known.items() for make in (scaling, displacement)]
+    whole = probes(elements, primitive=True)
+    return [
+        *(scaling(name, atoms) for name, atoms in whole.items()),
+        *(displacement(name, atoms) for name, atoms in moving(elements).items()),
+    ]
 
 
 def stages(elements: Sequence[str], settings: ValidateSettings, cutoff: float) -> list[Stage]:

@@ -22,7 +22,7 @@ class ValidateSettings:
     checks: str = option(" ".join(CHECKS), f"which of them: {', '.join(CHECKS)}", repeatable=True)
     crystals: str = option(USUAL, f"reference crystals, of {', '.join(CRYSTALS)}", repeatable=True)
     supercell: str = option("10A", "supercell of the phonons, as for phonon")
-    steps: int = option(300, "steps of the dynamics", minimum=10)
+    steps: int = option(200, "steps of the dynamics", minimum=10)
     timestep: float = option(1.0, "time step of the dynamics", unit="fs", minimum=0.01)
     temperature: float = option(
         300.0, "temperature of the dynamics, about which it equilibrates", unit="K", minimum=0.0
