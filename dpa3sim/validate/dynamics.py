@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim.protocols.base import Event, Progress, Stage
+from dpa3sim.protocols.dynamics.correlation import drift_of
 from dpa3sim.validate.check import Findings
 from dpa3sim.validate.probes import moving, rattled
 
@@ -98,18 +99,13 @@ def _conserved(energies: np.ndarray, step: float) -> dict[str, Any]:
         energies: ``(n,)`` meV/atom. step: fs.
     """
     time = 1e-3 * step * np.arange(len(energies))
-    # The error from the means of four parts: neighbouring values are correlated.
-    fits = [np.polyfit(t, e, 1)[0] for t, e in _halves(time, energies)]
-    drift = float(np.polyfit(time, energies, 1)[0])
+    found = drift_of(time, energies)
+    assert found is not None  # the settings ask for more than four steps
+    drift, error = found
     return {
         "simulated_ps": float(time[-1]),
         "range_meV_per_atom": float(np.ptp(energies)),
         "drift_meV_per_atom_per_ps": drift,
-        "drift_error_meV_per_atom_per_ps": float(abs(fits[0] - fits[1]) / 2),
+        "drift_error_meV_per_atom_per_ps": error,
         "largest_change_meV_per_atom": float(np.abs(np.diff(energies)).max()),
     }
-
-
-def _halves(time: np.ndarray, values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    middle = len(time) // 2
-    return [(time[:middle], values[:middle]), (time[middle:], values[middle:])]
