@@ -22,9 +22,11 @@ from dpa3sim.report.values import Table
 PAGE = ROOT / "docs/zoo.md"
 HEAD = """# Models side by side
 
-`dpa3sim validate` made these checks ([what they are](validate.md)), and `python benchmarks/zoo.py` wrote this page from its results. In brackets: the
-deviation from the measured value; the sources are those of [validation](validation.md#against-measured-values-and-matcalc). Models differ in the data
-that they were trained on and in the level of theory: deviations from measurements contain the error of the functional.
+`dpa3sim validate` made these checks ([what they are](validate.md)), and
+`python benchmarks/zoo.py` wrote this page from its results. In brackets: the deviation from the
+measured value; the sources are those of
+[validation](validation.md#against-measured-values-and-matcalc). Models differ in their training
+data and in the level of theory: deviations from measurements contain the error of the functional.
 """
 
 
