@@ -1,8 +1,8 @@
-"""The models at hand side by side: docs/zoo.md from the results of ``dpa3sim validate``.
+"""The models at hand side by side: a page from the results of ``dpa3sim validate``.
 
     dpa3sim validate --model dpa3-openlam a.pth b.safetensors --out zoo
     dpa3sim validate --smooth-cutoff 0.3 --truncate none --out zoo
-    python benchmarks/zoo.py zoo                      # writes docs/zoo.md
+    python benchmarks/zoo.py zoo zoo.md
 
 Nothing is computed here.
 """
@@ -13,13 +13,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from peers import ROOT
-
 from dpa3sim.report.reading import Run
 from dpa3sim.report.validation import read_validations, tables
 from dpa3sim.report.values import Table
 
-PAGE = ROOT / "docs/zoo.md"
 HEAD = """# Models side by side
 
 `dpa3sim validate` made these checks ([what they are](validate.md)), and
@@ -33,10 +30,10 @@ data and in the level of theory: deviations from measurements contain the error 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder that validate wrote")
-    parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("page", type=Path, help="the Markdown page to write")
     args = parser.parse_args()
-    args.output.write_text(page(read_validations(args.folder)), encoding="utf-8")
-    print(args.output)
+    args.page.write_text(page(read_validations(args.folder)), encoding="utf-8")
+    print(args.page)
 
 
 def page(runs: Sequence[Run]) -> str:
