@@ -43,9 +43,8 @@ def dimer(element: str, distance: float) -> Atoms:
 
 def stages(elements: Sequence[str], settings: ValidateSettings, cutoff: float) -> list[Stage]:
     """See :class:`~dpa3sim.validate.check.Check`."""
-    if not elements:
-        return []
-    return [Stage("dimers", [2] * (POINTS * len(elements)), dimer(elements[0], 2.0))]
+    # A request for each element, so that no plan times two atoms in the place of crystals.
+    return [Stage("dimers", [2] * POINTS, dimer(element, 2.0)) for element in elements]
 
 
 def run(potential: BatchPotential, settings: ValidateSettings, progress: Progress) -> Findings:
