@@ -22,16 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from literature import CHECKED, CRYSTALS, SOURCES
 from peers import ROOT, marks, write_report
 
 from dpa3sim import DPA3Calculator, Potential
 from dpa3sim.protocols import elastic, phonon
 from dpa3sim.protocols.crystals.cells import conventional_cell
+from dpa3sim.validate.crystals import constants, lattice
+from dpa3sim.validate.literature import CHECKED, CRYSTALS, SOURCES, THZ
 
 REPORT = "literature"
 START, END = marks(REPORT)
-THZ = 0.0299792458  # of a wave number of 1/cm
 # Diamond also without the selection limit, which cuts equal distances there.
 ALL_NEIGHBOURS = "C, all neighbours"
 NAMES = (*CRYSTALS, ALL_NEIGHBOURS)
@@ -70,8 +70,8 @@ def our_elastic(name: str, potential: Potential) -> Results:
     data = result.to_dict()
     return {
         "lattice": lattice(data["conventional_lengths_A"]),
-        "relaxed": constants(name, data["elastic_tensor_ieee_GPa"]),
-        "clamped": constants(name, data["elastic_tensor_clamped_ieee_GPa"]),
+        "relaxed": constants(CRYSTALS[formula(name)], data["elastic_tensor_ieee_GPa"]),
+        "clamped": constants(CRYSTALS[formula(name)], data["elastic_tensor_clamped_ieee_GPa"]),
         "error": float(result.relaxed.error.max()),
         "converged": result.converged,
         "warnings": list(result.warnings),
@@ -101,26 +101,6 @@ def our_phonon(name: str, potential: Potential) -> Results:
     }
 
 
-def constants(name: str, tensor: Any) -> dict[str, float]:
-    """Means of the constants that are equal in the crystal, and how much they differ."""
-    c = np.asarray(tensor, dtype=float)
-    if "C33" not in CRYSTALS[formula(name)].elastic:
-        groups = {"C11": [(0, 0), (1, 1), (2, 2)], "C12": [(0, 1), (0, 2), (1, 2)]}
-        groups["C44"] = [(3, 3), (4, 4), (5, 5)]
-    else:
-        groups = {"C11": [(0, 0), (1, 1)], "C12": [(0, 1)], "C44": [(3, 3), (4, 4)]}
-        groups |= {"C33": [(2, 2)], "C13": [(0, 2), (1, 2)]}
-    values = {key: [c[place] for place in places] for key, places in groups.items()}
-    spread = max(float(np.ptp(v)) for v in values.values())
-    return {key: float(np.mean(v)) for key, v in values.items()} | {"spread": spread}
-
-
-def lattice(lengths: Any) -> list[float]:
-    """The different ones of a, b, c."""
-    a, _, c = lengths
-    return [a] if abs(c / a - 1) < 0.01 else [a, c]
-
-
 # -- matcalc -------------------------------------------------------------------------------------
 
 
@@ -136,7 +116,9 @@ def matcalc_elastic(name: str, potential: Potential, **options: Any) -> Results:
     assert cell is not None
     return {
         "lattice": lattice(cell[:3]),
-        "constants": constants(name, ElasticTensor(result["elastic_tensor"]).voigt),
+        "constants": constants(
+            CRYSTALS[formula(name)], ElasticTensor(result["elastic_tensor"]).voigt
+        ),
         "max_force": float(result["max_force"]),
         "largest_stress": float(np.abs(result["stress"]).max() * 160.21766208),
     }

@@ -37,6 +37,7 @@ ROOMS = (
     "train",
     "sample",
     "distill",
+    "validate",
     "report.plots",
     "run",
     "run.jobs",

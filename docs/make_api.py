@@ -47,6 +47,7 @@ API: dict[str, tuple[str, ...]] = {
     "dpa3sim.sample": ("generate", "choose", "label"),
     "dpa3sim.distill": ("DistillOptions", "Errors"),
     "dpa3sim.run.distilling": ("DistillRun",),
+    "dpa3sim.run.validating": ("ValidateRun",),
 }
 
 

@@ -184,9 +184,8 @@ class EMTPotential:
 
     def __init__(self) -> None:
         descriptor = SimpleNamespace(e_rcut=6.0, has_step=False, add_chg_spin_ebd=False)
-        self.model = SimpleNamespace(
-            name="emt", head=None, config=SimpleNamespace(descriptor=descriptor)
-        )
+        config = SimpleNamespace(descriptor=descriptor)
+        self.model = SimpleNamespace(name="emt", head=None, origin={}, config=config)
         self.counters = Counters()
         self.device = torch.device("cpu")
         self.dtype = "float64"

@@ -69,6 +69,7 @@ GROUPS = {
     },
     "models and this installation": {
         "model": "list, download and inspect models",
+        "validate": "check models by cheap physics, and compare them on one page",
         "convert": "convert a checkpoint to dpa3sim's own format",
         "bench": "measure the speed of the model for your own structures",
         "doctor": "check this installation and its speed",

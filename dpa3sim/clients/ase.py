@@ -25,7 +25,7 @@ from dpa3sim.potential import interface
 from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.interface import PotentialLike
 from dpa3sim.potential.potential import Potential
-from dpa3sim.potential.settings import Dtype, ModelSettings, Truncate
+from dpa3sim.potential.settings import DispersionName, Dtype, ModelSettings, Truncate
 from dpa3sim.structures.geometry import complete_cell
 from dpa3sim.structures.system import System
 from dpa3sim.uncertainty.rigidity import MEMBERS, Rigidity
@@ -52,6 +52,7 @@ class DPA3Calculator(Calculator):
             for models that have one; see :class:`Potential`. None means no smoothing.
         matmul: ``"full"``; ``"tf32"`` or ``"bf16"`` on GPUs, see :class:`Potential`.
         uncertainty: file of ``dpa3sim uncertainty fit`` for this model, or None.
+        dispersion: ``"none"``, or ``"d3"`` to add D3(BJ), see :class:`Potential`.
         ranks: processes that share the work, see :class:`Potential`.
         default_dtype: another name of ``dtype``, which other tools use.
 
@@ -96,6 +97,7 @@ class DPA3Calculator(Calculator):
         smooth_cutoff: float | None = None,
         matmul: Matmul = "full",
         uncertainty: str | Path | Rigidity | None = None,
+        dispersion: DispersionName = "none",
         ranks: int | str = 1,
         default_dtype: Dtype | None = None,
     ) -> None:
@@ -104,7 +106,9 @@ class DPA3Calculator(Calculator):
         dtype = _one_dtype(dtype, default_dtype)
         device = str(device.value if isinstance(device, Enum) else device)
         settings = ModelSettings(
-            *(None, head, device, dtype, matmul, truncate, smooth_cutoff), ranks=str(ranks)
+            *(None, head, device, dtype, matmul, truncate, smooth_cutoff),
+            dispersion=dispersion,
+            ranks=str(ranks),
         )
         if not isinstance(model, PotentialLike):
             self.potential = Potential.load(settings, model, uncertainty)
@@ -112,8 +116,8 @@ class DPA3Calculator(Calculator):
             self.potential = model
         else:
             raise InputError(
-                "set head, device, dtype, truncate, smooth_cutoff, matmul, uncertainty and ranks "
-                "in the Potential"
+                "set head, device, dtype, truncate, smooth_cutoff, matmul, uncertainty, dispersion "
+                "and ranks in the Potential"
             )
         if model is None:
             _log.warning("no model was named, using the embedded one: %s", self.potential)

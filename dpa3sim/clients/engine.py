@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 from dpa3sim.common.errors import EngineError, InputError
 from dpa3sim.potential.evaluation import Evaluation
-from dpa3sim.potential.interface import BatchPotential, rigidity_of
+from dpa3sim.potential.interface import BatchPotential, dispersion_of, rigidity_of
 from dpa3sim.potential.potential import Potential
 from dpa3sim.structures.system import AtomsLike, System, as_system
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from dpa3sim.checkpoints import ModelFile
+    from dpa3sim.potential.dispersion import Dispersion
     from dpa3sim.uncertainty.rigidity import Rigidity
 
 Mode = Literal["lockstep", "streaming"]
@@ -372,6 +373,11 @@ class Client:
     def rigidity(self) -> Rigidity | None:
         """What uncertainties are made from."""
         return rigidity_of(self._engine.potential)
+
+    @property
+    def dispersion(self) -> Dispersion | None:
+        """What is added to the model."""
+        return dispersion_of(self._engine.potential)
 
     def __repr__(self) -> str:
         return repr(self._engine.potential)

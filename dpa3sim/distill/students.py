@@ -10,6 +10,7 @@ from pathlib import Path
 from dpa3sim.checkpoints.model_file import ModelFile
 from dpa3sim.common.errors import InputError
 from dpa3sim.distill.settings import DistillOptions
+from dpa3sim.potential.interface import PotentialLike, dispersion_of
 from dpa3sim.train.data.settings import DataSettings
 from dpa3sim.train.options import Options
 from dpa3sim.train.prepare import Prepared, from_options
@@ -23,7 +24,7 @@ def recipe_of(
     files: Sequence[Path],
     held_out: Path,
     options: DistillOptions,
-    teacher: ModelFile,
+    teacher: PotentialLike,
     before: ModelFile | None = None,
 ) -> Prepared:
     """A training of the student.
@@ -62,8 +63,15 @@ def recipe_of(
     recipe = replace(
         prepared.recipe,
         truncate="none",
-        origin={"teacher": teacher.name, "teacher_sha256": teacher.sha256},
+        origin=_origin(teacher),
     )
     if before is not None:
         recipe = replace(recipe, config=before.config, start={SINGLE: before.weights})
     return replace(prepared, recipe=recipe)
+
+
+def _origin(teacher: PotentialLike) -> dict[str, str]:
+    """What a student says of its teacher; with the dispersion that it learns from it."""
+    model, added = teacher.model, dispersion_of(teacher)
+    origin = {"teacher": model.name, "teacher_sha256": model.sha256}
+    return origin if added is None else origin | {"dispersion": str(added)}

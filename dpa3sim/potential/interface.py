@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dpa3sim.checkpoints import ModelFile
     from dpa3sim.common.errors import Dpa3simError
     from dpa3sim.graph.lists import Counters
+    from dpa3sim.potential.dispersion import Dispersion
     from dpa3sim.uncertainty.rigidity import Rigidity
 
 
@@ -76,6 +77,11 @@ class BatchPotential(PotentialLike, Protocol):
 def rigidity_of(potential: PotentialLike) -> Rigidity | None:
     """The uncertainty of a potential; None if it has none."""
     return getattr(potential, "rigidity", None)
+
+
+def dispersion_of(potential: PotentialLike) -> Dispersion | None:
+    """What is added to the model of a potential; None if nothing is."""
+    return getattr(potential, "dispersion", None)
 
 
 def forces_uncertainty(

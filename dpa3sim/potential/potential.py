@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,10 +30,12 @@ from dpa3sim.model.inputs import edge_rules, with_inputs
 from dpa3sim.model.network import DTYPES, Network, hessian
 from dpa3sim.parallel.scaling import IMBALANCE
 from dpa3sim.potential.batches import BatchEvaluator
+from dpa3sim.potential.dispersion import Dispersion
 from dpa3sim.potential.evaluation import NEW, Ensemble, Evaluation, raise_first
 from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.settings import (
     RANK_TIMEOUT,
+    DispersionName,
     Dtype,
     ModelSettings,
     Truncate,
@@ -106,6 +109,8 @@ class Potential:
         uncertainty: file that ``dpa3sim uncertainty fit`` made for this model, or what is in it,
             or ``"model"``: what the file of the model says; evaluations then have an uncertainty.
             None for none.
+        dispersion: ``"d3"`` adds the dispersion D3(BJ) for the functional that the model was
+            trained to (docs/dispersion.md), ``"none"`` adds nothing.
         ranks: processes that share the work, this one among them: a number that are started on
             this machine, each with its own part of the cores or its own GPU, or ``"env"`` for
             those of torchrun or srun, of which the first goes on and the others end with
@@ -120,6 +125,7 @@ class Potential:
         rules: cutoffs and limits of neighbours.
         batcher: evaluates batches; holds kernels, sessions and the memory model.
         rigidity: what uncertainties are made from; None without.
+        dispersion: what is added to the model; None without.
 
     Raises:
         CheckpointError: the model cannot be read. InputError: a bad argument.
@@ -138,10 +144,13 @@ class Potential:
         max_memory: float | None = None,
         matmul: Matmul = "full",
         uncertainty: str | Path | Rigidity | None = None,
+        dispersion: DispersionName = "none",
         ranks: int | str | Team = 1,
         rank_timeout: float = RANK_TIMEOUT,
     ) -> None:
-        ModelSettings(head=head, dtype=dtype, matmul=matmul, truncate=truncate)
+        ModelSettings(
+            head=head, dtype=dtype, matmul=matmul, truncate=truncate, dispersion=dispersion
+        )
         if not 0 <= skin <= MAX_SKIN:
             raise InputError(f"skin {skin!r} must be between 0 and {MAX_SKIN:g} Å")
         if max_memory is not None and not max_memory > 0:
@@ -152,6 +161,7 @@ class Potential:
         if smooth_cutoff is not None:
             self.model = self.model.smoothed(smooth_cutoff)
         self._wanted_device = str(device)
+        self.dispersion = Dispersion(dispersion, self.model) if dispersion != "none" else None
         self.device = resolve_device(device)
         config = self.model.config
         self.dtype: Dtype = config.descriptor.precision if dtype == "auto" else dtype
@@ -327,6 +337,7 @@ class Potential:
             truncate=self.truncate,
             smooth_cutoff=self.smooth_cutoff,
             uncertainty=None if path is None else str(path),
+            dispersion=self._dispersion_name,
             ranks=str(self.ranks),
             rank_timeout=self._rank_timeout,
         )
@@ -341,7 +352,12 @@ class Potential:
         """A text that distinguishes results of this potential from those of others."""
         smoothed = "" if self.smooth_cutoff is None else f" smooth_cutoff={self.smooth_cutoff!r}"
         judged = "" if self.rigidity is None else f" uncertainty={self.rigidity.identity}"
-        return f"{self._memory_key} {self.truncate} {self.matmul}{smoothed}{judged}"
+        added = "" if self.dispersion is None else f" dispersion={self.dispersion.identity}"
+        return f"{self._memory_key} {self.truncate} {self.matmul}{smoothed}{judged}{added}"
+
+    @property
+    def _dispersion_name(self) -> DispersionName:
+        return "none" if self.dispersion is None else self.dispersion.name
 
     @property
     def _memory_key(self) -> str:
@@ -353,8 +369,9 @@ class Potential:
         matmul = "" if self.matmul == "full" else f", {self.matmul} products"
         width = self.smooth_cutoff
         smoothed = "" if width is None else f", cutoff smoothed over {width:g} Å"
+        added = "" if self.dispersion is None else f" + {self.dispersion}"
         where = f"{self.device}" if self._team is None else f"{self.ranks} ranks of {self.device}"
-        return f"{self.model.name}{head}{smoothed}; {self.dtype}{matmul} on {where}"
+        return f"{self.model.name}{head}{smoothed}{added}; {self.dtype}{matmul} on {where}"
 
     def evaluate(self, structures: Sequence[AtomsLike | System]) -> list[Evaluation]:
         """Evaluate any mix of structures, as few batches as memory allows.
@@ -377,11 +394,28 @@ class Potential:
                 inputs[index] = self.system(structure)
             except InputError as error:
                 results[index] = error
-        with self._lock:
-            outputs = (self._shared or self.batcher).evaluate(list(inputs.values()))
+        outputs = self._with_dispersion(list(inputs.values()))
         for (index, system), output in zip(inputs.items(), outputs, strict=True):
             results[index] = self._judged(system, output)
         return [results[index] for index in range(len(structures))]
+
+    def _by_model(self, systems: list[System]) -> Sequence[Evaluation | Dpa3simError]:
+        with self._lock:
+            return (self._shared or self.batcher).evaluate(systems)
+
+    def _with_dispersion(self, systems: list[System]) -> Sequence[Evaluation | Dpa3simError]:
+        """What the model says, and the dispersion that was asked for added to it."""
+        added = self.dispersion
+        if added is None:
+            return self._by_model(systems)
+        if self.device.type == "cpu":  # the model needs all of its cores
+            outputs, corrections = self._by_model(systems), added.evaluate(systems)
+        else:
+            with ThreadPoolExecutor(1) as beside:
+                pending = beside.submit(added.evaluate, systems)
+                outputs = self._by_model(systems)
+                corrections = pending.result()
+        return [added.to(x, y) for x, y in zip(outputs, corrections, strict=True)]
 
     def forget(self) -> None:
         """Drop the kept neighbour lists and layouts.
@@ -422,6 +456,7 @@ class Potential:
             max_memory=self._max_memory,
             matmul=self.matmul if dtype == "float32" else "full",
             uncertainty=rigidity,
+            dispersion=self._dispersion_name,
             ranks=1 if self._team is None else self._team,
             rank_timeout=self._rank_timeout,
         )
@@ -483,7 +518,8 @@ class Potential:
         if self.dtype != "float64":
             network = Network(self.model.config, self.model.weights, self.device, torch.float64)
         with self._lock:
-            return hessian(network, batch, rows)
+            matrix = hessian(network, batch, rows)
+        return matrix if self.dispersion is None else matrix + self.dispersion.hessian(system, rows)
 
     def features(self, structures: Sequence[AtomsLike | System]) -> list[np.ndarray]:
         """What the last layer of the fitting net reads of every atom, ``(n, width)`` float64 each.
@@ -602,7 +638,7 @@ class Potential:
         Raises:
             InputError: a structure that cannot be computed.
         """
-        return self._edges(with_inputs(as_system(structure), self.model.config))
+        return self._edges(self._given(structure))
 
     def _edges(self, x: System) -> Edges:
         """The edges of a system with inputs, whose geometry the search checks."""
@@ -614,8 +650,15 @@ class Potential:
         Raises:
             InputError: a structure that cannot be computed; overlaps of atoms are found later.
         """
-        system = with_inputs(as_system(structure), self.model.config)
+        system = self._given(structure)
         check_geometry(system.positions, system.cell, system.pbc)
+        return system
+
+    def _given(self, structure: AtomsLike | System) -> System:
+        """The structure with types and extra inputs, its elements checked."""
+        system = with_inputs(as_system(structure), self.model.config)
+        if self.dispersion is not None:
+            self.dispersion.check(system.numbers)
         return system
 
     def _judged(
@@ -631,7 +674,7 @@ class Potential:
 
     def _reservations(self, types: np.ndarray, output: Evaluation) -> tuple[str, ...]:
         """Reasons to doubt a result: untrained elements, cut neighbours. Warns of each once."""
-        messages = []
+        messages = [] if self.dispersion is None else [*self.dispersion.warnings]
         symbols = {self.model.config.type_map[t] for t in np.unique(types)}
         unseen = ", ".join(sorted(symbols & self._untrained))
         if unseen:

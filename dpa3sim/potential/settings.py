@@ -15,6 +15,7 @@ RANK_TIMEOUT = 300.0
 """How long another process is waited for, s."""
 Dtype = Literal["auto", "float32", "float64"]
 Truncate = Literal["auto", "deepmd", "none"]
+DispersionName = Literal["none", "d3"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ class ModelSettings:
         "results get uncertainties from this file of 'dpa3sim uncertainty fit', or from that of "
         "the model itself: model [none]",
     )
-
+    dispersion: DispersionName = option(
+        "none",
+        "add the London dispersion D3(BJ) to a model that was trained to a functional without it; "
+        "needs the package dftd3",
+        choices=get_args(DispersionName),
+    )
     ranks: str = option(
         "1",
         "processes that share the work: a number on this machine, each with its part of the cores "

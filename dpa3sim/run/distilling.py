@@ -275,8 +275,7 @@ class DistillRun:
         folder = self._directory.path
         files = [folder / name for name in names if (folder / name).stat().st_size]
         before = self._model(number - 1) if number else None
-        model = self._teacher.model
-        return recipe_of(files, folder / HELD_OUT, self._options, model, before)
+        return recipe_of(files, folder / HELD_OUT, self._options, self._teacher, before)
 
     def _model(self, number: int) -> ModelFile:
         """The best student of a training."""
@@ -395,7 +394,7 @@ class DistillRun:
             "left_out": self._state["left_out"],
             "parameters": model.parameter_count,
             "settings": self._options.values(),
-            "model": model_facts(self._teacher.model),
+            "model": model_facts(self._teacher),
             "dtype": self._teacher.dtype,
             "directory": str(folder),
         }
@@ -542,7 +541,7 @@ def estimate(
     with TemporaryDirectory() as folder:
         path = Path(folder) / FRAMES
         atomic_write(path, to_extxyz(frames))
-        trial = training(recipe_of([path], path, options, teacher.model).recipe)
+        trial = training(recipe_of([path], path, options, teacher).recipe)
     steps = options.train.steps + options.distill.rounds * options.distill.round_steps
     facts = {
         "steps_least": options.train.steps,

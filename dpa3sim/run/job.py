@@ -26,10 +26,11 @@ from dpa3sim.common.errors import (
     StorageError,
     memory_ran_out,
 )
-from dpa3sim.potential.interface import rigidity_of
+from dpa3sim.potential.interface import dispersion_of, rigidity_of
 from dpa3sim.run import directory as rundir
 from dpa3sim.run.certainty import certainty, certainty_lines
 from dpa3sim.run.directory import RunDirectory
+from dpa3sim.run.hints import hints
 from dpa3sim.run.provenance import model_facts, session
 from dpa3sim.run.reporter import Narrator, Reporter
 from dpa3sim.run.store import StoredPotential
@@ -66,6 +67,8 @@ def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dic
     """Everything that decides the result of a calculation, besides its structure."""
     model, rigidity = potential.model, rigidity_of(potential)
     judged = {} if rigidity is None else {"uncertainty": rigidity.identity}
+    dispersion = dispersion_of(potential)
+    added = {} if dispersion is None else {"dispersion": dispersion.identity}
     return {
         "protocol": protocol,
         "model": model.name,
@@ -74,6 +77,7 @@ def calculation_facts(protocol: str, potential: Potential, settings: Any) -> dic
         **asdict(settings),
         **{name: getattr(potential, name) for name in PRECISION},
         **judged,
+        **added,
     }
 
 
@@ -310,10 +314,14 @@ class Job:
             values, warnings = certainty(self.potential, starts, result)
             content |= values
             content["warnings"] = [*content["warnings"], *warnings]
+        content["warnings"] = [
+            *content["warnings"],
+            *hints(self.potential, [source.atoms for source in self.sources]),
+        ]
         before = [warning for source in self.read() for warning in source.warnings]
         content["warnings"] = list(dict.fromkeys([*before, *content["warnings"]]))
         content["warnings"] += self._written(result)
-        content["model"] = model_facts(self.potential.model)
+        content["model"] = model_facts(self.potential)
         content["dtype"] = self.potential.dtype
         content["directory"] = str(self.directory.path)
         self.directory.write_result(content, final=result.converged)

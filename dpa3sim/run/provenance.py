@@ -10,13 +10,14 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import dpa3sim
+from dpa3sim.potential.interface import dispersion_of
 from dpa3sim.run.directory import timestamp
 
 if TYPE_CHECKING:
-    from dpa3sim.checkpoints import ModelFile
+    from dpa3sim.potential.interface import PotentialLike
     from dpa3sim.potential.potential import Potential
 
-_PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors", "ipi")
+_PACKAGES = ("torch", "ase", "numpy", "vesin", "spglib", "safetensors", "ipi", "dftd3")
 
 
 def session(potential: Potential, command: Sequence[str]) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def session(potential: Potential, command: Sequence[str]) -> dict[str, Any]:
         "kernels": potential.kernels,
         "matmul": potential.matmul,
         "matmul_deviation": deviation and asdict(deviation),
-        "model": model_facts(potential.model),
+        "model": model_facts(potential),
     }
 
 
@@ -45,8 +46,9 @@ def process_facts(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def model_facts(model: ModelFile) -> dict[str, Any]:
+def model_facts(potential: PotentialLike) -> dict[str, Any]:
     """Which model exactly: name, file, checksum, head, origin, and what was changed in it."""
+    model, added = potential.model, dispersion_of(potential)
     return {
         "name": model.name,
         "file": str(model.path.resolve()),
@@ -55,6 +57,7 @@ def model_facts(model: ModelFile) -> dict[str, Any]:
         "source_format": model.source_format,
         "origin": dict(model.origin),
         "smooth_cutoff_A": model.config.descriptor.smooth_cutoff,
+        "dispersion": None if added is None else added.facts(),
     }
 
 

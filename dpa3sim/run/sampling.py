@@ -278,7 +278,7 @@ class SampleRun:
                 for k, reason in failed.items()
             ],
             "settings": {**asdict(self._settings), **asdict(self._labelling)},
-            "model": model_facts(self._potential.model),
+            "model": model_facts(self._potential),
             "dtype": self._potential.dtype,
             "directory": str(folder),
         }

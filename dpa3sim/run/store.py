@@ -27,7 +27,7 @@ import numpy as np
 from dpa3sim.common.errors import Dpa3simError, InputError, StorageError
 from dpa3sim.graph.lists import Counters
 from dpa3sim.potential.evaluation import Evaluation, Uncertainty, raise_first
-from dpa3sim.potential.interface import BatchPotential, rigidity_of
+from dpa3sim.potential.interface import BatchPotential, dispersion_of, rigidity_of
 from dpa3sim.potential.settings import Dtype
 from dpa3sim.run.directory import EVALUATIONS
 from dpa3sim.structures.system import AtomsLike, System, as_system
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
     from dpa3sim.checkpoints import ModelFile
+    from dpa3sim.potential.dispersion import Dispersion
     from dpa3sim.uncertainty.rigidity import Rigidity
 
 # Requests are cut into batches of about so many atoms: no more than 5 to 20 s of computing, which
@@ -156,6 +157,11 @@ class StoredPotential:
     def rigidity(self) -> Rigidity | None:
         """What uncertainties are made from."""
         return rigidity_of(self.potential)
+
+    @property
+    def dispersion(self) -> Dispersion | None:
+        """What is added to the model."""
+        return dispersion_of(self.potential)
 
     @property
     def counters(self) -> Counters:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dpa3sim.common import errors
 from dpa3sim.common.errors import Dpa3simError, EngineError
 from dpa3sim.run.certainty import certainty
+from dpa3sim.run.hints import hints
 from dpa3sim.screen.database import (
     DONE,
     FAILED,
@@ -83,7 +84,8 @@ class Calculation:
                 found = module.run(atoms, potential, self.settings)
             values, doubts = certainty(potential, [atoms], found)
             content = found.to_dict() | values
-            content["warnings"] = list(dict.fromkeys([*warnings, *content["warnings"], *doubts]))
+            doubts = [*content["warnings"], *doubts, *hints(potential, [atoms])]
+            content["warnings"] = list(dict.fromkeys([*warnings, *doubts]))
             result = json.dumps(content, allow_nan=False)  # NaN is not a result
             final = found.atoms if hasattr(found, "atoms") else found.prepared.atoms
             return Outcome(

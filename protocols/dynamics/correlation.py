@@ -57,3 +57,22 @@ def estimate(values: np.ndarray) -> Estimate:
     inefficiency = min(inefficiency, float(n))
     error = math.sqrt(variance * inefficiency / max(n - inefficiency, 1.0))
     return Estimate(mean, error, inefficiency, n)
+
+
+def drift_of(time: np.ndarray, conserved: np.ndarray) -> tuple[float, float] | None:
+    """Slope of a conserved quantity against time with its standard error.
+
+    Args:
+        time: ``(n,)``, equally spaced, such as ps. conserved: ``(n,)``, such as meV/atom.
+
+    Returns:
+        None for fewer than four values, or where one is not finite.
+    """
+    if len(time) < 4 or not np.isfinite(conserved).all():
+        return None
+    time = time - time.mean()
+    square = float(time @ time)
+    slope = float(time @ conserved) / square
+    left = estimate(conserved - conserved.mean() - slope * time)
+    deviation = float(np.std(conserved - conserved.mean() - slope * time))
+    return slope, deviation * math.sqrt(left.correlation / square)

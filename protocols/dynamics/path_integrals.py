@@ -17,7 +17,7 @@ from dpa3sim.common.units import G_PER_CM3, GPA
 
 from .. import base
 from ..crystals import guards
-from .correlation import Estimate, estimate
+from .correlation import Estimate, drift_of, estimate
 from .ring_polymers import QUANTUM, Plan, runs
 from .trajectories import RDF_FRAMES, Frame, RadialDistribution
 
@@ -192,7 +192,7 @@ def analyse(folder: Path, atoms: Atoms, plan: Plan, prefix: str, beads: int) -> 
         beads=beads,
         estimates=estimates,
         elements=_elements(table, chosen, atoms, plan),
-        drift=_drift(table["time{picosecond}"][chosen], 1000 * conserved / len(atoms)),
+        drift=drift_of(table["time{picosecond}"][chosen], 1000 * conserved / len(atoms)),
         curves=curves,
         rdf_r=r,
         rdf=rdf,
@@ -257,18 +257,6 @@ def _elements(
             found = estimate(values[chosen] * len(members) / moving)
             elements.setdefault(match[2], {})["radius_of_gyration"] = found
     return elements
-
-
-def _drift(time: np.ndarray, conserved: np.ndarray) -> tuple[float, float] | None:
-    """Slope of the conserved quantity (meV/atom) against time (ps) with its standard error."""
-    if len(time) < 4 or not np.isfinite(conserved).all():
-        return None
-    time = time - time.mean()
-    square = float(time @ time)
-    slope = float(time @ conserved) / square
-    left = estimate(conserved - conserved.mean() - slope * time)
-    deviation = float(np.std(conserved - conserved.mean() - slope * time))
-    return slope, deviation * math.sqrt(left.correlation / square)
 
 
 # -- structure -----------------------------------------------------------------------------------

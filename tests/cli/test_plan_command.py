@@ -146,7 +146,7 @@ def test_every_command_with_a_protocol_can_be_planned():
         for name, module in modules.items()
         if isinstance(getattr(module, "COMMAND", None), Command)
     }
-    assert protocols | {"train", "finetune", "distill"} == set(SUBCOMMANDS)
+    assert protocols | {"train", "finetune", "distill", "validate"} == set(SUBCOMMANDS)
 
 
 def test_nothing_large_is_evaluated_and_too_large_is_told(capsys, monkeypatch):

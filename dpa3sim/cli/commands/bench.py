@@ -117,6 +117,7 @@ def measure(source: Source, potential: Potential, settings: Settings) -> dict[st
         "device": str(potential.device),
         "dtype": potential.dtype,
         "smooth_cutoff_A": potential.smooth_cutoff,
+        "dispersion": None if potential.dispersion is None else potential.dispersion.facts(),
         **shared,
         "kernels": potential.kernels,
         "matmul": potential.matmul,

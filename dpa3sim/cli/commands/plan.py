@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa3sim.cli.command import Command
-from dpa3sim.cli.commands import distill
+from dpa3sim.cli.commands import distill, validate
 from dpa3sim.cli.live import Terminal
 from dpa3sim.cli.options import Parser
 from dpa3sim.common.durations import estimated
@@ -26,6 +26,7 @@ from dpa3sim.structures.reading import introduction
 from dpa3sim.structures.sources import entries
 
 if TYPE_CHECKING:
+    from dpa3sim.potential.potential import Potential
     from dpa3sim.run.cost import Cost
     from dpa3sim.run.job import Job
 
@@ -45,6 +46,7 @@ SUBCOMMANDS = {
     "train": "training",
     "finetune": "training a model further",
     "distill": "a small fast model",
+    "validate": "checks of a model",
 }
 EXAMPLES = """\
 dpa3sim plan phonon POSCAR --supercell 20A   # evaluations, atoms, memory and time
@@ -67,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     raise InputError(f"plan needs a command, one of {', '.join(SUBCOMMANDS)}")
 
 
-def subcommand(name: str) -> PlannedCommand | PlannedTraining | PlannedDistillation:
+def subcommand(
+    name: str,
+) -> PlannedCommand | PlannedTraining | PlannedDistillation | PlannedValidation:
     """The replacement for the module of a command."""
     module = import_module(f"dpa3sim.cli.commands.{name}")
     examples = module.EXAMPLES.replace(f"dpa3sim {name} ", f"dpa3sim plan {name} ")
@@ -75,6 +79,8 @@ def subcommand(name: str) -> PlannedCommand | PlannedTraining | PlannedDistillat
         return PlannedTraining(name, examples)
     if name == "distill":
         return PlannedDistillation(examples)
+    if name == "validate":
+        return PlannedValidation(examples)
     return PlannedCommand(module.COMMAND, examples)
 
 
@@ -163,6 +169,39 @@ class PlannedDistillation:
             shown = {"command": "distill", **cost.to_dict(), "training": training}
             print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
+
+
+@dataclass(frozen=True)
+class PlannedValidation:
+    """Checks of models that are not made."""
+
+    EXAMPLES: str
+
+    def configure(self, parser: Parser) -> None:
+        """Arguments of the command; those for its output have no effect."""
+        parser.description = __doc__
+        validate.configure(parser)
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Say how long the checks of each model take."""
+        from dpa3sim.run.cost import estimate
+        from dpa3sim.run.validating import stages
+
+        terminal = Terminal(args.quiet or args.json)
+        plans: list[dict[str, Any]] = []
+
+        def plan(potential: Potential, settings: Any) -> int:
+            cost = estimate(stages(potential, settings), potential)
+            for line in lines(cost):
+                terminal.say(line)
+            plans.append({"command": "validate", "model": potential.model.name, **cost.to_dict()})
+            return 0
+
+        code = validate.each(args, terminal, plan)
+        if args.json:
+            shown: Any = plans if len(plans) > 1 else next(iter(plans), None)
+            print(json.dumps(shown, indent=2, ensure_ascii=False))
+        return code
 
 
 def _plan(job: Job) -> tuple[dict[str, Any], int]:
