@@ -1,0 +1,715 @@
+"""Lattice thermal conductivity of crystals from third-order force constants (phono3py).
+
+The unit cell is the primitive one of the relaxed crystal, as for phonons. Whether the crystal is
+stable is decided before the supercells of third order are evaluated, which cost far more.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpa3sim.common.errors import InputError, UnphysicalError
+from dpa3sim.common.settings import option, replace_checked
+
+from .anharmonics import third_order
+from .anharmonics.third_order import Random, Residuals, Systematic
+from .anharmonics.transport import (
+    LBTE,
+    RTA,
+    WIGNER,
+    Mesh,
+    Report,
+    Scattering,
+    Transport,
+    irreducible,
+)
+from .base import Event, Progress, Stage, silent
+from .crystals import guards, prepare
+from .crystals.cells import Cells
+from .crystals.prepare import PropertyResult, PropertySettings
+from .crystals.supercells import Request, parse, widths
+from .crystals.symmetric_supercells import choose
+from .harmonics import imaginary
+from .harmonics.bands import BandPath
+from .harmonics.force_constants import Harmonic
+from .harmonics.imaginary import Verdict
+from .harmonics.properties import HarmonicRun, HarmonicSettings
+from .harmonics.properties import check as check_harmonic
+from .harmonics.properties import stages_of as harmonic_stages
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from phono3py import Phono3py
+
+    from dpa3sim.potential.interface import BatchPotential
+
+__all__ = ["Result", "Settings", "check", "run", "stages"]
+
+WHAT = "thermal conductivities"
+# Supercells of third order with "auto": face distance, Å, and most atoms.
+WIDTH, MOST_ATOMS = 10.0, 100
+# Displacements of third order, Å: the usual ones, and the least.
+DISTANCE, LEAST_DISTANCE = 0.03, 0.005
+# Of the distance of a shell from a cutoff at which the model changes, so much may be moved: two
+# atoms move towards each other.
+SHARE_OF_GAP = 0.45
+# Random displacements are doubled until the conductivity on a mesh coarser by this factor changes
+# by less than this.
+COARSE, CONVERGED_PERCENT = 0.5, 2.0
+# The change with the mesh is reported from a mesh coarser by this factor.
+COARSER = 2 / 3
+# A warning is given if sums that translation forbids exceed this share of the largest element.
+LARGEST_ASR = 0.01
+# Beyond this distance force constants are left out to see how far they reach, Å.
+REACH = 5.0
+# A warning is given if that, or the mesh, changes the conductivity by more.
+LARGE_CHANGE_PERCENT = 10.0
+# What depends on a temperature only a little is told for the one next to this, K.
+ROOM_TEMPERATURE = 300.0
+LONGEST_MESH, MOST_TEMPERATURES = 1000, 200
+# Forces of a crystal without third order are below this share of those of second order in an Å.
+HARMONIC = 1e-6
+PHONONDB = "phonondb"
+# What the preset sets where an option has its default.
+PRESET: dict[str, Any] = {
+    "smax": 0.001,
+    "displacements": "systematic",
+    "distance": 0.01,
+    "transport": WIGNER,
+    "boundary_mfp": 1e6,
+}
+# The same by space group: the conventional cell is repeated.
+_CUBIC = {"supercell": "2,2,2", "supercell_fc2": "4,4,4", "mesh": "19,19,19"}
+_WURTZITE = {"supercell": "3,3,2", "supercell_fc2": "5,5,3", "mesh": "19,19,15"}
+PRESET_OF_GROUP = {216: _CUBIC, 225: _CUBIC, 186: _WURTZITE}
+# The preset takes a crystal for unstable if an acoustic mode at Γ is below this, or any other mode
+# below zero, THz.
+PRESET_ACOUSTIC = -0.01
+
+
+@dataclass(frozen=True)
+class Settings(PropertySettings):
+    """Options of a thermal conductivity."""
+
+    supercell: str = option(
+        "auto",
+        "of third order: auto (faces 10 Å apart, at most 100 atoms), a width such as 12A, "
+        "max-atoms=64, or its vectors in those of the input cell: 2,2,2 or nine whole numbers",
+    )
+    supercell_fc2: str = option(
+        "auto", "of second order: auto (faces 15 Å and twice the cutoff apart), or as above"
+    )
+    displacements: str = option(
+        "auto",
+        "of third order: random (fitted by symfc), systematic (finite differences), or auto: "
+        "random unless the fit needs too much memory",
+        choices=("auto", "random", "systematic"),
+    )
+    distance: float | None = option(
+        None,
+        "length of the displacements of third order; without it 0.03 Å, less where neighbours are "
+        "close to a cutoff at which the model has a step",
+        unit="Å",
+        minimum=1e-4,
+    )
+    distance_fc2: float = option(
+        0.01, "length of the displacements of second order", unit="Å", minimum=1e-6
+    )
+    snapshots: int | None = option(
+        None,
+        "number of random displacements; without it as many as change the conductivity by less "
+        "than 2 %",
+        minimum=1,
+    )
+    seed: int = option(0, "of random displacements", minimum=0)
+    cutoff_pair: float | None = option(
+        None, "force constants of third order beyond this distance are zero", unit="Å", minimum=0.1
+    )
+    method: str = option(
+        "fd",
+        "second order from finite displacements (fd), or from analytic second derivatives",
+        choices=("fd", "analytic"),
+    )
+    mesh: str = option(
+        "60",
+        "mesh of wave vectors: points times length in Å, or three numbers of points, such as "
+        "19,19,19",
+    )
+    temperatures: str = option(
+        "300", "temperatures in K: one, several (200,300,400), or a range with step (100:1000:50)"
+    )
+    transport: str = option(
+        RTA,
+        "relaxation times (rta), these with coherences between bands (wigner), or the direct "
+        "solution of the linearised Boltzmann equation (lbte)",
+        choices=(RTA, WIGNER, LBTE),
+    )
+    isotopes: bool = option(True, "scattering by natural isotopes")
+    boundary_mfp: float | None = option(
+        None, "mean free path between boundaries that scatter", unit="µm", minimum=1e-6
+    )
+    born: str | None = option(
+        None, "file with Born charges and dielectric tensor, in phonopy's BORN format"
+    )
+    imaginary: str = option(
+        "error",
+        "what to do where the crystal is unstable: end with exit code 4 (error), or report it "
+        "without a conductivity",
+        choices=("error", "report"),
+    )
+    preset: str = option(
+        "none",
+        "phonondb: supercells, displacements, mesh and transport of Matbench Discovery's benchmark "
+        "of rock salts, zinc blendes and wurtzites",
+        choices=("none", PHONONDB),
+    )
+
+    def __post_init__(self) -> None:
+        if self.preset.lower() == PHONONDB:
+            for name, value in PRESET.items():
+                if getattr(self, name) == type(self).__dataclass_fields__[name].default:
+                    object.__setattr__(self, name, value)
+        super().__post_init__()
+        parse(self.supercell)
+        parse(self.supercell_fc2)
+        mesh_of(self.mesh)
+        temperatures_of(self.temperatures)
+
+    @property
+    def scattering(self) -> Scattering:
+        """What phonons are scattered by, and how they carry heat."""
+        temperatures = temperatures_of(self.temperatures)
+        return Scattering(temperatures, self.transport, self.isotopes, self.boundary_mfp)
+
+    @property
+    def harmonic(self) -> HarmonicSettings:
+        """The options of second order."""
+        return HarmonicSettings(
+            relax=self.relax,
+            fmax=self.fmax,
+            smax=self.smax,
+            steps=self.steps,
+            fix_symmetry=self.fix_symmetry,
+            symprec=self.symprec,
+            dtype=self.dtype,
+            supercell=self.supercell_fc2,
+            method=self.method,
+            distance=self.distance_fc2,
+            born=self.born,
+        )
+
+
+@dataclass(frozen=True)
+class ThirdOrder:
+    """Third-order force constants and how they were found.
+
+    Attributes:
+        ph3: phono3py's object with force constants of second and third order.
+        displacements: ``"random"`` or ``"systematic"``. distance: their length, Å.
+        count: number of displaced supercells. residuals: how well they are known.
+        change: of the conductivity by the last doubling, %; None unless it was doubled.
+    """
+
+    ph3: Phono3py
+    displacements: str
+    distance: float
+    count: int
+    residuals: Residuals
+    change: float | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How much the conductivity depends on what is cut off, %.
+
+    Attributes:
+        mesh: relative to a mesh coarser by a third.
+        reach: on that mesh, without force constants of third order beyond 5 Å.
+    """
+
+    mesh: float
+    reach: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(PropertyResult[Settings]):
+    """Thermal conductivity of a crystal.
+
+    Attributes:
+        crystal: the primitive cell with force constants of second order.
+        verdict: whether it is stable.
+        third: force constants of third order; None for an unstable crystal.
+        transport: the conductivity; None for an unstable crystal.
+        changes: with mesh and reach; None for an unstable crystal.
+    """
+
+    crystal: Harmonic
+    verdict: Verdict
+    third: ThirdOrder | None
+    transport: Transport | None
+    changes: Changes | None
+
+    def _values(self) -> dict[str, Any]:
+        atoms = self.crystal.atoms
+        matrix_fc2 = self.crystal.phonon.supercell_matrix.T
+        return {
+            **super()._values(),
+            **self.crystal.residuals.to_dict(),
+            **self.verdict.to_dict(),
+            "supercell_fc2_matrix_primitive": matrix_fc2.tolist(),
+            "supercell_fc2_widths_A": widths(matrix_fc2 @ atoms.cell[:]).tolist(),
+            "n_atoms_supercell_fc2": len(self.crystal.phonon.supercell),
+            "n_displacements_fc2": self.crystal.n_displacements,
+            "nac": self.crystal.phonon.nac_params is not None,
+            **_third_values(self.third, atoms, self.settings),
+            **_transport_values(self.transport),
+            "mesh_change_percent": self.changes and self.changes.mesh,
+            "fc3_cut_5A_change_percent": self.changes and self.changes.reach,
+        }
+
+
+def check(atoms: Atoms, settings: Settings) -> None:
+    """Raise InputError if ``atoms`` have no thermal conductivity with these settings; cheap."""
+    third_order.require_phono3py()
+    third_order.check_species(atoms)
+    prepare.check(atoms, settings, WHAT)
+    atoms, settings = _resolved(atoms, settings)
+    check_harmonic(atoms, settings.harmonic)
+    _supercell(Cells.of(atoms, settings.symprec), settings)
+
+
+def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
+    """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
+    atoms, settings = _resolved(atoms, settings)
+    cells = prepare.starting_cells(atoms, settings)
+    start = cells.primitive.atoms
+    matrix, _ = _supercell(cells, settings)
+    matrix_fc2, _ = choose(cells, parse(settings.supercell_fc2), cutoff)
+    ph3 = third_order.new_phono3py(start, matrix, matrix_fc2, settings.symprec)
+    rounds = Rounds.of(ph3, settings, settings.distance or DISTANCE)
+    fixed = parse(settings.supercell).matrix is not None or not settings.relax
+    sure, note = prepare.certainty(cells, settings)
+    notes = [note if fixed else "unless the relaxed cell needs another supercell"]
+    if rounds.last > rounds.first:
+        notes.append(f"{rounds.first} to {rounds.last}, until the conductivity has converged")
+    points = irreducible(ph3, mesh_of(settings.mesh))
+    notes.append(f"besides, phono3py scatters phonons at {points} wave vectors")
+    third = Stage(
+        "supercells of third order",
+        [len(ph3.supercell)] * rounds.first,
+        start,
+        (1, -(-rounds.last // rounds.first)),
+        certain=fixed and sure,
+        note="; ".join(note for note in notes if note),
+    )
+    return [*harmonic_stages(atoms, settings.harmonic, cutoff, 1), third]
+
+
+def run(
+    atoms: Atoms,
+    potential: BatchPotential,
+    settings: Settings | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Result:
+    """Relax a crystal and compute its thermal conductivity.
+
+    Args:
+        atoms: any cell of the crystal; not changed.
+        potential: the model. settings: options, defaults where None.
+        progress: called with every :class:`Event`.
+
+    Raises:
+        InputError: the structure is not a crystal, a supercell or file of Born charges does not
+            fit it, or phono3py is not installed.
+        NotConvergedError: the relaxation did not converge.
+        UnphysicalError: the crystal is unstable, unless that is only to be reported, or nothing
+            scatters its phonons.
+    """
+    settings, progress = settings or Settings(), progress or silent
+    check(atoms, settings)
+    atoms, settings = _resolved(atoms, settings)
+    displacement = partial(_distance, settings=settings)
+    begun = HarmonicRun.begin(
+        atoms, potential, settings.harmonic, progress, displacement=displacement
+    )
+    (crystal,), _ = begun.force_constants([begun.prepared.cells.primitive.atoms])
+    verdict = _judge(crystal, settings)
+    warnings = [*begun.warnings, *imaginary.warnings_of(verdict, crystal.phonon)]
+    reason = "the conductivity is complete"
+    third = transport = changes = None
+    if verdict.state == imaginary.UNSTABLE:
+        if settings.imaginary == "error":
+            imaginary.refuse_unstable(verdict, "the crystal")
+        reason = f"there is no conductivity: the crystal is unstable, {verdict.reason}"
+    else:
+        if settings.isotopes and crystal.atoms.has("masses"):
+            settings = replace(settings, isotopes=False)
+            warnings.append("the structure states masses: natural isotopes do not scatter")
+        third, found = _third_order(crystal, begun, settings)
+        transport, changes = _conduct(third.ph3, settings, progress)
+        warnings += found + _warnings_of(third, transport, changes)
+    return Result(
+        settings=settings,
+        prepared=begun.prepared,
+        crystal=crystal,
+        verdict=verdict,
+        third=third,
+        transport=transport,
+        changes=changes,
+        reasons=(reason,),
+        warnings=tuple(warnings),
+    )
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How third order is found: the displacements, and how many of them.
+
+    Attributes:
+        first, last: number of supercells at first, and at most.
+        warnings: why they are not those that were asked for.
+    """
+
+    scheme: Systematic | Random
+    first: int
+    last: int
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, ph3: Phono3py, settings: Settings, distance: float) -> Rounds:
+        """Choose.
+
+        Raises:
+            InputError: the fit of random displacements needs too much memory, or more of them.
+        """
+        systematic = Systematic(ph3, distance, settings.cutoff_pair)
+        count = systematic.count
+        if settings.displacements == "systematic":
+            return cls(systematic, count, count)
+        random = Random(ph3, distance, settings.cutoff_pair, settings.seed)
+        if not random.fits:
+            found = (
+                f"a fit of {random.unknowns} force constants to random displacements needs "
+                f"{random.bytes / 2**30:.1f} GiB; cutoff_pair makes it smaller"
+            )
+            if settings.displacements == "random":
+                raise InputError(f"{found}, displacements = systematic does without")
+            return cls(systematic, count, count, (f"displacements are systematic: {found}",))
+        if settings.snapshots is not None:
+            if settings.snapshots < random.minimum:
+                raise InputError(
+                    f"option snapshots = {settings.snapshots}: the fit needs at least "
+                    f"{random.minimum} supercells"
+                )
+            return cls(random, settings.snapshots, settings.snapshots)
+        first = third_order.FIRST_ROUND * random.minimum
+        if settings.displacements == "auto" and first >= count:
+            return cls(systematic, count, count)
+        return cls(random, first, max(first, count))
+
+
+def mesh_of(text: str) -> Mesh:
+    """The mesh of wave vectors from its option.
+
+    Raises:
+        InputError: it is neither a length nor three numbers.
+    """
+    words = re.split(r"[\s,x]+", text.strip())
+    try:
+        if len(words) == 1 and 1 <= float(words[0]) <= LONGEST_MESH:
+            return float(words[0])
+        if len(words) == 3 and all(1 <= int(word) <= LONGEST_MESH for word in words):
+            return int(words[0]), int(words[1]), int(words[2])
+    except ValueError:
+        pass
+    raise InputError(
+        f"option mesh = {text!r} is neither a length in Å such as 60 nor three numbers of points "
+        "such as 19,19,19"
+    )
+
+
+def temperatures_of(text: str) -> tuple[float, ...]:
+    """Temperatures, K, from their option.
+
+    Raises:
+        InputError: it is no list or range of positive numbers.
+    """
+    try:
+        if ":" in text:
+            low, high, step = (float(word) for word in text.split(":"))
+            found = np.arange(low, high + 1e-6 * step, step).tolist() if step > 0 else []
+        else:
+            found = [float(word) for word in re.split(r"[\s,]+", text.strip())]
+    except ValueError:
+        found = []
+    if not found or not all(0 < t < np.inf for t in found) or len(found) > MOST_TEMPERATURES:
+        raise InputError(
+            f"option temperatures = {text!r} is not a list of positive numbers such as 200,300 or "
+            f"a range such as 100:1000:50, {MOST_TEMPERATURES} of them at most"
+        )
+    return tuple(found)
+
+
+def _resolved(atoms: Atoms, settings: Settings) -> tuple[Atoms, Settings]:
+    """With the preset the conventional cell, and what the preset says for its space group."""
+    if settings.preset != PHONONDB:
+        return atoms, settings
+    cells = prepare.starting_cells(atoms, settings)
+    missing = [
+        name
+        for name in _CUBIC
+        if getattr(settings, name) == Settings.__dataclass_fields__[name].default
+    ]
+    if missing and cells.number not in PRESET_OF_GROUP:
+        raise InputError(
+            f"preset = {PHONONDB} knows rock salts, zinc blendes and wurtzites, not the space "
+            f"group {cells.label()}; give {', '.join(missing)} too"
+        )
+    known = PRESET_OF_GROUP.get(cells.number, {})
+    return cells.conventional.atoms, replace_checked(settings, {n: known[n] for n in missing})
+
+
+def _supercell(cells: Cells, settings: Settings) -> tuple[np.ndarray, list[str]]:
+    """The supercell of third order ``(3, 3)`` in vectors of the primitive cell, and warnings."""
+    request, n_atoms = parse(settings.supercell), len(cells.primitive.atoms)
+    if request != Request():
+        return choose(cells, request, 0.0)
+    matrix, warnings = choose(cells, Request(width=WIDTH), 0.0)
+    if n_atoms * round(np.linalg.det(matrix)) <= MOST_ATOMS:
+        return matrix, warnings
+    if n_atoms > MOST_ATOMS:
+        return np.eye(3, dtype=int), []
+    try:
+        return choose(cells, Request(max_atoms=MOST_ATOMS), 0.0)
+    except InputError:  # no symmetric cell is so small
+        return np.eye(3, dtype=int), []
+
+
+def _distance(atoms: Atoms, potential: BatchPotential, settings: Settings) -> float:
+    """Length of the displacements of third order, Å: short of a step of the model."""
+    if settings.distance is not None:
+        return settings.distance
+    descriptor = potential.model.config.descriptor
+    if not descriptor.has_step:
+        return DISTANCE
+    cutoff = descriptor.a_rcut
+    near = guards.shells(atoms, cutoff, 2 * DISTANCE / cutoff)
+    gap = min((abs(shell - cutoff) for shell, _ in near), default=np.inf)
+    return float(np.clip(SHARE_OF_GAP * gap, LEAST_DISTANCE, DISTANCE))
+
+
+def _judge(crystal: Harmonic, settings: Settings) -> Verdict:
+    """Whether the crystal is stable: as for phonons, or as the preset has it."""
+    BandPath.of(crystal.atoms, settings.symprec).run(crystal.phonon)
+    if settings.preset != PHONONDB:
+        crystal.phonon.run_mesh(settings.harmonic.mesh)
+        return imaginary.judge(crystal)
+    crystal.phonon.run_mesh(mesh_of(settings.mesh), is_gamma_center=True)
+    verdict = imaginary.judge(crystal)
+    mesh: Any = crystal.phonon.mesh
+    gamma = np.abs(mesh.qpoints).max(axis=1) < 1e-9
+    lowest = min(mesh.frequencies[~gamma].min(), np.sort(mesh.frequencies[gamma][0])[3])
+    acoustic = mesh.frequencies[gamma].min()
+    if lowest >= 0 and acoustic >= PRESET_ACOUSTIC:
+        return replace(verdict, state=imaginary.STABLE, reason="no imaginary frequency on the mesh")
+    reason = f"the mesh has the imaginary frequency {-min(lowest, acoustic):.4f}i THz"
+    return replace(verdict, state=imaginary.UNSTABLE, reason=reason)
+
+
+def _third_order(
+    crystal: Harmonic, begun: HarmonicRun, settings: Settings
+) -> tuple[ThirdOrder, list[str]]:
+    """Evaluate displaced supercells, in one request or until the conductivity has converged."""
+    cells, potential = begun.prepared.cells, begun.prepared.potential
+    matrix, warnings = _supercell(cells, settings)
+    ph3 = third_order.new_phono3py(crystal.atoms, matrix, begun.matrix, settings.symprec)
+    third_order.set_harmonic(ph3, crystal)
+    distance = _distance(crystal.atoms, potential, settings)
+    warnings += _window(crystal.atoms, potential, distance)
+    rounds = Rounds.of(ph3, settings, distance)
+    count, before, change = rounds.first, np.nan, None
+    while True:
+        structures = rounds.scheme.structures(count)
+        begun.progress(
+            Event("displacements", f"{len(structures)} supercells of {len(ph3.supercell)} atoms")
+        )
+        rest, *answers = potential.evaluate([crystal.atoms, *structures])
+        residuals = rounds.scheme.solve(third_order.forces_of(answers, rest, ph3))
+        _refuse_harmonic(residuals, crystal)
+        if rounds.first == rounds.last:
+            break
+        value = _coarse(ph3, settings)
+        if count > rounds.first:
+            change = 100 * (value / before - 1)
+            message = f"{count} change the conductivity by {change:+.1f} %"
+            begun.progress(Event("displacements", message))
+            if abs(change) < CONVERGED_PERCENT:
+                break
+        if count == rounds.last:
+            warnings.append(
+                f"{count} random displacements, as many as systematic ones, may be too few"
+                + (
+                    ""
+                    if change is None
+                    else f": the last doubling changed kappa by {change:+.1f} %"
+                )
+                + "; displacements = systematic does without them"
+            )
+            break
+        before, count = value, min(2 * count, rounds.last)
+    found = ThirdOrder(ph3, rounds.scheme.name, distance, rounds.scheme.count, residuals, change)
+    return found, [*warnings, *rounds.warnings]
+
+
+def _refuse_harmonic(residuals: Residuals, crystal: Harmonic) -> None:
+    """Raise UnphysicalError where there is nothing that scatters phonons."""
+    second = float(np.abs(np.asarray(crystal.phonon.force_constants)).max())
+    if residuals.largest < HARMONIC * second:
+        raise UnphysicalError(
+            f"force constants of third order are at most {residuals.largest:.1e} eV/Å^3: the "
+            "crystal is harmonic, phonons are not scattered, and the conductivity is infinite"
+        )
+
+
+def _coarse(ph3: Phono3py, settings: Settings) -> float:
+    """The conductivity on a coarse mesh, which tells whether force constants have converged."""
+    scattering = replace(_at_one(settings.scattering), transport=RTA)
+    transport = Transport.of(ph3, _coarser(mesh_of(settings.mesh), COARSE), scattering)
+    return float(transport.conductivities[0])
+
+
+def _at_one(scattering: Scattering) -> Scattering:
+    """At the temperature next to that of a room."""
+    at = scattering.nearest(ROOM_TEMPERATURE)
+    return replace(scattering, temperatures=(scattering.temperatures[at],))
+
+
+def _coarser(mesh: Mesh, factor: float) -> Mesh:
+    if isinstance(mesh, float):
+        return factor * mesh
+    a, b, c = (max(1, round(factor * n)) for n in mesh)
+    return a, b, c
+
+
+def _conduct(ph3: Phono3py, settings: Settings, progress: Progress) -> tuple[Transport, Changes]:
+    """The conductivity, and how it depends on the mesh and on far force constants."""
+
+    def report(stage: str) -> Report:
+        def tell(done: int, total: int) -> None:
+            progress(Event(stage, f"{done} of {total} wave vectors", done, total))
+
+        return tell
+
+    mesh, scattering = mesh_of(settings.mesh), settings.scattering
+    transport = Transport.of(ph3, mesh, scattering, report("scattering"), pure=True)
+    if not np.isfinite(transport.tensors).all():
+        raise UnphysicalError("the conductivity is not finite: some phonons are not scattered")
+    one = _at_one(scattering)
+    coarser = _coarser(mesh, COARSER)
+    fine = transport.conductivities[scattering.nearest(ROOM_TEMPERATURE)]
+    coarse = Transport.of(ph3, coarser, one, report("coarser mesh")).conductivities[0]
+    whole = ph3.fc3
+    ph3.fc3 = np.array(whole)
+    ph3.cutoff_fc3_by_zero(REACH)
+    cut = Transport.of(ph3, coarser, one, report("without far force constants")).conductivities[0]
+    ph3.fc3 = whole
+    return transport, Changes(100 * (fine / coarse - 1), 100 * (cut / coarse - 1))
+
+
+def _window(atoms: Atoms, potential: BatchPotential, distance: float) -> list[str]:
+    """A warning about neighbours where a smoothed model changes quickly."""
+    descriptor = potential.model.config.descriptor
+    width = getattr(descriptor, "smooth_cutoff", None)
+    if width is None:
+        return []
+    cutoff = descriptor.a_rcut
+    found = guards.shells(atoms, cutoff, (width + 2 * distance) / cutoff)
+    return [
+        f"neighbours {pairs} at {shell:.4f} Å are where smooth_cutoff = {width:g} Å changes the "
+        "model quickly: its third derivatives are large there"
+        for shell, pairs in found
+        if cutoff - width - 2 * distance <= shell <= cutoff + 2 * distance
+    ]
+
+
+def _warnings_of(third: ThirdOrder, transport: Transport, changes: Changes) -> list[str]:
+    """What impairs a conductivity."""
+    warnings = []
+    residuals = third.residuals
+    if residuals.asr is not None and max(residuals.asr) > LARGEST_ASR * residuals.largest:
+        warnings.append(
+            f"sums of third-order force constants that translation forbids reach "
+            f"{max(residuals.asr):.2g} eV/Å^3, {100 * max(residuals.asr) / residuals.largest:.1f} "
+            f"% of the largest one: displacements of {third.distance:g} Å are too long or too "
+            "short for the model here"
+        )
+    if abs(changes.mesh) > LARGE_CHANGE_PERCENT:
+        mesh = "x".join(str(n) for n in transport.mesh)
+        warnings.append(
+            f"the conductivity has not converged with the mesh: {mesh} changes it by "
+            f"{changes.mesh:+.0f} % from one coarser by a third"
+        )
+    if abs(changes.reach) > LARGE_CHANGE_PERCENT:
+        warnings.append(
+            f"third-order force constants beyond {REACH:g} Å matter: without them the conductivity "
+            f"changes by {changes.reach:+.0f} %; compare another supercell and another distance"
+        )
+    return warnings
+
+
+def _third_values(third: ThirdOrder | None, atoms: Atoms, settings: Settings) -> dict[str, Any]:
+    """JSON-ready keys about third order, the same for an unstable crystal."""
+    if third is None:
+        return {"n_displacements": 0}
+    matrix = third.ph3.supercell_matrix.T
+    random = third.displacements == Random.name
+    return {
+        "phono3py_version": third.ph3.version,
+        "supercell_matrix_primitive": matrix.tolist(),
+        "supercell_widths_A": widths(matrix @ atoms.cell[:]).tolist(),
+        "n_atoms_supercell": len(third.ph3.supercell),
+        "displacements": third.displacements,
+        "distance_fc3_A": third.distance,
+        "n_displacements": third.count,
+        "seed": settings.seed if random else None,
+        "displacements_change_percent": third.change,
+        **third.residuals.to_dict(),
+    }
+
+
+def _transport_values(transport: Transport | None) -> dict[str, Any]:
+    """JSON-ready keys about the conductivity; null for an unstable crystal."""
+    if transport is None:
+        return {"thermal_conductivity_W_per_m_K": None}
+    tensors = {
+        "": transport.tensors,
+        "_coherences": transport.coherences,
+        "_relaxation_times": transport.relaxation,
+        "_without_isotopes": transport.pure,
+    }
+    indices = range(len(transport.tensors))
+    return {
+        "temperatures_K": list(transport.scattering.temperatures),
+        "thermal_conductivity_W_per_m_K": transport.conductivities.tolist(),
+        **{
+            f"thermal_conductivity{part}_tensor_W_per_m_K": None if t is None else t.tolist()
+            for part, t in tensors.items()
+        },
+        "mean_lifetime_ps": transport.mean_lifetimes().tolist(),
+        "mean_free_path_of_half_nm": [_half(*transport.cumulative(i)) for i in indices],
+        "transport": transport.scattering.transport,
+        "isotopes": transport.scattering.isotopes,
+        "mesh": transport.mesh.tolist(),
+        "n_wave_vectors": len(transport.weights),
+    }
+
+
+def _half(paths: np.ndarray, conducted: np.ndarray) -> float:
+    """The mean free path up to which modes conduct half of all, nm."""
+    return float(paths[np.searchsorted(conducted, conducted[-1] / 2)])
