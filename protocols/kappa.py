@@ -30,7 +30,7 @@ from .anharmonics.transport import (
 )
 from .base import Event, Progress, Stage, silent
 from .crystals import guards, prepare
-from .crystals.cells import Cells
+from .crystals.cells import Cells, spacegroup
 from .crystals.prepare import PropertyResult, PropertySettings
 from .crystals.supercells import Request, parse, widths
 from .crystals.symmetric_supercells import choose
@@ -290,7 +290,7 @@ def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     start = cells.primitive.atoms
     matrix, _ = _supercell(cells, settings)
     matrix_fc2, _ = choose(cells, parse(settings.supercell_fc2), cutoff)
-    ph3 = third_order.new_phono3py(start, matrix, matrix_fc2, settings.symprec)
+    ph3 = third_order.new_phono3py(start, matrix, matrix_fc2)
     rounds = Rounds.of(ph3, settings, settings.distance or DISTANCE)
     fixed = parse(settings.supercell).matrix is not None or not settings.relax
     sure, note = prepare.certainty(cells, settings)
@@ -528,10 +528,16 @@ def _third_order(
     """Evaluate displaced supercells, in one request or until the conductivity has converged."""
     cells, potential = begun.prepared.cells, begun.prepared.potential
     matrix, warnings = _supercell(cells, settings)
-    ph3 = third_order.new_phono3py(crystal.atoms, matrix, begun.matrix, settings.symprec)
+    ph3 = third_order.new_phono3py(crystal.atoms, matrix, begun.matrix)
     third_order.set_harmonic(ph3, crystal)
     distance = _distance(crystal.atoms, potential, settings)
     warnings += _window(crystal.atoms, potential, distance)
+    kept = spacegroup(crystal.atoms, third_order.SYMPREC)
+    if kept != cells.label():
+        warnings.append(
+            f"within {third_order.SYMPREC:g} Å, which third order needs, the space group is {kept} "
+            f"and not {cells.label()}, which costs displacements; relaxing makes it exact"
+        )
     rounds = Rounds.of(ph3, settings, distance)
     count, before, change = rounds.first, np.nan, None
     while True:

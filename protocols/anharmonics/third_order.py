@@ -32,6 +32,8 @@ INSTALL = "thermal conductivities need phono3py: pip install 'dpa3sim[kappa]'"
 FIRST_ROUND = 4
 # Bytes that a fit may take, and those for the equations that it adds at once to its normal matrix.
 MOST_BYTES, EQUATIONS_BYTES = 7 << 28, 1 << 28
+# Tolerance of symmetry, Å: phono3py compares displacements with it, in vectors of the supercell.
+SYMPREC = 1e-5
 # Displacements that differ by less are the same, Å.
 SAME = 1e-7
 
@@ -79,15 +81,12 @@ def check_species(atoms: Atoms) -> None:
         )
 
 
-def new_phono3py(
-    atoms: Atoms, matrix: np.ndarray, matrix_fc2: np.ndarray, symprec: float
-) -> Phono3py:
+def new_phono3py(atoms: Atoms, matrix: np.ndarray, matrix_fc2: np.ndarray) -> Phono3py:
     """A phono3py object without force constants.
 
     Args:
         atoms: the primitive cell.
         matrix, matrix_fc2: ``(3, 3)``, supercells of third and of second order in its vectors.
-        symprec: tolerance of symmetry, Å.
     """
     from phono3py import Phono3py
     from phonopy.structure.atoms import PhonopyAtoms
@@ -106,7 +105,7 @@ def new_phono3py(
             supercell_matrix=matrix.T,
             phonon_supercell_matrix=matrix_fc2.T,
             primitive_matrix="P",
-            symprec=symprec,
+            symprec=SYMPREC,
         )
 
 
