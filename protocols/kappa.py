@@ -184,7 +184,13 @@ class Settings(PropertySettings):
     def scattering(self) -> Scattering:
         """What phonons are scattered by, and how they carry heat."""
         temperatures = temperatures_of(self.temperatures)
-        return Scattering(temperatures, self.transport, self.isotopes, self.boundary_mfp)
+        return Scattering(
+            temperatures,
+            self.transport,
+            self.isotopes,
+            self.boundary_mfp,
+            averaged=self.preset != PHONONDB,
+        )
 
     @property
     def harmonic(self) -> HarmonicSettings:
@@ -585,7 +591,7 @@ def _refuse_harmonic(residuals: Residuals, crystal: Harmonic) -> None:
 
 def _coarse(ph3: Phono3py, settings: Settings) -> float:
     """The conductivity on a coarse mesh, which tells whether force constants have converged."""
-    scattering = replace(_at_one(settings.scattering), transport=RTA)
+    scattering = replace(_at_one(settings.scattering), transport=RTA, averaged=False)
     transport = Transport.of(ph3, _coarser(mesh_of(settings.mesh), COARSE), scattering)
     return float(transport.conductivities[0])
 

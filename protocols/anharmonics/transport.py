@@ -35,12 +35,15 @@ class Scattering:
             solution of the linearised Boltzmann equation (``"lbte"``).
         isotopes: whether natural isotopes scatter.
         boundary: mean free path between boundaries, µm; None without.
+        averaged: whether degenerate modes scatter alike; otherwise the conductivity depends by some
+            tenths of a percent on the eigenvectors that they happen to have, in half the time.
     """
 
     temperatures: tuple[float, ...]
     transport: str = RTA
     isotopes: bool = True
     boundary: float | None = None
+    averaged: bool = True
 
     def nearest(self, temperature: float) -> int:
         """Index of the temperature next to this one, K."""
@@ -103,8 +106,9 @@ class Transport:
             InputError: the direct solution needs more memory than there is.
         """
         ph3.mesh_numbers = mesh
-        # Without these, results depend on which eigenvectors degenerate modes happen to have.
-        ph3.init_phph_interaction(exclude_gamma_acoustic=True, average_degenerate_weights=True)
+        ph3.init_phph_interaction(
+            exclude_gamma_acoustic=True, average_degenerate_weights=scattering.averaged
+        )
         if scattering.transport == LBTE:
             _check_memory(ph3, len(scattering.temperatures))
         found = _calculator(ph3, scattering, scattering.isotopes)
