@@ -584,14 +584,15 @@ def _refuse_harmonic(residuals: Residuals, crystal: Harmonic) -> None:
     second = float(np.abs(np.asarray(crystal.phonon.force_constants)).max())
     if residuals.largest < HARMONIC * second:
         raise UnphysicalError(
-            f"force constants of third order are at most {residuals.largest:.1e} eV/Å^3: the "
-            "crystal is harmonic, phonons are not scattered, and the conductivity is infinite"
+            f"force constants of third order are at most {residuals.largest:.1e} eV/Å^3: nothing "
+            "scatters phonons, and the conductivity is infinite; in a small supercell they may "
+            "cancel by symmetry, which a larger --supercell avoids"
         )
 
 
 def _coarse(ph3: Phono3py, settings: Settings) -> float:
     """The conductivity on a coarse mesh, which tells whether force constants have converged."""
-    scattering = replace(_at_one(settings.scattering), transport=RTA, averaged=False)
+    scattering = replace(_at_one(settings.scattering), transport=RTA)
     transport = Transport.of(ph3, _coarser(mesh_of(settings.mesh), COARSE), scattering)
     return float(transport.conductivities[0])
 

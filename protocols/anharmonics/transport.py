@@ -35,8 +35,9 @@ class Scattering:
             solution of the linearised Boltzmann equation (``"lbte"``).
         isotopes: whether natural isotopes scatter.
         boundary: mean free path between boundaries, µm; None without.
-        averaged: whether degenerate modes scatter alike; otherwise the conductivity depends by some
-            tenths of a percent on the eigenvectors that they happen to have, in half the time.
+        averaged: whether degenerate modes, and equivalent wave vectors, scatter alike; otherwise,
+            as by phono3py's default, the conductivity depends on the eigenvectors that they happen
+            to have, by percents on coarse meshes, in half the time.
     """
 
     temperatures: tuple[float, ...]
@@ -107,7 +108,9 @@ class Transport:
         """
         ph3.mesh_numbers = mesh
         ph3.init_phph_interaction(
-            exclude_gamma_acoustic=True, average_degenerate_weights=scattering.averaged
+            exclude_gamma_acoustic=True,
+            average_degenerate_weights=scattering.averaged,
+            symmetrize_tetrahedra=scattering.averaged,
         )
         if scattering.transport == LBTE:
             _check_memory(ph3, len(scattering.temperatures))
