@@ -6,7 +6,9 @@ symmetry built in, and need far fewer supercells (Seko and Togo, Phys. Rev. B 11
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -97,8 +99,8 @@ def new_phono3py(atoms: Atoms, matrix: np.ndarray, matrix_fc2: np.ndarray) -> Ph
         cell=atoms.cell[:],
         scaled_positions=atoms.get_scaled_positions(wrap=False),
     )
-    with warnings.catch_warnings():
-        # The choice of a supercell already warns of a lower symmetry.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        # The choice of a supercell already warns of a lower symmetry, which phono3py prints.
         warnings.simplefilter("ignore", UserWarning)
         return Phono3py(
             cell,

@@ -53,6 +53,7 @@ def _plot_temperatures(axis: Any, transport: Transport) -> None:
     for column in range(3):
         if column and np.allclose(values[:, column], values[:, column - 1], rtol=1e-3):
             continue
-        axis.loglog(transport.scattering.temperatures, values[:, column], marker=".", color=BLUE)
+        axis.plot(transport.scattering.temperatures, values[:, column], marker=".", color=BLUE)
     axis.set_xlabel("temperature (K)")
     axis.set_ylabel("principal values (W/m/K)")
+    axis.set_ylim(bottom=0)

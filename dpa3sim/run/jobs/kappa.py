@@ -77,6 +77,8 @@ def write_phono3py(folder: Path, ph3: Any) -> None:
     from phono3py.file_IO import write_fc2_to_hdf5, write_fc3_to_hdf5
 
     ph3.save(folder / "phono3py_params.yaml", settings={"force_sets": True})
+    # The cells alone, for phono3py-kaccum.
+    ph3.save(folder / "phono3py.yaml", settings={"force_sets": False, "displacements": False})
     p2s = ph3.primitive.p2s_map
     write_fc3_to_hdf5(ph3.fc3, filename=str(folder / "fc3.hdf5"), p2s_map=p2s)
     write_fc2_to_hdf5(
@@ -180,5 +182,5 @@ def _conductivity_lines(stored: dict[str, Any]) -> list[str]:
         f"{name} {np.trace(np.array(part[at])) / 3:.4g}" for name, part in parts.items() if part
     ]
     half = stored["mean_free_path_of_half_nm"][at]
-    told.append(f"half of it by mean free paths below {half:.3g} nm")
+    told.append(f"half of it by mean free paths below {half:.4g} nm")
     return [*lines, "; ".join(told)]
