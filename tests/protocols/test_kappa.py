@@ -1,14 +1,19 @@
 """Thermal conductivity: phono3py's numbers, the same from every cell, honest refusals."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, fcc111
-from tests_support import EMTPotential
+from tests_support import ENVIRONMENT, TESTS, EMTPotential
 
 from dpa3sim import DPA3Calculator
 from dpa3sim.common.errors import InputError, UnphysicalError
+from dpa3sim.potential.evaluation import Evaluation
 
 pytest.importorskip("phono3py")
 from dpa3sim.protocols import kappa
@@ -38,7 +43,6 @@ def copper():
 
 def by_hand(atoms, calculator, mesh, **options):
     """The conductivity of phono3py alone for a conventional cell, W/m/K."""
-    from ase import Atoms
     from phono3py import Phono3py
     from phonopy.structure.atoms import PhonopyAtoms
 
@@ -261,6 +265,70 @@ def test_the_preset_leaves_what_is_asked_for():
     supercell = bulk("KCl", "rocksalt", a=6.3).repeat((1, 1, 3))
     *_, fc3 = stage_of(supercell, supercell="1,1,1", supercell_fc2="1,1,1", mesh="3,3,3")
     assert set(fc3.atoms) == {8}
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from ase.build import bulk
+from test_kappa import Springs
+from dpa3sim.protocols import kappa
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+settings = kappa.Settings(
+    supercell="5,5,2", supercell_fc2="3,3,3", mesh="2,2,2", fmax=1e-3, smax=0.1
+)
+atoms = bulk("Cu", a=3.6, cubic=True)
+atoms.symbols = ["Cu", "Au", "Cu", "Cu"]
+atoms.set_cell(atoms.cell[:] * [1, 1, 1.02], scale_atoms=True)
+before = peak()
+result = kappa.run(atoms, Springs(), settings)
+print(len(result.third.ph3.supercell), result.third.count, peak() - before)
+print(result.warnings)
+"""
+
+
+class Springs(EMTPotential):
+    """Morse springs between neighbours, fast for large supercells."""
+
+    @staticmethod
+    def _evaluate(structure):
+        from vesin import ase_neighbor_list
+
+        atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=True)
+        cutoff, stiffness = 4.6, 1.2
+        i, vectors, r = ase_neighbor_list("iDd", atoms, cutoff)
+        wave = np.exp(-stiffness * (r - 2.6))
+        switch = 1 - (r / cutoff) ** 2
+        energies = (wave**2 - 2 * wave) * switch**3
+        slopes = -2 * stiffness * (wave**2 - wave) * switch**3
+        slopes -= (wave**2 - 2 * wave) * 6 * r / cutoff**2 * switch**2
+        pulls = (slopes / r)[:, None] * vectors
+        forces = np.zeros((len(atoms), 3))
+        np.add.at(forces, i, pulls)
+        virial = -0.5 * pulls.T @ vectors
+        own = np.bincount(i, 0.5 * energies, minlength=len(atoms))
+        return Evaluation(float(own.sum()), own, forces, virial, 0, 0, 0, 0)
+
+
+@pytest.mark.slow
+def test_memory_of_2000_supercells_of_200_atoms():
+    """A fit to random displacements would need 46 GiB, so that they are systematic."""
+    environment = ENVIRONMENT | {
+        "PYTHONPATH": os.pathsep.join(
+            [ENVIRONMENT["PYTHONPATH"], str(TESTS), str(TESTS / "protocols")]
+        )
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY], env=environment, capture_output=True, text=True, check=True
+    ).stdout
+    size, count, gib = found.split("\n")[0].split()
+    assert int(size) == 200
+    assert int(count) > 1000
+    assert float(gib) < 2
+    assert "displacements are systematic: a fit of" in found
 
 
 def stepped(cutoff=4.0, smooth=None):
