@@ -20,6 +20,7 @@ from dpa3sim.potential.evaluation import Evaluation
 from dpa3sim.potential.judge import Judge
 from dpa3sim.potential.memory import MemoryPlan
 from dpa3sim.potential.session import OverlapError, Session, TooLargeError
+from dpa3sim.potential.threads import free_threads
 from dpa3sim.structures.geometry import complete_cell
 from dpa3sim.structures.system import System
 
@@ -128,9 +129,11 @@ class BatchEvaluator:
 
     def _attempt(self, systems: Sequence[System], frugal: bool) -> Outcomes:
         """Evaluate as one batch, or in parts if some structures are bad or all are too much."""
-        session = self._session(systems, frugal)
         try:
-            results = session.step([replace(x, cell=complete_cell(x.cell, x.pbc)) for x in systems])
+            with free_threads():
+                session = self._session(systems, frugal)
+                completed = [replace(x, cell=complete_cell(x.cell, x.pbc)) for x in systems]
+                results = session.step(completed)
         except OverlapError as error:
             return self._without(systems, error.indices)
         except TooLargeError as error:

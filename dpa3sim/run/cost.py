@@ -333,13 +333,16 @@ def stand_in(atoms: Atoms) -> Atoms:
 
 
 def _seconds(atoms: Atoms, copies: int, potential: Potential) -> float:
-    """Median time of an evaluation of copies that move a little, as in dynamics, warm."""
+    """Median time of an evaluation of copies that move a little, as in dynamics, warm.
+
+    By one rank, also where several would share the copies: :func:`seconds_on_ranks` divides.
+    """
     rng, times = np.random.default_rng(0), []
     structures: Sequence[Atoms] = [atoms.copy() for _ in range(copies)]
     for _ in range(WARM_UP + COUNTED):
         for structure in structures:
             structure.positions += rng.normal(scale=DISPLACEMENT, size=structure.positions.shape)
         start = time.perf_counter()
-        potential.evaluate(structures)
+        potential.batcher.evaluate([potential.system(structure) for structure in structures])
         times.append(time.perf_counter() - start)
     return float(np.median(times[WARM_UP:]))

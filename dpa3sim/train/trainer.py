@@ -23,6 +23,7 @@ from dpa3sim.model.initial import case_vector, initial_weights
 from dpa3sim.model.network import DTYPES, Network
 from dpa3sim.model.weights import Weights
 from dpa3sim.potential.batches import BatchEvaluator
+from dpa3sim.potential.threads import free_threads
 from dpa3sim.protocols.base import Event, Progress, silent
 from dpa3sim.train.adapters import LowRank
 from dpa3sim.train.data.frames import Frames
@@ -410,7 +411,8 @@ class Trainer:
         scale = self._scale(batch)
         here = torch.zeros(10, dtype=torch.float64, device=self._recipe.device)
         if batch is not None:
-            loss, measures, found = self._method(batch, self._loss(task, scale))
+            with free_threads():
+                loss, measures, found = self._method(batch, self._loss(task, scale))
             gradients = self._weights.gradients(task, found)
             here = torch.cat([loss.view(1), measures.sums.flatten()])
         # Summed in every step, so that the sums do not depend on when a state was saved.

@@ -23,6 +23,7 @@ from dpa3sim.parallel.messages import packed, unpacked
 from dpa3sim.parallel.sharing import share_out
 from dpa3sim.potential import team
 from dpa3sim.potential.potential import Potential as Direct
+from dpa3sim.run.cost import Pace
 
 SLOW = pytest.mark.slow
 MODEL = DATA / "models/dynamic/model.pt"
@@ -105,6 +106,12 @@ def test_whole_structures_side_by_side(one, two, monkeypatch):
             assert "overlap" in str(a)
         else:
             assert_equal_results(a, b, ROUNDING)
+
+
+def test_what_an_evaluation_costs_is_timed_by_one_rank(two, monkeypatch):
+    """The estimate divides it among the ranks; shared copies would be divided twice."""
+    monkeypatch.setattr(two.shared, "evaluate", lambda systems: pytest.fail("several ranks"))
+    assert Pace.measure(hydrogen_oxygen_structures()[0], two).per_work > 0
 
 
 def test_an_overlap_between_ranks_is_the_error_of_one_process(one, two):
