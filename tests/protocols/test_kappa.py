@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,6 +208,16 @@ def test_masses_mean_pure_isotopes(copper):
 def test_bad_options(options, message):
     with pytest.raises(InputError, match=message):
         Settings(**options)
+
+
+def test_residuals_are_told(copper):
+    third = copper.third
+    bad = replace(third, residuals=replace(third.residuals, asr=(0.0, 1.0, 0.0)))
+    changes = kappa.Changes(mesh=0.0, reach=-40.0)
+    sums, reach = kappa._warnings_of(bad, copper.transport, changes)
+    assert "translation forbids reach 1 eV/Å^3" in sums
+    assert "beyond 5 Å matter: without them the conductivity changes by -40 %" in reach
+    assert kappa._warnings_of(third, copper.transport, kappa.Changes(1.0, 1.0)) == []
 
 
 def test_temperatures_and_meshes():
