@@ -227,7 +227,7 @@ def compute(atoms: Atoms, potential: Potential, folder: Path, options: dict[str,
 
     crystal = atoms.copy()
     crystal.info.clear()
-    settings = kappa.Settings(preset=kappa.PHONONDB, imaginary="report", **options)
+    settings = kappa.Settings(preset="phonondb", imaginary="report", **options)
     with StoredPotential(potential, folder / "evaluations.sqlite") as stored:
         return kappa.run(crystal, stored, settings)
 

@@ -6,7 +6,6 @@ stable is decided before the supercells of third order are evaluated, which cost
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,14 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpa3sim.common.errors import InputError, UnphysicalError
-from dpa3sim.common.settings import option, replace_checked
 
 from .anharmonics import third_order
+from .anharmonics.settings import PHONONDB, Settings, resolved
 from .anharmonics.third_order import Random, Residuals, Systematic
 from .anharmonics.transport import (
-    LBTE,
     RTA,
-    WIGNER,
     Mesh,
     Report,
     Scattering,
@@ -31,14 +28,14 @@ from .anharmonics.transport import (
 from .base import Event, Progress, Stage, silent
 from .crystals import guards, prepare
 from .crystals.cells import Cells, spacegroup
-from .crystals.prepare import PropertyResult, PropertySettings
+from .crystals.prepare import PropertyResult
 from .crystals.supercells import Request, parse, widths
 from .crystals.symmetric_supercells import choose
 from .harmonics import imaginary
 from .harmonics.bands import BandPath
 from .harmonics.force_constants import Harmonic
 from .harmonics.imaginary import Verdict
-from .harmonics.properties import HarmonicRun, HarmonicSettings
+from .harmonics.properties import HarmonicRun
 from .harmonics.properties import check as check_harmonic
 from .harmonics.properties import stages_of as harmonic_stages
 
@@ -71,143 +68,11 @@ REACH = 5.0
 LARGE_CHANGE_PERCENT = 10.0
 # What depends on a temperature only a little is told for the one next to this, K.
 ROOM_TEMPERATURE = 300.0
-LONGEST_MESH, MOST_TEMPERATURES = 1000, 200
 # Forces of a crystal without third order are below this share of those of second order in an Å.
 HARMONIC = 1e-6
-PHONONDB = "phonondb"
-# What the preset sets where an option has its default.
-PRESET: dict[str, Any] = {
-    "smax": 0.001,
-    "displacements": "systematic",
-    "distance": 0.01,
-    "transport": WIGNER,
-    "boundary_mfp": 1e6,
-}
-# The same by space group: the conventional cell is repeated.
-_CUBIC = {"supercell": "2,2,2", "supercell_fc2": "4,4,4", "mesh": "19,19,19"}
-_WURTZITE = {"supercell": "3,3,2", "supercell_fc2": "5,5,3", "mesh": "19,19,15"}
-PRESET_OF_GROUP = {216: _CUBIC, 225: _CUBIC, 186: _WURTZITE}
 # The preset takes a crystal for unstable if an acoustic mode at Γ is below this, or any other mode
 # below zero, THz.
 PRESET_ACOUSTIC = -0.01
-
-
-@dataclass(frozen=True)
-class Settings(PropertySettings):
-    """Options of a thermal conductivity."""
-
-    supercell: str = option(
-        "auto",
-        "of third order: auto (faces 10 Å apart, at most 100 atoms), a width such as 12A, "
-        "max-atoms=64, or its vectors in those of the input cell: 2,2,2 or nine whole numbers",
-    )
-    supercell_fc2: str = option(
-        "auto", "of second order: auto (faces 15 Å and twice the cutoff apart), or as above"
-    )
-    displacements: str = option(
-        "auto",
-        "of third order: random (fitted by symfc), systematic (finite differences), or auto: "
-        "random unless the fit needs too much memory",
-        choices=("auto", "random", "systematic"),
-    )
-    distance: float | None = option(
-        None,
-        "length of the displacements of third order; without it 0.03 Å, less where neighbours are "
-        "close to a cutoff at which the model has a step",
-        unit="Å",
-        minimum=1e-4,
-    )
-    distance_fc2: float = option(
-        0.01, "length of the displacements of second order", unit="Å", minimum=1e-6
-    )
-    snapshots: int | None = option(
-        None,
-        "number of random displacements; without it as many as change the conductivity by less "
-        "than 2 %",
-        minimum=1,
-    )
-    seed: int = option(0, "of random displacements", minimum=0)
-    cutoff_pair: float | None = option(
-        None, "force constants of third order beyond this distance are zero", unit="Å", minimum=0.1
-    )
-    method: str = option(
-        "fd",
-        "second order from finite displacements (fd), or from analytic second derivatives",
-        choices=("fd", "analytic"),
-    )
-    mesh: str = option(
-        "60",
-        "mesh of wave vectors: points times length in Å, or three numbers of points, such as "
-        "19,19,19",
-    )
-    temperatures: str = option(
-        "300", "temperatures in K: one, several (200,300,400), or a range with step (100:1000:50)"
-    )
-    transport: str = option(
-        RTA,
-        "relaxation times (rta), these with coherences between bands (wigner), or the direct "
-        "solution of the linearised Boltzmann equation (lbte)",
-        choices=(RTA, WIGNER, LBTE),
-    )
-    isotopes: bool = option(True, "scattering by natural isotopes")
-    boundary_mfp: float | None = option(
-        None, "mean free path between boundaries that scatter", unit="µm", minimum=1e-6
-    )
-    born: str | None = option(
-        None, "file with Born charges and dielectric tensor, in phonopy's BORN format"
-    )
-    imaginary: str = option(
-        "error",
-        "what to do where the crystal is unstable: end with exit code 4 (error), or report it "
-        "without a conductivity",
-        choices=("error", "report"),
-    )
-    preset: str = option(
-        "none",
-        "phonondb: supercells, displacements, mesh and transport of Matbench Discovery's benchmark "
-        "of rock salts, zinc blendes and wurtzites",
-        choices=("none", PHONONDB),
-    )
-
-    def __post_init__(self) -> None:
-        if self.preset.lower() == PHONONDB:
-            for name, value in PRESET.items():
-                if getattr(self, name) == type(self).__dataclass_fields__[name].default:
-                    object.__setattr__(self, name, value)
-        super().__post_init__()
-        parse(self.supercell)
-        parse(self.supercell_fc2)
-        mesh_of(self.mesh)
-        temperatures_of(self.temperatures)
-
-    @property
-    def scattering(self) -> Scattering:
-        """What phonons are scattered by, and how they carry heat."""
-        temperatures = temperatures_of(self.temperatures)
-        return Scattering(
-            temperatures,
-            self.transport,
-            self.isotopes,
-            self.boundary_mfp,
-            averaged=self.preset != PHONONDB,
-        )
-
-    @property
-    def harmonic(self) -> HarmonicSettings:
-        """The options of second order."""
-        return HarmonicSettings(
-            relax=self.relax,
-            fmax=self.fmax,
-            smax=self.smax,
-            steps=self.steps,
-            fix_symmetry=self.fix_symmetry,
-            symprec=self.symprec,
-            dtype=self.dtype,
-            supercell=self.supercell_fc2,
-            method=self.method,
-            distance=self.distance_fc2,
-            born=self.born,
-        )
 
 
 @dataclass(frozen=True)
@@ -284,14 +149,14 @@ def check(atoms: Atoms, settings: Settings) -> None:
     third_order.require_phono3py()
     third_order.check_species(atoms)
     prepare.check(atoms, settings, WHAT)
-    atoms, settings = _resolved(atoms, settings)
+    atoms, settings = resolved(atoms, settings)
     check_harmonic(atoms, settings.harmonic)
     _supercell(Cells.of(atoms, settings.symprec), settings)
 
 
 def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     """What :func:`run` is going to evaluate; ``cutoff`` (Å) of the model."""
-    atoms, settings = _resolved(atoms, settings)
+    atoms, settings = resolved(atoms, settings)
     cells = prepare.starting_cells(atoms, settings)
     start = cells.primitive.atoms
     matrix, _ = _supercell(cells, settings)
@@ -303,7 +168,7 @@ def stages(atoms: Atoms, settings: Settings, cutoff: float) -> list[Stage]:
     notes = [note if fixed else "unless the relaxed cell needs another supercell"]
     if rounds.last > rounds.first:
         notes.append(f"{rounds.first} to {rounds.last}, until the conductivity has converged")
-    points = irreducible(ph3, mesh_of(settings.mesh))
+    points = irreducible(ph3, settings.points)
     notes.append(f"besides, phono3py scatters phonons at {points} wave vectors")
     third = Stage(
         "supercells of third order",
@@ -339,7 +204,7 @@ def run(
     """
     settings, progress = settings or Settings(), progress or silent
     check(atoms, settings)
-    atoms, settings = _resolved(atoms, settings)
+    atoms, settings = resolved(atoms, settings)
     displacement = partial(_distance, settings=settings)
     begun = HarmonicRun.begin(
         atoms, potential, settings.harmonic, progress, displacement=displacement
@@ -420,67 +285,6 @@ class Rounds:
         return cls(random, first, max(first, count))
 
 
-def mesh_of(text: str) -> Mesh:
-    """The mesh of wave vectors from its option.
-
-    Raises:
-        InputError: it is neither a length nor three numbers.
-    """
-    words = re.split(r"[\s,x]+", text.strip())
-    try:
-        if len(words) == 1 and 1 <= float(words[0]) <= LONGEST_MESH:
-            return float(words[0])
-        if len(words) == 3 and all(1 <= int(word) <= LONGEST_MESH for word in words):
-            return int(words[0]), int(words[1]), int(words[2])
-    except ValueError:
-        pass
-    raise InputError(
-        f"option mesh = {text!r} is neither a length in Å such as 60 nor three numbers of points "
-        "such as 19,19,19"
-    )
-
-
-def temperatures_of(text: str) -> tuple[float, ...]:
-    """Temperatures, K, from their option.
-
-    Raises:
-        InputError: it is no list or range of positive numbers.
-    """
-    try:
-        if ":" in text:
-            low, high, step = (float(word) for word in text.split(":"))
-            found = np.arange(low, high + 1e-6 * step, step).tolist() if step > 0 else []
-        else:
-            found = [float(word) for word in re.split(r"[\s,]+", text.strip())]
-    except ValueError:
-        found = []
-    if not found or not all(0 < t < np.inf for t in found) or len(found) > MOST_TEMPERATURES:
-        raise InputError(
-            f"option temperatures = {text!r} is not a list of positive numbers such as 200,300 or "
-            f"a range such as 100:1000:50, {MOST_TEMPERATURES} of them at most"
-        )
-    return tuple(found)
-
-
-def _resolved(atoms: Atoms, settings: Settings) -> tuple[Atoms, Settings]:
-    """With the preset the conventional cell, and what the preset says for its space group."""
-    if settings.preset != PHONONDB:
-        return atoms, settings
-    cells = prepare.starting_cells(atoms, settings)
-    missing = [
-        name
-        for name in _CUBIC
-        if getattr(settings, name) == Settings.__dataclass_fields__[name].default
-    ]
-    if missing and cells.number not in PRESET_OF_GROUP:
-        raise InputError(
-            f"preset = {PHONONDB} knows rock salts, zinc blendes and wurtzites, not the space "
-            f"group {cells.label()}; give {', '.join(missing)} too"
-        )
-    known = PRESET_OF_GROUP.get(cells.number, {})
-    return cells.conventional.atoms, replace_checked(settings, {n: known[n] for n in missing})
-
-
 def _supercell(cells: Cells, settings: Settings) -> tuple[np.ndarray, list[str]]:
     """The supercell of third order ``(3, 3)`` in vectors of the primitive cell, and warnings."""
     request, n_atoms = parse(settings.supercell), len(cells.primitive.atoms)
@@ -516,7 +320,7 @@ def _judge(crystal: Harmonic, settings: Settings) -> Verdict:
     if settings.preset != PHONONDB:
         crystal.phonon.run_mesh(settings.harmonic.mesh)
         return imaginary.judge(crystal)
-    crystal.phonon.run_mesh(mesh_of(settings.mesh), is_gamma_center=True)
+    crystal.phonon.run_mesh(settings.points, is_gamma_center=True)
     verdict = imaginary.judge(crystal)
     mesh: Any = crystal.phonon.mesh
     gamma = np.abs(mesh.qpoints).max(axis=1) < 1e-9
@@ -593,7 +397,7 @@ def _refuse_harmonic(residuals: Residuals, crystal: Harmonic) -> None:
 def _coarse(ph3: Phono3py, settings: Settings) -> float:
     """The conductivity on a coarse mesh, which tells whether force constants have converged."""
     scattering = replace(_at_one(settings.scattering), transport=RTA)
-    transport = Transport.of(ph3, _coarser(mesh_of(settings.mesh), COARSE), scattering)
+    transport = Transport.of(ph3, _coarser(settings.points, COARSE), scattering)
     return float(transport.conductivities[0])
 
 
@@ -619,7 +423,7 @@ def _conduct(ph3: Phono3py, settings: Settings, progress: Progress) -> tuple[Tra
 
         return tell
 
-    mesh, scattering = mesh_of(settings.mesh), settings.scattering
+    mesh, scattering = settings.points, settings.scattering
     transport = Transport.of(ph3, mesh, scattering, report("scattering"), pure=True)
     if not np.isfinite(transport.tensors).all():
         raise UnphysicalError("the conductivity is not finite: some phonons are not scattered")

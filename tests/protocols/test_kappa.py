@@ -18,6 +18,7 @@ from dpa3sim.potential.evaluation import Evaluation
 
 pytest.importorskip("phono3py")
 from dpa3sim.protocols import kappa
+from dpa3sim.protocols.anharmonics.settings import mesh_of
 from dpa3sim.protocols.crystals.cells import Cells
 from dpa3sim.protocols.kappa import Settings
 from dpa3sim.run.directory import with_units
@@ -153,9 +154,11 @@ def test_random_displacements(copper):
     assert np.array_equal(again.transport.tensors, found.transport.tensors)
 
 
-def test_few_snapshots(copper):
+def test_few_snapshots(copper, capfd):
     found = run(bulk("Cu", a=3.6), displacements="random", snapshots=6)
     assert found.third.count == 6
+    # Nothing of what phono3py and symfc print gets into the output of --json.
+    assert capfd.readouterr().out == ""
     with pytest.raises(InputError, match="snapshots = 1: the fit needs at least"):
         run(bulk("Cu", "hcp", a=2.55, c=4.2), displacements="random", snapshots=1)
 
@@ -224,8 +227,8 @@ def test_temperatures_and_meshes():
     assert Settings(temperatures="100:300:100").scattering.temperatures == (100, 200, 300)
     assert Settings(temperatures="77 300").scattering.temperatures == (77, 300)
     assert Settings(temperatures=250).scattering.temperatures == (250,)
-    assert kappa.mesh_of("60") == 60.0
-    assert kappa.mesh_of("19,19,15") == kappa.mesh_of("19x19x15") == (19, 19, 15)
+    assert mesh_of("60") == 60.0
+    assert mesh_of("19,19,15") == mesh_of("19x19x15") == (19, 19, 15)
 
 
 def test_bad_structures():

@@ -76,7 +76,7 @@ def test_what_scatters_lowers_the_conductivity(copper, relaxation):
     assert rough.conductivities[0] < without.conductivities[1]
 
 
-def test_equations_of_transport(copper, relaxation):
+def test_equations_of_transport(copper, relaxation, capfd):
     """Coherences add; relaxation times are inside each of them; the direct solution differs."""
     wigner = Transport.of(copper, MESH, Scattering((400.0,), WIGNER))
     assert np.trace(wigner.coherences[0]) > 0
@@ -85,6 +85,7 @@ def test_equations_of_transport(copper, relaxation):
     assert wigner.relaxation[0] == pytest.approx(relaxation.tensors[1], abs=0.01)
     direct = Transport.of(copper, MESH, Scattering((400.0,), LBTE))
     assert direct.relaxation[0] == pytest.approx(relaxation.tensors[1], rel=0.02, abs=0.01)
+    assert capfd.readouterr().out == ""
     # Normal processes do not resist.
     assert direct.conductivities[0] > relaxation.conductivities[1]
 
