@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpa3sim.common.errors import InputError
+from dpa3sim.common.errors import InputError, UnphysicalError
 
 from ..crystals.isotopes import STEP, species
 from ..harmonics.force_constants import SYMMETRIZE_ROUNDS, as_atoms
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from ..harmonics.force_constants import Harmonic
 
 INSTALL = "thermal conductivities need phono3py: pip install 'dpa3sim[kappa]'"
+NONE = (
+    "symmetry cancels all force constants of third order in this supercell, so that nothing "
+    "scatters phonons and the conductivity is infinite; use a larger --supercell"
+)
 # Random displacements begin with so many times what symfc's unknowns need at least.
 FIRST_ROUND = 4
 # Bytes that a fit may take, and those for the equations that it adds at once to its normal matrix.
@@ -206,7 +210,16 @@ class Random:
         return len(self._displacements)
 
     def structures(self, count: int) -> list[Atoms]:
-        """As many further supercells as there will be ``count`` in all."""
+        """As many further supercells as there will be ``count`` in all.
+
+        Raises:
+            UnphysicalError: symmetry leaves no force constants of third order.
+        """
+        if not self._symfc.basis_set:
+            try:
+                self._symfc.compute_basis_set(orders=[2, 3])
+            except AssertionError:  # symfc expects one at least
+                raise UnphysicalError(NONE) from None
         rest = as_atoms(self.ph3.supercell)
         shape = (count - self.count, len(rest), 3)
         fresh = self._random.normal(size=shape)
@@ -228,8 +241,6 @@ class Random:
         ph3, solver = self.ph3, self._symfc
         self._forces = np.concatenate([self._forces, forces])
         solver.displacements, solver.forces = self._displacements, self._forces
-        if not solver.basis_set:
-            solver.compute_basis_set(orders=[2, 3])
         row = 8 * self.unknowns * 3 * len(ph3.supercell)
         solver.solve(orders=[2, 3], batch_size=max(1, EQUATIONS_BYTES // row))
         assert solver.p2s_map is not None

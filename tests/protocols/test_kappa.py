@@ -177,10 +177,12 @@ def test_an_unstable_crystal(copper):
     assert data["n_displacements"] == 0
 
 
-def test_a_supercell_in_which_third_order_cancels():
+@pytest.mark.parametrize("displacements", ["systematic", "random"])
+def test_a_supercell_in_which_third_order_cancels(displacements):
     """Every pair of atoms has a centre of inversion where images are as far on both sides."""
+    options = {"supercell": "2,2,2", "supercell_fc2": "2,2,2", "displacements": displacements}
     with pytest.raises(UnphysicalError, match="conductivity is infinite"):
-        run(bulk("Cu", a=3.6), supercell="2,2,2", supercell_fc2="2,2,2")
+        run(bulk("Cu", a=3.6), **options)
 
 
 def test_masses_mean_pure_isotopes(copper):
