@@ -31,6 +31,7 @@ ROOMS = (
     "protocols.base",
     "protocols.crystals",
     "protocols.harmonics",
+    "protocols.anharmonics",
     "protocols.dynamics",
     "protocols",
     "train.data",
@@ -159,7 +160,7 @@ def drawing(arrows: dict[str, set[str]]) -> str:
     lines = []
     for room in ROOMS:
         below = [other for other in ROOMS if (room, other) in pairs]
-        lines.append(f"{room:<21}{' '.join(below)}".rstrip())
+        lines.append(f"{room:<22}{' '.join(below)}".rstrip())
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,7 @@
 """Simulation protocols: physics only, no files, no terminal. Installed as ``dpa3sim.protocols``.
 
-Each public module satisfies :class:`dpa3sim.protocols.base.Property`; ``crystals``, ``harmonics``
-and ``dynamics`` hold what the protocols share.
+Each public module satisfies :class:`dpa3sim.protocols.base.Property`; ``crystals``, ``harmonics``,
+``anharmonics`` and ``dynamics`` hold what the protocols share.
 """
 
 from __future__ import annotations
@@ -9,12 +9,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # The public modules, which are imported only when they are used.
-PUBLIC = tuple("relax sp eos elastic phonon gruneisen qha vacancy surface neb md pimd".split())
+PUBLIC = tuple(
+    "relax sp eos elastic phonon gruneisen qha kappa vacancy surface neb md pimd".split()
+)
 
 if TYPE_CHECKING:
-    from . import elastic, eos, gruneisen, md, neb, phonon, pimd, qha, relax, sp, surface, vacancy
+    from . import (
+        elastic,
+        eos,
+        gruneisen,
+        kappa,
+        md,
+        neb,
+        phonon,
+        pimd,
+        qha,
+        relax,
+        sp,
+        surface,
+        vacancy,
+    )
     from .base import Property
 
     # The type checker verifies that each of them satisfies the contract.
-    _CRYSTALS: tuple[Property, ...] = (eos, elastic, phonon, gruneisen, qha, vacancy, surface)
+    _CRYSTALS: tuple[Property, ...] = (
+        eos,
+        elastic,
+        phonon,
+        gruneisen,
+        qha,
+        kappa,
+        vacancy,
+        surface,
+    )
     _OTHERS: tuple[Property, ...] = (relax, sp, neb, md, pimd)

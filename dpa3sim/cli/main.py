@@ -37,6 +37,7 @@ GROUPS = {
         "phonon": "phonon bands, densities of states, thermal properties, stability",
         "gruneisen": "mode Grüneisen parameters",
         "qha": "thermal expansion, bulk modulus and Cp in the quasi-harmonic approximation",
+        "kappa": "lattice thermal conductivity",
         "vacancy": "formation energies of vacancies",
         "surface": "energies of surfaces",
     },

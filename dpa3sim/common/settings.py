@@ -22,6 +22,7 @@ UNIT_ENDINGS = {
     "GPa": "_GPa",
     "eV/Å": "_eV_per_A",
     "Å": "_A",
+    "µm": "_um",
     "K": "_K",
     "%": "_percent",
     "fs": "_fs",

@@ -56,6 +56,12 @@ HEADLINES: Mapping[str, Sequence[str]] = {
         "bulk_modulus_GPa",
         "heat_capacity_cp_per_atom_J_per_K_mol",
     ),
+    "kappa": (
+        "thermal_conductivity_W_per_m_K",
+        "verdict",
+        "mesh_change_percent",
+        "mean_free_path_of_half_nm",
+    ),
     "neb": ("barrier_forward_eV", "barrier_backward_eV", "reaction_energy_eV"),
     "vacancy": ("sites.0.element", "sites.0.formation_energy_eV", "sites.0.removal_energy_eV"),
     "surface": ("surfaces.0.miller", "surfaces.0.surface_energy_J_per_m2"),

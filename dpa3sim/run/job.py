@@ -366,7 +366,8 @@ class PropertyJob(Job):
     def compute(self) -> Any:
         """Run the protocol."""
         self._lock, self._began = threading.Lock(), time.monotonic()
-        with StoredPotential(self.potential, self.directory.path / rundir.EVALUATIONS) as stored:
+        path = self.directory.path / rundir.EVALUATIONS
+        with StoredPotential(self.potential, path, progress=self._evaluated) as stored:
             try:
                 return self.protocol.run(
                     *(s.atoms for s in self.sources),
@@ -387,6 +388,11 @@ class PropertyJob(Job):
     def findings(self, stored: dict[str, Any]) -> list[str]:
         """The property in a few lines for people."""
         raise NotImplementedError
+
+    def _evaluated(self, done: int, total: int) -> None:
+        """Show how far a large request is."""
+        with self._lock:
+            self._narrator.follow(f"evaluations: {done} of {total}")
 
     def _record(self, event: Event) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import RLock
@@ -98,6 +98,8 @@ class StoredPotential:
         path: the database, an SQLite file; made if absent.
         chunk_atoms: larger requests are cut into batches that are saved one by one; None is
             what the device computes in some seconds.
+        progress: called after every batch of a request of several, with the number of structures
+            that are done, and of all.
 
     Attributes:
         statistics: what was asked so far.
@@ -107,10 +109,15 @@ class StoredPotential:
     """
 
     def __init__(
-        self, potential: BatchPotential, path: Path, chunk_atoms: int | None = None
+        self,
+        potential: BatchPotential,
+        path: Path,
+        chunk_atoms: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.potential = potential
         self.path = path
+        self._progress = progress
         self.statistics = StoreStatistics()
         self._identity = potential.identity.encode()
         usual = CPU_CHUNK_ATOMS if potential.device.type == "cpu" else DEVICE_CHUNK_ATOMS
@@ -234,11 +241,15 @@ class StoredPotential:
                     fresh[key] = structure
             self.statistics.asked += len(keys)
             self.statistics.found += sum(key in known for key in keys)
-            for chunk in self._chunks(fresh):
+            chunks, done = self._chunks(fresh), 0
+            for chunk in chunks:
                 self._batches += 1
                 missing = {key: fresh[key] for key in chunk if key not in known}
                 if missing:
                     known |= self._compute(missing)
+                done += len(chunk)
+                if self._progress is not None and len(chunks) > 1:
+                    self._progress(done, len(fresh))
         return [known[key] for key in keys]
 
     def hessian(

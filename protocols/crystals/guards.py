@@ -111,7 +111,7 @@ def _steps(
     cutoff = descriptor.a_rcut
     reach = strain + 2 * displacement / cutoff
     warnings = []
-    for shell, pairs in _shells(atoms, cutoff, max(NEAR, 1.05 * reach)):
+    for shell, pairs in shells(atoms, cutoff, max(NEAR, 1.05 * reach)):
         energy, stress = _step(atoms, potential, cutoff / shell)
         if energy < SMALLEST_MEV and stress < SMALLEST_GPA:
             continue
@@ -130,7 +130,7 @@ def _steps(
     return warnings
 
 
-def _shells(atoms: Atoms, cutoff: float, reach: float) -> list[tuple[float, str]]:
+def shells(atoms: Atoms, cutoff: float, reach: float) -> list[tuple[float, str]]:
     """Mean distances and elements of the shells within ``reach`` (relative) of ``cutoff``."""
     from ase.data import chemical_symbols
     from ase.neighborlist import neighbor_list

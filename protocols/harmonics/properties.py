@@ -6,6 +6,7 @@ volumes in one request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +126,7 @@ class HarmonicRun:
         settings: HarmonicSettings,
         progress: Progress = silent,
         strain: float = 0.0,
+        displacement: Callable[[Atoms, BatchPotential], float] | None = None,
     ) -> HarmonicRun:
         """Check and relax a crystal, and choose its supercell.
 
@@ -132,6 +134,8 @@ class HarmonicRun:
             atoms: any cell of the crystal. potential: the model. settings: of the protocol.
             progress: called as the relaxation goes on.
             strain: largest relative change of a length that is going to follow.
+            displacement: of the relaxed primitive cell, the largest one that is going to follow, Å,
+                where that is larger than those of the settings.
 
         Raises:
             InputError: a crystal without phonons, or a supercell or Born charges that do not fit.
@@ -146,8 +150,10 @@ class HarmonicRun:
         cutoff = potential.model.config.descriptor.e_rcut
         matrix, warnings = choose(cells, parse(settings.supercell), cutoff)
         primitive = cells.primitive.atoms
-        displacement = settings.distance if settings.method == "fd" else 0.0
-        warnings += guards.check(primitive, potential, strain=strain, displacement=displacement)
+        longest = settings.distance if settings.method == "fd" else 0.0
+        if displacement is not None:
+            longest = max(longest, displacement(primitive, potential))
+        warnings += guards.check(primitive, potential, strain=strain, displacement=longest)
         warnings += charges.warnings if charges else ()
         symbols = set(primitive.get_chemical_symbols())
         if charges is None and len(symbols) > 1 and symbols & ANIONS:

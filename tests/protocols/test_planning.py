@@ -13,6 +13,7 @@ from dpa3sim.protocols import (
     elastic,
     eos,
     gruneisen,
+    kappa,
     md,
     neb,
     phonon,
@@ -107,6 +108,22 @@ def test_phonon():
     stages, _ = compare(phonon, STRAINED, phonon.Settings(**HARMONIC | {"supercell": "7A"}))
     assert not stages["displaced supercells"].exact
     assert "another supercell" in stages["displaced supercells"].note
+
+
+def test_kappa():
+    pytest.importorskip("phono3py")
+    options = {"supercell": "max-atoms=32", "supercell_fc2": "max-atoms=32", "mesh": "3,3,3"}
+    options |= {"fmax": 1e-3, "smax": 0.05}
+    systematic = kappa.Settings(displacements="systematic", **options)
+    stages, asked = compare(kappa, STRAINED, systematic)
+    third = stages["supercells of third order"]
+    assert third.atoms == [32] * 37
+    assert max(request.total() for request in asked) == 38
+    assert "phono3py scatters phonons at 4 wave vectors" in third.note
+    stages, _ = compare(kappa, STRAINED, kappa.Settings(displacements="random", **options))
+    third = stages["supercells of third order"]
+    assert not third.exact
+    assert third.total[0] < 37 <= third.total[1]
 
 
 def test_volumes_of_phonons():

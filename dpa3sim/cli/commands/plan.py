@@ -42,6 +42,7 @@ SUBCOMMANDS = {
     "phonon": "phonons",
     "gruneisen": "mode Grüneisen parameters",
     "qha": "thermal expansion",
+    "kappa": "thermal conductivity",
     "pimd": "path integrals",
     "train": "training",
     "finetune": "training a model further",

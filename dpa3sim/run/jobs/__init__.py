@@ -16,6 +16,7 @@ JOBS = {
     "phonon": "PhononJob",
     "gruneisen": "GruneisenJob",
     "qha": "QhaJob",
+    "kappa": "KappaJob",
     "vacancy": "VacancyJob",
     "surface": "SurfaceJob",
     "neb": "NebJob",

@@ -1,0 +1,1 @@
+"""What follows from third-order force constants: lifetimes of phonons, conduction of heat."""
