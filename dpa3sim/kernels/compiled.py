@@ -269,7 +269,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 
 def _packed(matrix: Tensor, panel: int) -> Tensor:
-    """``(rows, columns)`` with zeros up to whole vectors, in panels of columns, each in one piece."""
+    """``(rows, columns)``, with zeros up to whole vectors, in panels of columns."""
     rows, columns = matrix.shape
     wide = math.ceil(columns / PAD) * PAD
     out = matrix.new_zeros((rows, wide))
