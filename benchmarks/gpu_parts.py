@@ -138,13 +138,15 @@ def potential(p: Plan, model: Any, kernels: str | None = None, **options: Any) -
             interpreter it takes long.
     """
     from dpa3sim import Potential
-    from dpa3sim.kernels import choice
+    from dpa3sim.kernels import choice, libraries
 
     kernels = kernels or p.kernels
     if p.device == "cpu":
         choice._compare = lambda *arguments: None
+    libraries.status.cache_clear()  # which reads the variable once
     with environment(DPA3SIM_KERNELS=kernels):
         made = Potential(model, device=p.device, **{"dtype": "float32", **options})
+    libraries.status.cache_clear()
     if made.kernels != kernels:
         raise RuntimeError(f"{kernels} was asked for; {made.kernels_reason}")
     return made

@@ -12,7 +12,13 @@ from dpa3sim.structures.given import ReadingSettings
 from dpa3sim.structures.reading import read_structure
 
 SCRIPTS = sorted(EXAMPLES.glob("*.py"))
-LONG = ("md_copper.py", "phonon_silicon.py", "elastic_silicon.py", "strange_silicon.py")
+LONG = (
+    "md_copper.py",
+    "phonon_silicon.py",
+    "elastic_silicon.py",
+    "relax_together.py",
+    "strange_silicon.py",
+)
 STRUCTURES = [p for p in sorted(EXAMPLES.iterdir()) if p.suffix not in (".py", ".md", "")]
 
 

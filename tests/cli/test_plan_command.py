@@ -30,6 +30,7 @@ def planned(capsys, *arguments):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_phonons(capsys):
     arguments = ["phonon", "Si.vasp", "--supercell", "2,2,2"]
     plan = planned(capsys, *arguments)

@@ -140,6 +140,7 @@ def test_every_cell_of_a_crystal_gives_the_same(copper):
     assert found.third.count == copper.third.count
 
 
+@pytest.mark.slow
 def test_random_displacements(copper):
     found = run(bulk("Cu", a=3.6), displacements="random", seed=4)
     data = found.to_dict()

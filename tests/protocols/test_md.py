@@ -260,6 +260,7 @@ def test_what_is_conserved_is_conserved_better_with_shorter_steps(method, copper
         assert 2.5 < coarse / fine < 7
 
 
+@pytest.mark.slow
 def test_ramp_reaches_its_end_and_stays(copper):
     recorder = MemoryRecorder()
     options = settings(

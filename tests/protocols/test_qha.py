@@ -171,6 +171,7 @@ def test_nothing_is_extrapolated(embedded64):
         qha.run(COPPER, embedded64, qha.Settings(smallest=0.05, largest=0.1, **SMALL))
 
 
+@pytest.mark.slow
 def test_pressure_makes_it_smaller(embedded64, copper):
     settings = qha.Settings(pressure=3.0, t_step=20.0, **SMALL)
     pressed = qha.run(COPPER, embedded64, settings)

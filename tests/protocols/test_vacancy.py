@@ -158,6 +158,7 @@ def test_not_converged_closes_the_way():
         vacancy.run(bulk("Cu"), EMTPotential(), Settings(relax=False, steps=1, supercell="3,3,3"))
 
 
+@pytest.mark.slow
 def test_copper_with_the_embedded_model(embedded64):
     settings = Settings(supercell="6A", sizes=1, rattle=0.0)  # its minimum is symmetric
     found = vacancy.run(bulk("Cu"), embedded64, settings)

@@ -208,6 +208,7 @@ def test_cells_that_shear(ipi, smooth):
 # -- minima and their curvature ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_geometry_optimization_and_phonons(ipi, embedded64):
     """A geometry optimization, and phonons at the minimum that it found."""
     atoms = copper()

@@ -254,6 +254,7 @@ def test_the_warnings_are_those_of_the_result(embedded64, tmp_path):
     assert any("electronegativities" in w for w in result.to_dict()["warnings"])
 
 
+@pytest.mark.slow
 def test_a_crystal_that_becomes_more_symmetric(embedded64, tmp_path):
     """The file is of the distorted one, whose atoms are all different."""
     atoms = bulk("MgO", "rocksalt", a=4.255, cubic=True)
