@@ -21,15 +21,15 @@ WATER = DATA / "models/dynamic/model.pt"
 HEADS = DATA / "models/multitask/model.pt"
 
 
-@pytest.fixture
-def installed():
-    before = {name: sys.modules.get(name) for name in ("deepmd", "deepmd.calculator")}
-    deepmd_compat.install()
+@pytest.fixture(autouse=True)
+def no_stand_in():
+    """None at the start, whatever ran before in this process, and none is left."""
+    names = "deepmd", "deepmd.calculator"
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     yield
-    for name, module in before.items():
-        sys.modules.pop(name)
-        if module is not None:
-            sys.modules[name] = module
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
 
 
 def run(*words, cwd=None):
@@ -107,8 +107,8 @@ def test_unknown_elements_are_errors():
         atoms.get_potential_energy()
 
 
-@pytest.mark.usefixtures("installed")
 def test_imports_of_scripts_find_it():
+    deepmd_compat.install()
     import deepmd
     from deepmd.calculator import DP as Theirs
 
@@ -167,8 +167,6 @@ def test_runs_an_installed_program():
 def test_bad_usage(words, message, capsys):
     assert deepmd_compat.main(words) == 2
     assert message in capsys.readouterr().err
-    sys.modules.pop("deepmd", None)
-    sys.modules.pop("deepmd.calculator", None)
 
 
 def test_help(capsys):

@@ -255,7 +255,7 @@ def check_checkpoints(example: tuple[bytes, str | None]) -> None:
         potential.evaluate([water])
 
 
-test_checkpoints = short(files, 50)(check_checkpoints)
+test_checkpoints = short(files, 25)(check_checkpoints)
 
 
 @slow

@@ -232,7 +232,7 @@ def test_it_is_named_wherever_the_model_is(smoothed, embedded64):
     assert smoothed.identity == f"{embedded64.identity} smooth_cutoff=0.3"
     facts = provenance.session(smoothed, ["relax"])["model"]
     assert facts["smooth_cutoff_A"] == WIDTH
-    assert provenance.model_facts(embedded64.model)["smooth_cutoff_A"] is None
+    assert provenance.model_facts(embedded64)["smooth_cutoff_A"] is None
     assert any("non-smooth" in trap for trap in embedded64.model.traps())
     assert not any("non-smooth" in trap for trap in smoothed.model.traps())
 

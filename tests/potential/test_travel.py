@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from tests_support import DATA, head_of, hydrogen_oxygen_structures, load_small
 
@@ -160,10 +161,6 @@ def test_a_client_of_an_engine_stays():
             pickle.dumps(DPA3Calculator(client))
 
 
-def forces_of(atoms):
-    return atoms.get_forces()
-
-
 def test_atoms_take_their_calculator_along(elsewhere):
     atoms = molecule("H2O")
     atoms.calc = DPA3Calculator(WATER, dtype="float64")
@@ -173,7 +170,7 @@ def test_atoms_take_their_calculator_along(elsewhere):
     moved = atoms.copy()
     moved.positions += [[0.1, 0, 0], [0, 0, 0], [0, 0, 0]]
     moved.calc = atoms.calc
-    np.testing.assert_array_equal(elsewhere(forces_of, moved), moved.get_forces())
+    np.testing.assert_array_equal(elsewhere(Atoms.get_forces, moved), moved.get_forces())
 
 
 def test_copies_of_a_calculator_have_their_own_results():

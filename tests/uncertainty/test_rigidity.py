@@ -339,7 +339,7 @@ def test_calculator(potential, rigidity, tmp_path):
         plain.forces_uncertainty()
     with pytest.raises(InputError, match="has no uncertainty"):
         plain.forces_uncertainty(atoms)
-    with pytest.raises(InputError, match="uncertainty and ranks in the Potential"):
+    with pytest.raises(InputError, match="uncertainty, dispersion and ranks in the Potential"):
         DPA3Calculator(potential, uncertainty=path)
     with Engine(potential).client() as client, pytest.raises(InputError, match="use a Potential"):
         DPA3Calculator(client).forces_uncertainty(atoms)
