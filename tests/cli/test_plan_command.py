@@ -12,6 +12,7 @@ from ase.io import write
 from dpa3sim import Potential
 from dpa3sim.cli.commands.plan import SUBCOMMANDS
 from dpa3sim.cli.main import main
+from dpa3sim.potential.batches import BatchEvaluator
 from dpa3sim.potential.memory import peak_bytes
 from dpa3sim.run.cost import MOST_ATOMS, Neighbours, Pace, stand_in
 
@@ -151,13 +152,13 @@ def test_every_command_with_a_protocol_can_be_planned():
 
 def test_nothing_large_is_evaluated_and_too_large_is_told(capsys, monkeypatch):
     sizes = []
-    original = Potential.evaluate_each
+    original = BatchEvaluator.evaluate
 
-    def evaluate_each(self, structures):
-        sizes.extend(len(s) for s in structures)
-        return original(self, structures)
+    def evaluate(self, systems, frugal=False):
+        sizes.extend(len(x) for x in systems)
+        return original(self, systems, frugal)
 
-    monkeypatch.setattr(Potential, "evaluate_each", evaluate_each)
+    monkeypatch.setattr(BatchEvaluator, "evaluate", evaluate)
     monkeypatch.setattr("dpa3sim.potential.memory.free_bytes", lambda device: 10**8)
     write("large.vasp", bulk("Si", cubic=True) * 6, format="vasp")
     plan = planned(capsys, "md", "large.vasp", "--steps", "10")
