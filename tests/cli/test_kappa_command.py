@@ -21,7 +21,7 @@ from dpa3sim.cli.main import main
 
 pytest.importorskip("phono3py")
 # Small enough for a test; what it conducts means little.
-QUICK = ["--supercell", "2,2,2", "--supercell-fc2", "2,2,2", "--mesh", "3,3,3", "--no-relax"]
+QUICK = ["--supercell", "3,3,3", "--supercell-fc2", "3,3,3", "--mesh", "3,3,3", "--no-relax"]
 RANDOM = ["--displacements", "random", "--snapshots", "6"]
 
 
@@ -84,7 +84,7 @@ def test_phono3py_reads_them(done, monkeypatch):
 
     monkeypatch.chdir(done)
     ph3 = load("phono3py_params.yaml", fc3_filename="fc3.hdf5", fc2_filename="fc2.hdf5")
-    assert ph3.displacements.shape == ph3.forces.shape == (6, 16, 3)
+    assert ph3.displacements.shape == ph3.forces.shape == (6, 54, 3)
     ph3.mesh_numbers = [3, 3, 3]
     ph3.init_phph_interaction(average_degenerate_weights=True, symmetrize_tetrahedra=True)
     ph3.run_thermal_conductivity(
@@ -108,7 +108,7 @@ def test_done_is_done(done, monkeypatch, capsys):
     assert main([*arguments, "--transport", "wigner"]) == 0
     out = capsys.readouterr().out
     assert "already done" in out
-    assert "third order: 6 random displacements of 0.03 Å in 16 atoms" in out
+    assert "third order: 6 random displacements of 0.03 Å in 54 atoms" in out
     assert "kappa at 300 K" in out
     assert "coherences" in out
 
