@@ -62,6 +62,7 @@ def test_several_structures_and_settings_from_a_file(capsys):
     assert all(plan["exact"] for plan in plans)
 
 
+@pytest.mark.slow
 def test_a_screening_is_a_sum(capsys):
     Path("in").mkdir()
     write("in/a.cif", bulk("Cu", cubic=True), format="cif")

@@ -110,6 +110,7 @@ def test_phonon():
     assert "another supercell" in stages["displaced supercells"].note
 
 
+@pytest.mark.slow
 def test_kappa():
     pytest.importorskip("phono3py")
     options = {"supercell": "max-atoms=32", "supercell_fc2": "max-atoms=32", "mesh": "3,3,3"}
